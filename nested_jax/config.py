@@ -1,0 +1,685 @@
+"""The typed, frozen configuration, and the strict conversion into it.
+
+A config file is a Python program, ``get_config(arg) -> ConfigDict``, that ends in plain data. It stops
+here: below this module only frozen dataclasses travel, and each layer receives its own. An unknown
+field, a wrong type and a combination that cannot work are ``ValueError`` before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import ml_collections
+
+ConfigT = TypeVar("ConfigT")
+
+BLOCKS = (
+    "transformer",
+    "hope_attention",
+    "hope",
+    "hope_hybrid",
+    "titans_lmm",
+    "titans_mac",
+    "titans_mag",
+    "titans_mal",
+    "gated_deltanet",
+    "deltanet",
+    "lstm",
+)
+
+
+def require(ok: bool, name: str, value: object, want: str) -> None:
+    """Raise the one form of error for a bad field: its name, its value and what would be right."""
+    if not ok:
+        raise ValueError(f"{name}={value!r}: {want}")
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """A neural memory: what it is, how it is written and read. docs/equations.md maps the papers."""
+
+    arch: Literal["linear", "mlp"] = (
+        "linear"  # M(x) = W x, or x + W1 act(W2 x) with `depth` matrices
+    )
+    depth: int = 2  # matrices of an `mlp` memory
+    hidden: float = 1.0  # hidden width of an `mlp` memory, times its head width
+    activation: Literal["gelu", "silu"] = "gelu"  # of an `mlp` memory
+    objective: Literal["l2", "dot"] = "l2"  # what a write descends
+    rule: Literal["gd", "titans", "dgd"] = "titans"  # how the gradient is applied
+    read: Literal["token", "chunk"] = "token"  # the memory as of the token, or of the last boundary
+    order: Literal["write_read", "read_write"] = "write_read"  # y_t from M_t, or from M_{t-1}
+    chunk: int = 64  # tokens between gradient boundaries; 1 is the fully online rule
+    generator_chunk: int = 64  # the same for the generators k, v, eta, alpha of `hope`
+    heads: int = 0  # memory heads; 0 takes model.heads
+    head_width: int = 0  # key and value width a head; 0 takes dim / heads
+    inner_lr: float = 0.1  # write rate before the learned gate
+    max_rate: float = 1.0  # ceiling of a gated delta rule's rate: 2 admits negative eigenvalues
+    momentum: bool = True  # Titans Eq. 10: past surprise
+    retention: bool = True  # Titans Eq. 13: the forget gate
+    keep_init: float = 0.99  # retention a token at initialisation
+    conv: int = 4  # width of the causal depthwise convolution; 0 is none
+    persistent: int = 16  # persistent tokens of titans_mac, _mag and _mal
+    segment: int = 128  # tokens that one attention call of titans_mac sees
+    adaptive_k: bool = True  # `hope`: keys come from a memory that is written in context
+    adaptive_v: bool = True  # `hope`: values likewise
+    adaptive_q: bool = False  # `hope`: queries likewise (NL finds it slightly better without)
+    frozen: bool = False  # ablation: the memory is read and never written
+
+    def __post_init__(self) -> None:
+        require(self.depth >= 1, "memory.depth", self.depth, "wants at least 1 matrix")
+        require(self.hidden > 0, "memory.hidden", self.hidden, "wants a factor above 0")
+        require(self.chunk >= 1, "memory.chunk", self.chunk, "wants at least 1 token")
+        require(
+            self.generator_chunk >= 1,
+            "memory.generator_chunk",
+            self.generator_chunk,
+            "wants at least 1 token",
+        )
+        require(
+            0 < self.keep_init < 1, "memory.keep_init", self.keep_init, "wants a value in (0, 1)"
+        )
+        require(0 < self.max_rate <= 2, "memory.max_rate", self.max_rate, "wants a value in (0, 2]")
+        require(self.inner_lr > 0, "memory.inner_lr", self.inner_lr, "wants a rate above 0")
+        require(self.conv >= 0, "memory.conv", self.conv, "wants a width, or 0 for none")
+        require(
+            self.persistent >= 0, "memory.persistent", self.persistent, "wants 0 or more tokens"
+        )
+        require(self.segment >= 1, "memory.segment", self.segment, "wants at least 1 token")
+
+
+@dataclass(frozen=True)
+class CMSConfig:
+    """The continuum memory system: a chain of MLP levels, each written at its own period."""
+
+    periods: tuple[int, ...] = (
+        64,
+        256,
+    )  # tokens between writes, one level each, slower to the right
+    chain: Literal["sequential", "nested", "independent"] = "sequential"  # how levels are arranged
+    hidden: int = 0  # hidden width of a level; 0 takes model.mlp_hidden
+    inner_lr: tuple[float, ...] = (0.005,)  # rate a token of summed loss; one, or one a level
+    learned_rate: bool = True  # every matrix of a level learns a factor on its rate
+    optimizer: Literal["sgd", "momentum", "dgd", "adam", "muon"] = (
+        "sgd"  # inner optimizer of a level
+    )
+    momentum: float = 0.9  # of the inner `momentum`, `adam` and `muon`, a write
+    keep: float = 1.0  # retention of a fast weight at a write: 1 forgets nothing
+    fast_layers: int = 1  # blocks, counted from the last, whose levels are written; -1 is all
+    fast_rank: int = 0  # rank of a fast weight's delta; 0 is full
+    flush: bool = False  # write the partial period at the end of a stream
+
+    def __post_init__(self) -> None:
+        require(len(self.periods) > 0, "cms.periods", self.periods, "wants at least one level")
+        require(
+            all(p >= 1 for p in self.periods),
+            "cms.periods",
+            self.periods,
+            "wants periods of 1 or more",
+        )
+        for fast, slow in zip(self.periods, self.periods[1:], strict=False):
+            require(
+                slow % fast == 0,
+                "cms.periods",
+                self.periods,
+                f"each period must be a multiple of the one before; {slow} is no multiple of {fast}",
+            )
+        require(
+            len(self.inner_lr) in (1, len(self.periods)),
+            "cms.inner_lr",
+            self.inner_lr,
+            f"wants one rate, or one for each of the {len(self.periods)} periods",
+        )
+        require(
+            all(r >= 0 for r in self.inner_lr),
+            "cms.inner_lr",
+            self.inner_lr,
+            "wants rates of 0 or more",
+        )
+        require(0 <= self.momentum < 1, "cms.momentum", self.momentum, "wants a value in [0, 1)")
+        require(0 < self.keep <= 1, "cms.keep", self.keep, "wants a value in (0, 1]")
+        require(
+            self.fast_layers >= -1, "cms.fast_layers", self.fast_layers, "wants -1 (all) or more"
+        )
+        require(self.fast_rank >= 0, "cms.fast_rank", self.fast_rank, "wants 0 (full) or a rank")
+
+    def level_lr(self, level: int) -> float:
+        return self.inner_lr[level] if len(self.inner_lr) > 1 else self.inner_lr[0]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The language model: embedding, a stack of equal blocks, head."""
+
+    block: Literal[BLOCKS] = "transformer"  # type: ignore[valid-type]  # kind of block, see models/blocks.py
+    size: str = "custom"  # the name of the size, for logs and reports
+    vocab_size: int = 8192  # symbols of embedding and head; at least the tokenizer's
+    dim: int = 256  # model width
+    layers: int = 4  # blocks
+    heads: int = 4  # query heads of attention
+    kv_heads: int = 0  # key and value heads (GQA); 0 takes `heads`
+    mlp_hidden: int = 0  # hidden width of the MLP; 0 takes 8/3 dim, rounded up to 32
+    window: int = 0  # sliding attention window in tokens; 0 is full causal attention
+    max_len: int = 2048  # tokens that full attention can hold in its cache
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    qk_norm: bool = False  # L2-normalised queries and keys with a learned temperature a head
+    norm_eps: float = 1e-6  # of every RMSNorm
+    tie_embeddings: bool = True  # the head is the transposed embedding
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products; state stays f32
+    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes in a block
+    attention: Literal["xla", "cudnn"] = "xla"  # implementation of softmax attention
+    loss_chunk: int = 4096  # tokens whose logits exist at once in the loss; 0 is all
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    cms: CMSConfig = field(default_factory=CMSConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "dim", "layers", "heads", "max_len"):
+            require(
+                getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "wants 1 or more"
+            )
+        require(
+            self.dim % self.heads == 0,
+            "model.heads",
+            self.heads,
+            f"must divide model.dim={self.dim}",
+        )
+        require(
+            self.head_width % 2 == 0,
+            "model.heads",
+            self.heads,
+            f"gives heads of width {self.head_width}; rotary positions want an even width",
+        )
+        require(
+            self.kv_heads >= 0 and self.heads % self.num_kv_heads == 0,
+            "model.kv_heads",
+            self.kv_heads,
+            f"must divide model.heads={self.heads}",
+        )
+        for name in ("mlp_hidden", "window", "loss_chunk"):
+            require(
+                getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "wants 0 or more"
+            )
+        require(
+            self.cms.fast_layers <= self.layers,
+            "cms.fast_layers",
+            self.cms.fast_layers,
+            f"wants at most model.layers={self.layers}",
+        )
+        require(
+            self.memory.heads >= 0
+            and self.dim % self.memory_heads == 0
+            or self.memory.head_width > 0,
+            "memory.heads",
+            self.memory.heads,
+            f"must divide model.dim={self.dim}, or memory.head_width must be given",
+        )
+
+    @property
+    def head_width(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def mlp_width(self) -> int:
+        return self.mlp_hidden or -(-8 * self.dim // 3 // 32) * 32
+
+    @property
+    def level_width(self) -> int:
+        return self.cms.hidden or self.mlp_width
+
+    @property
+    def memory_heads(self) -> int:
+        return self.memory.heads or self.heads
+
+    @property
+    def memory_width(self) -> int:
+        return self.memory.head_width or self.dim // self.memory_heads
+
+    @property
+    def has_cms(self) -> bool:
+        return self.block in ("hope", "hope_attention", "hope_hybrid")
+
+    @property
+    def fast_layers(self) -> int:
+        """Blocks whose CMS levels carry fast weights."""
+        if not self.has_cms:
+            return 0
+        return self.layers if self.cms.fast_layers < 0 else self.cms.fast_layers
+
+
+@dataclass(frozen=True)
+class TeachConfig:
+    """The inner loop: how a sequence writes the fast weights of the CMS levels."""
+
+    mode: Literal["off", "exact", "local"] = "off"  # exact: the chunk's own loss gradient
+    chunk: int = 64  # tokens a chunk; divides every CMS period
+    scale: float = 1.0  # factor on the teach signal
+    clip: float = 0.0  # L2 bound of the teach signal a token; 0 is none
+    warmup_steps: int = 0  # outer steps over which `scale` rises from 0
+    decay_start: int = 0  # outer step at which `scale` starts to fall
+    decay_steps: int = 0  # outer steps over which it falls to 0; 0 never falls
+    surprise_metric: Literal["l2", "loss", "entropy"] = "loss"  # mean over the chunk's tokens
+    surprise_threshold: float | None = None  # a chunk below it is not written; None writes all
+    meta_gradient: Literal["through", "stop"] | int = "through"  # int: through the last k chunks
+    levels: tuple[int, ...] | None = None  # CMS levels that may be written, 0 the fastest; None all
+    layers: tuple[int, ...] | None = None  # layers that may be written; None all
+    remat: bool = True  # recompute a chunk in the backward pass
+
+    def __post_init__(self) -> None:
+        require(self.chunk >= 1, "teach.chunk", self.chunk, "wants at least 1 token")
+        for name in ("scale", "clip", "warmup_steps", "decay_start", "decay_steps"):
+            require(
+                getattr(self, name) >= 0, f"teach.{name}", getattr(self, name), "wants 0 or more"
+            )
+        if isinstance(self.meta_gradient, int):
+            require(
+                self.meta_gradient >= 1,
+                "teach.meta_gradient",
+                self.meta_gradient,
+                "wants 'through', 'stop' or a number of chunks of 1 or more",
+            )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The outer optimizer."""
+
+    name: Literal["adamw", "muon", "m3", "dgd", "delta_momentum", "deep_momentum"] = "adamw"
+    learning_rate: float = 1e-3  # peak of the schedule
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # after the warm-up
+    warmup_steps: int = 100  # steps from 0 to the peak
+    final_fraction: float = 0.1  # of the peak, at the last step
+    weight_decay: float = 0.1  # decoupled; on matrices and embeddings only
+    beta1: float = 0.9  # first-moment decay
+    beta2: float = 0.95  # second-moment decay
+    eps: float = 1e-8  # of Adam's and M3's denominator
+    clip_norm: float = 1.0  # global gradient norm; 0 is none
+    periods: tuple[int, ...] = (1,)  # outer steps between updates of each level; the last repeats
+    period_mode: Literal["mean", "sum", "last"] = (
+        "mean"  # what a level makes of its period's gradients
+    )
+    period_lr: Literal["scaled", "same"] = "scaled"  # scaled: learning_rate / period
+    param_policy: Literal["all", "exclude_memory", "only_memory"] = "all"  # what is trained
+    muon_learning_rate: float = 0.02  # of the hidden matrices under muon and m3
+    muon_momentum: float = 0.95
+    newton_schulz_steps: int = 5
+    m3_form: Literal["ema", "literal"] = "ema"  # NL Alg. 1 as printed never decays its accumulators
+    m3_beta3: float = 0.9  # slow momentum
+    m3_alpha: float = 1.0  # weight of the slow momentum
+    m3_period: int = 16  # steps between updates of the slow momentum
+    variant: str = "preconditioned"  # of deep_momentum, see optim/deep_momentum.py
+    max_bad_updates: int = 25  # non-finite updates in a row after which the run counts as diverged
+
+    def __post_init__(self) -> None:
+        require(
+            self.learning_rate > 0,
+            "optim.learning_rate",
+            self.learning_rate,
+            "wants a rate above 0",
+        )
+        for name in ("warmup_steps", "weight_decay", "clip_norm", "final_fraction"):
+            require(
+                getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "wants 0 or more"
+            )
+        for name in ("beta1", "beta2", "muon_momentum", "m3_beta3"):
+            require(
+                0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "wants [0, 1)"
+            )
+        require(
+            len(self.periods) > 0 and all(p >= 1 for p in self.periods),
+            "optim.periods",
+            self.periods,
+            "wants one period of 1 or more steps a level",
+        )
+        require(self.m3_period >= 1, "optim.m3_period", self.m3_period, "wants 1 or more steps")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where tokens come from and how rows are cut from them."""
+
+    source: str = (
+        "stdlib"  # stdlib (embedded), or a folder of shards with an index.json, or a mixture
+    )
+    cache_dir: str = ""  # where prepared data live; "" is the user's cache directory
+    vocab_size: int = 8192  # of the tokenizer that is trained for the embedded data
+    seq_len: int = 512  # tokens a row
+    align: int = 0  # documents start at multiples of it in a row; 0 takes the model's largest chunk
+    segments: tuple[str, ...] = ()  # segments of the source that are used; () is all
+    weights: tuple[float, ...] = ()  # sampling weight of each; () is in proportion to tokens
+    read_threads: int = 2  # threads that read rows
+    prefetch: int = 16  # rows read ahead
+    valid_rows: int = 64  # rows of the fixed held-out set
+
+    def __post_init__(self) -> None:
+        require(self.seq_len >= 1, "data.seq_len", self.seq_len, "wants at least 1 token")
+        require(self.align >= 0, "data.align", self.align, "wants 0 (automatic) or more tokens")
+        require(
+            self.vocab_size >= 512, "data.vocab_size", self.vocab_size, "wants 512 or more symbols"
+        )
+        require(
+            not self.weights or len(self.weights) == len(self.segments),
+            "data.weights",
+            self.weights,
+            f"wants one weight for each of data.segments={self.segments}",
+        )
+        require(
+            all(w > 0 for w in self.weights), "data.weights", self.weights, "wants weights above 0"
+        )
+        require(self.valid_rows >= 1, "data.valid_rows", self.valid_rows, "wants at least 1 row")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The outer loop."""
+
+    steps: int = 1000  # optimizer steps
+    batch_size: int = 8  # rows a step, over all processes and microbatches
+    grad_accum: int = 1  # microbatches a step
+    eval_every: int = 250  # steps; 0 evaluates at the end only
+    eval_batch_size: int = 0  # rows; 0 takes batch_size / grad_accum
+    eval_tasks: tuple[str, ...] = ()  # evaluators that run beside the held-out loss
+    save_every: int = 250  # steps; 0 saves at the end only
+    keep_latest: int = 2  # checkpoints
+    keep_every: int = 0  # steps; checkpoints at its multiples are kept for ever; 0 is none
+    log_every: int = 10  # steps
+    async_save: bool = True  # write checkpoints in the background
+    profile_steps: int = 0  # steps traced by the profiler, from step 10
+    check_writes: bool = True  # a level that was to be written and was not ends the run
+    divergence_margin: float = 0.5  # nats above ln(vocab) after warm-up that end the run
+    tensorboard: bool = False  # write TensorBoard events (extra `log`)
+    wandb: str = ""  # W&B project; "" is off (extra `log`, mode from WANDB_MODE)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "grad_accum", "log_every", "keep_latest"):
+            require(
+                getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "wants 1 or more"
+            )
+        require(
+            self.batch_size % self.grad_accum == 0,
+            "train.grad_accum",
+            self.grad_accum,
+            f"must divide train.batch_size={self.batch_size}",
+        )
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; -1 takes the devices that are left."""
+
+    data: int = -1  # batch
+    fsdp: int = 1  # batch, and parameters sharded over it
+    model: int = 1  # heads, hidden widths, vocabulary
+
+    def __post_init__(self) -> None:
+        sizes = (self.data, self.fsdp, self.model)
+        require(
+            all(s == -1 or s >= 1 for s in sizes) and sizes.count(-1) <= 1,
+            "mesh",
+            sizes,
+            "wants axis sizes of 1 or more, at most one of them -1",
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    seed: int = 0  # the one seed: parameters, data order, sampling
+    model: ModelConfig = field(default_factory=ModelConfig)
+    teach: TeachConfig = field(default_factory=TeachConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        align = self.align
+        require(
+            self.data.seq_len % align == 0,
+            "data.seq_len",
+            self.data.seq_len,
+            f"must be a multiple of the chunk, {align} tokens (teach.chunk, memory.chunk, data.align)",
+        )
+        check_teach(self.model, self.teach)
+
+    @property
+    def align(self) -> int:
+        """Tokens to whose multiples documents are aligned: every chunk of the model divides it."""
+        chunks = [self.data.align or 1]
+        if self.teaches:
+            chunks.append(self.teach.chunk)
+        if self.model.block in ("hope", "hope_hybrid", "titans_lmm", "titans_mag", "titans_mal"):
+            chunks.append(self.model.memory.chunk)
+        if self.model.block == "hope":
+            chunks.append(self.model.memory.generator_chunk)
+        if self.model.block == "titans_mac":
+            chunks += [self.model.memory.segment, self.model.memory.chunk]
+        largest = max(chunks)
+        for chunk in chunks:
+            require(
+                largest % chunk == 0,
+                "chunk",
+                tuple(chunks),
+                f"every chunk must divide the largest; {chunk} does not divide {largest}",
+            )
+        return largest
+
+    @property
+    def teaches(self) -> bool:
+        return self.teach.mode != "off" and self.model.fast_layers > 0
+
+
+def check_teach(model: ModelConfig, teach: TeachConfig) -> None:
+    """Raise unless the inner loop fits the model that it is to teach."""
+    if teach.mode == "off" or model.fast_layers == 0:
+        return
+    require(
+        model.cms.periods[0] % teach.chunk == 0,
+        "teach.chunk",
+        teach.chunk,
+        f"must divide the fastest period of cms.periods={model.cms.periods}",
+    )
+    for name, known in (("levels", len(model.cms.periods)), ("layers", model.layers)):
+        chosen = getattr(teach, name)
+        require(
+            chosen is None or all(0 <= i < known for i in chosen),
+            f"teach.{name}",
+            chosen,
+            f"wants indices below {known}, or None for all",
+        )
+
+
+# --- strict conversion -------------------------------------------------------------------------
+
+
+def from_config_dict(
+    config: ml_collections.ConfigDict | Mapping[str, Any],
+    cls: type[ConfigT] = Config,
+    path: str = "",
+) -> ConfigT:
+    """Convert plain nested data into the dataclass `cls`.
+
+    Raises:
+      ValueError: an unknown field (with its nearest known name) or a value of the wrong type.
+    """
+    data = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    hints = typing.get_type_hints(cls)
+    unknown_fields(path, data, hints)
+    values = {}
+    for name, value in data.items():
+        hint, where = hints[name], f"{path}{name}"
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise ValueError(
+                    f"{where}={value!r}: wants a block of fields, got {type(value).__name__}"
+                )
+            values[name] = from_config_dict(value, typing.cast(type, hint), f"{where}.")
+        else:
+            values[name] = convert(where, value, hint)
+    return cls(**values)
+
+
+def unknown_fields(path: str, data: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for name in data:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = (
+                f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+            )
+            raise ValueError(f"{path}{name}={data[name]!r}: unknown field; {hint}")
+
+
+def convert(where: str, value: Any, hint: Any) -> Any:
+    """Return `value` as the annotated type `hint`, or raise saying what came and what is wanted."""
+    matched, result = _match(value, hint)
+    if not matched:
+        raise ValueError(f"{where}={value!r}: got {type(value).__name__}, wants {_describe(hint)}")
+    return result
+
+
+def _match(value: Any, hint: Any) -> tuple[bool, Any]:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            matched, result = _match(value, option)
+            if matched:
+                return True, result
+        return False, None
+    if origin is Literal:
+        return value in _literals(args), value
+    if origin is tuple:
+        items = value if isinstance(value, (tuple, list)) else (value,)
+        results = [_match(item, args[0]) for item in items]
+        return all(ok for ok, _ in results), tuple(item for _, item in results)
+    if hint is type(None):
+        return value is None, None
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool), _number(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    return isinstance(value, hint), value
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, (int, float)) else value
+
+
+def _literals(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x for a in args for x in (a if isinstance(a, tuple) else (a,)))
+
+
+def _describe(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(a) for a in _literals(args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(a) for a in args)
+    if origin is tuple:
+        return f"a list of {_describe(args[0])}"
+    return "None" if hint is type(None) else hint.__name__
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return the dataclass as JSON-ready nested data (tuples become lists)."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain(config)
+
+
+def difference(old: Config, new: Config) -> list[str]:
+    """Return one line for each field whose value differs: ``name: old -> new``."""
+
+    def flat(prefix: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {
+            k: v for name, sub in value.items() for k, v in flat(f"{prefix}.{name}", sub).items()
+        }
+
+    a, b = flat("config", to_dict(old)), flat("config", to_dict(new))
+    return [f"{name}: {a.get(name)!r} -> {b[name]!r}" for name in b if a.get(name) != b[name]]
+
+
+# --- config files ------------------------------------------------------------------------------
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """Parse ``--config.model.dim=512`` into ``{"model.dim": 512}``.
+
+    Raises:
+      ValueError: an argument of another form.
+    """
+    overrides = {}
+    for argument in arguments:
+        name, equals, text = argument.removeprefix("--config.").partition("=")
+        if not argument.startswith("--config.") or not equals or not name:
+            raise ValueError(f"{argument!r}: wants --config.FIELD=VALUE")
+        overrides[name] = _literal(text)
+    return overrides
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def load_config(spec: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Load ``FILE.py[:ARG]``, apply overrides and validate.
+
+    Args:
+      spec: path of a config file; what follows the colon is given to its ``get_config``.
+      overrides: dotted field names to values, ``{"model.block": "hope"}``.
+    Raises:
+      ValueError: no such file, a bad argument, an unknown field, a wrong type or combination.
+    """
+    filename, _, arg = spec.partition(":")
+    file = Path(filename).resolve()
+    if not file.is_file():
+        raise ValueError(f"--config={spec!r}: no such file; wants FILE.py or FILE.py:ARG")
+    data = _run_config_file(file, arg or None)
+    for name, value in (overrides or {}).items():
+        *blocks, leaf = name.split(".")
+        target, walked = data, ""
+        for block in blocks:
+            _known_block(target, block, walked)
+            target = target.setdefault(block, {})
+            walked += f"{block}."
+        target[leaf] = value
+    return from_config_dict(data)
+
+
+def _known_block(target: Any, block: str, walked: str) -> None:
+    if not isinstance(target, dict) or not isinstance(target.get(block, {}), dict):
+        raise ValueError(f"{walked}{block}: is a field, not a block of fields")
+
+
+def _run_config_file(file: Path, arg: str | None) -> dict[str, Any]:
+    root = str(file.parent.parent)
+    if root not in sys.path:
+        sys.path.insert(0, root)  # config files import configs.common
+    spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{file}: a config file defines get_config(arg=None)")
+    return module.get_config(arg).to_dict()
