@@ -1,0 +1,251 @@
+"""Where arrays live: the mesh, one table of logical axes, and multi-process start-up.
+
+Every parameter and every activation names its logical axes where it is made; `RULES` is the only
+place that maps them to mesh axes, so another parallelism is an edit of one line here. Sequence
+state and fast weights carry the batch axis first and are placed like activations.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from nested_jax.config import MeshConfig, require
+from nested_jax.types import Array, ParamInfo, PyTree
+
+AXES = ("data", "fsdp", "model")
+
+# Logical axis -> mesh axes. An axis that is absent here is an error, never a silent replication.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),  # rows of a batch; first axis of all sequence state
+    "vocab": ("model",),
+    "embed": ("fsdp",),  # model width of a parameter; activations have spent fsdp on the batch
+    "heads": ("model",),
+    "kv_heads": ("model",),
+    "mlp": ("model",),  # hidden width of an MLP, a CMS level or a memory
+    "layers": (),
+    "levels": (),
+    "length": (),  # tokens, chunks
+    "head_width": (),
+    "conv": (),
+    "rank": (),
+    "norm": (),  # scales, biases and gates too small to be worth a gather
+}
+
+
+# --- mesh ----------------------------------------------------------------------------------------
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Return the mesh of axes `AXES` over `devices` (default: all devices of all processes).
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [config.data, config.fsdp, config.model]
+    fixed = int(np.prod([size for size in sizes if size > 0]))
+    if -1 in sizes:
+        require(
+            len(devices) % fixed == 0,
+            "mesh",
+            _named(sizes),
+            f"the fixed axes multiply to {fixed}, which does not divide {len(devices)} devices",
+        )
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    require(
+        int(np.prod(sizes)) == len(devices),
+        "mesh",
+        _named(sizes),
+        f"the axes multiply to {int(np.prod(sizes))}, but there are {len(devices)} devices; "
+        "give one axis -1 to take what is left",
+    )
+    auto = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices)
+
+
+def _named(sizes: Sequence[int]) -> dict[str, int]:
+    return dict(zip(AXES, sizes, strict=True))
+
+
+def spec(axes: Sequence[str | None]) -> PartitionSpec:
+    """Return the spec of logical `axes`: one entry an axis, and every mesh axis at most once.
+
+    The first logical axis that asks for a mesh axis gets it; later ones stay whole.
+
+    Raises:
+      ValueError: a logical axis that `RULES` does not know.
+    """
+    used: set[str] = set()
+    entries: list[tuple[str, ...] | str | None] = []
+    for axis in axes:
+        if axis is not None:
+            require(axis in RULES, "logical axis", axis, f"wants one of {', '.join(RULES)}")
+        free = tuple(a for a in RULES[axis] if a not in used) if axis is not None else ()
+        used.update(free)
+        entries.append(None if not free else free[0] if len(free) == 1 else free)
+    return PartitionSpec(*entries)
+
+
+def param_shardings(mesh: Mesh, info: PyTree) -> PyTree:
+    """Return a tree of `NamedSharding` for a tree of `ParamInfo`.
+
+    Raises:
+      ValueError: an axis whose size the mesh axes do not divide, naming the parameter.
+    """
+
+    def place(path: Any, leaf: ParamInfo) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        require(
+            len(leaf.axes) == len(leaf.shape),
+            name,
+            leaf.axes,
+            f"wants one for each of {leaf.shape}",
+        )
+        entries = spec(leaf.axes)
+        for axis, size, entry in zip(leaf.axes, leaf.shape, tuple(entries), strict=True):
+            parts = _parts(mesh, entry)
+            require(
+                size % parts == 0,
+                f"parameter {name}",
+                leaf.shape,
+                f"axis {axis!r} of size {size} does not divide over mesh axes {entry!r} = {parts}",
+            )
+        return NamedSharding(mesh, entries)
+
+    return jax.tree_util.tree_map_with_path(place, info)
+
+
+def _parts(mesh: Mesh, entry: tuple[str, ...] | str | None) -> int:
+    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    return int(np.prod([mesh.shape[name] for name in names], dtype=int))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: Array, axes: Sequence[str | None]) -> Array:
+    """Place an intermediate array like its logical `axes`; without a mesh in context, return it.
+
+    The mesh comes from ``jax.set_mesh``. One axis name for each axis of `x`, `None` for whole.
+    """
+    if len(axes) != x.ndim:
+        raise ValueError(f"{axes=}: wants one for each of {x.shape}")
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+class Rows(NamedTuple):
+    """Which equal part of every global batch a process reads."""
+
+    part: int  # from 0
+    parts: int
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of arrays whose first axis is the rows of a batch."""
+    return NamedSharding(mesh, spec(["batch"]))
+
+
+def check_rows(mesh: Mesh, name: str, rows: int) -> None:
+    """Raise unless `rows` of a (micro)batch divide over the batch axes of the mesh."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    require(rows % parts == 0, name, rows, f"rows must divide over mesh data x fsdp = {parts}")
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> Rows:
+    """Return the part of a global batch of `batch_size` rows that this process holds.
+
+    Processes that the mesh only separates along `model` hold the same rows, and so the same part.
+
+    Raises:
+      ValueError: this process holds rows that are not one equal part (an unusual device order).
+    """
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    assert indices is not None
+    slices = {index[0].indices(batch_size) for index in indices.values() if index is not None}
+    held = sorted({row for bounds in slices for row in range(*bounds)})
+    first, size = held[0], len(held)
+    require(
+        held[-1] - first + 1 == size and batch_size % size == 0 and first % size == 0,
+        "mesh",
+        _named([mesh.shape[axis] for axis in AXES]),
+        f"process {jax.process_index()} would hold rows {held} of a batch; "
+        "wants mesh axes data x fsdp whose parts fill whole processes",
+    )
+    return Rows(part=first // size, parts=batch_size // size)
+
+
+def place_batch(mesh: Mesh, local: PyTree) -> PyTree:
+    """Put the rows that this process read onto its devices, as its part of global arrays."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local)
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+class Processes(NamedTuple):
+    """How the processes of one run find each other."""
+
+    coordinator: str  # host:port of process 0
+    num_processes: int
+    process_id: int
+
+
+def find_processes(flags: Processes | None, environ: Mapping[str, str]) -> Processes | str | None:
+    """Return how to start: explicit processes, "slurm", or None for a single process.
+
+    Flags win. Then ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, as
+    the manifest of a Kubernetes indexed job sets them (``JOB_COMPLETION_INDEX`` serves as the id).
+    Then Slurm, inside a job step of several tasks.
+
+    Raises:
+      ValueError: only some of the three variables are set.
+    """
+    if flags is not None:
+        return flags
+    index = environ.get("JAX_PROCESS_ID", environ.get("JOB_COMPLETION_INDEX"))
+    address, count = environ.get("JAX_COORDINATOR_ADDRESS"), environ.get("JAX_NUM_PROCESSES")
+    if address is not None or count is not None:
+        given = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count}
+        given["JAX_PROCESS_ID"] = index
+        missing = [name for name, value in given.items() if value is None]
+        require(not missing, "environment", given, f"also wants {', '.join(missing)}")
+        return Processes(str(address), int(str(count)), int(str(index)))
+    in_step = "SLURM_STEP_NODELIST" in environ and "SLURM_PROCID" in environ
+    return "slurm" if in_step and int(environ.get("SLURM_NTASKS", "1")) > 1 else None
+
+
+def start_processes(flags: Processes | None = None) -> None:
+    """Join the other processes of this run, if there are any; call before any other use of jax.
+
+    Raises:
+      ValueError: flags or environment that do not say how to start.
+    """
+    found = find_processes(flags, os.environ)
+    if found is None:
+        return
+    if found == "slurm":
+        jax.distributed.initialize(cluster_detection_method="slurm")
+        return
+    assert isinstance(found, Processes)
+    require(
+        0 <= found.process_id < found.num_processes,
+        "process_id",
+        found.process_id,
+        f"wants 0 to {found.num_processes - 1}",
+    )
+    require(":" in found.coordinator, "coordinator", found.coordinator, "wants HOST:PORT")
+    jax.distributed.initialize(found.coordinator, found.num_processes, found.process_id)
