@@ -1,0 +1,277 @@
+"""The input pipeline: prepared shards to batches, on ``grain.MapDataset``.
+
+The order of rows is a pure function of (seed, epoch): a global shuffle, reseeded every epoch.
+Global batch i holds the same rows in the same order however many processes share it, each of which
+reads its own contiguous part; the iterator's whole state is the number of batches given out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from nested_jax.config import DataConfig, require
+from nested_jax.data.cache import Report, cache_root
+from nested_jax.data.packing import PackedSource, Row
+from nested_jax.data.shards import INDEX, SPLITS, TokenStore, open_store, sample_text
+from nested_jax.data.stdlib_build import stdlib_store
+from nested_jax.data.trigram import trigram_bits_per_byte
+
+VALID_SEED = 20_251_107  # of the fixed held-out set: a constant, so that runs can be compared
+
+
+class DatasetInfo(NamedTuple):
+    """What a trainer needs to know of its data."""
+
+    vocab_size: int
+    tokenizer_path: Path
+    tokenizer_sha256: str
+    eos_id: int
+    pad_id: int
+    bytes_per_token: float  # UTF-8 bytes a target of the valid split, exactly
+    tokens: dict[str, dict[str, int]]  # segment -> split -> tokens
+    documents: dict[str, dict[str, int]]  # segment -> split -> documents
+    piece_byte_lengths: np.ndarray  # [vocab_size] int64, bytes a token stands for; EOS is 0
+    root: Path
+
+
+def ignore(message: str) -> None:
+    """Report nothing."""
+
+
+def open_data(cfg: DataConfig, report: Report = ignore) -> TokenStore:
+    """Return the shards of ``data.source``, building the embedded ones where they are missing.
+
+    Raises:
+      ValueError: a source that is neither, with where it was looked for; damaged or foreign shards.
+    """
+    if cfg.source == "stdlib":
+        return stdlib_store(cache_root(cfg.cache_dir), cfg.vocab_size, report)
+    path = Path(cfg.source).expanduser()
+    if path.is_dir():
+        return open_store(path)
+    raise ValueError(
+        f"data.source={cfg.source!r}: neither 'stdlib' nor a folder with an {INDEX} "
+        f"(looked for {path.absolute()}); prepare one with `python -m nested_jax.data sample`"
+    )
+
+
+def prepare(cfg: DataConfig, report: Report = ignore) -> DatasetInfo:
+    """Build or find the data, validate them, and say what they are."""
+    store = open_data(cfg, report)
+    segments = cfg.segments or store.segments
+    valid = store.select("valid", segments)
+    targets = sum(shard.tokens - shard.documents for shard in valid)
+    require(targets > 0, "data.segments", segments, f"{store.root} has no valid split of them")
+    return DatasetInfo(
+        vocab_size=store.tokenizer.vocab_size,
+        tokenizer_path=store.tokenizer_path,
+        tokenizer_sha256=store.tokenizer.hash,
+        eos_id=store.tokenizer.eos_id,
+        pad_id=store.tokenizer.pad_id,
+        bytes_per_token=sum(shard.target_bytes for shard in valid) / targets,
+        tokens=totals(store, segments, "tokens"),
+        documents=totals(store, segments, "documents"),
+        piece_byte_lengths=store.tokenizer.piece_byte_lengths,
+        root=store.root,
+    )
+
+
+def totals(store: TokenStore, segments: Sequence[str], field: str) -> dict[str, dict[str, int]]:
+    return {
+        name: {
+            split: sum(getattr(shard, field) for shard in store.select(split, (name,)))
+            for split in SPLITS
+        }
+        for name in segments
+    }
+
+
+@dataclass(frozen=True)
+class LocalBatches:
+    """A random-access source of one process's share of every global batch: a contiguous part."""
+
+    sources: tuple[PackedSource, ...]
+    order: grain.MapDataset  # endless row numbers; the rows of the sources are numbered in turn
+    batch_size: int  # rows of the global batch
+    process_index: int
+    process_count: int
+
+    def __len__(self) -> int:
+        return len(self.order) // self.batch_size
+
+    def __getitem__(self, index: int) -> Row:
+        rows = self.batch_size // self.process_count
+        batch = self.sources[0].empty(rows)
+        first = int(index) * self.batch_size + self.process_index * rows
+        for place in range(rows):
+            number = self.order[first + place]
+            for source in self.sources:
+                if number < len(source):
+                    source.fill(batch, place, number)
+                    break
+                number -= len(source)
+        return batch
+
+
+class BatchIterator(Iterator[Row]):
+    """Endless batches of packed rows; numpy dicts with the four fields of ``types.Batch``."""
+
+    def __init__(self, grain_iterator: grain.DatasetIterator) -> None:
+        self.grain_iterator = grain_iterator  # for checkpoint handlers that know grain
+
+    def __next__(self) -> Row:
+        return next(self.grain_iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return ``{"next_index": n}``: the number of batches given out."""
+        return self.grain_iterator.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on after the batches that `state` has counted, on any number of processes."""
+        self.grain_iterator.set_state(state)
+
+
+def make_train_iterator(
+    cfg: DataConfig,
+    *,
+    batch_size: int,
+    align: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchIterator:
+    """Return the endless training batches of one process.
+
+    Args:
+      batch_size: rows of the global batch, a multiple of `process_count`.
+      align: documents start at its multiples.
+    Raises:
+      ValueError: data that are missing or damaged, an unknown segment, sizes that do not divide.
+    """
+    check_processes(batch_size, process_index, process_count)
+    store = open_data(cfg)
+    segments = cfg.segments or store.segments
+    weights = cfg.weights or tuple(store.weights[s] for s in segments if store.weights)
+    sources = train_sources(store, cfg, [(s,) for s in segments] if weights else [segments], align)
+    order = row_order([len(source) for source in sources], weights, seed)
+    local = LocalBatches(sources, order, batch_size, process_index, process_count)
+    batches = grain.MapDataset.source(local)
+    options = grain.ReadOptions(
+        num_threads=cfg.read_threads,
+        # grain wants at least one batch ahead a thread
+        prefetch_buffer_size=max(cfg.read_threads, cfg.prefetch * process_count // batch_size),
+    )
+    return BatchIterator(iter(batches.to_iter_dataset(options)))
+
+
+def train_sources(
+    store: TokenStore, cfg: DataConfig, groups: Sequence[Sequence[str]], align: int
+) -> tuple[PackedSource, ...]:
+    """Return one source of training rows for each group of segments."""
+    sources = []
+    for group in groups:
+        shards = store.select("train", group)
+        source = PackedSource(store, shards, seq_len=cfg.seq_len, align=align)
+        require(len(source) > 0, "data.segments", group, f"{store.root} has no train split of them")
+        sources.append(source)
+    return tuple(sources)
+
+
+def row_order(sizes: Sequence[int], weights: Sequence[float], seed: int) -> grain.MapDataset:
+    """Return the endless global order of row numbers; part i holds ``sizes[i]`` of them.
+
+    Each part is shuffled by itself, differently in every epoch of it, and the parts interleave in
+    proportion to `weights`. One part without weights: an epoch holds every row once.
+    """
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    parts = [
+        grain.MapDataset.range(int(start), int(start) + size)
+        .seed(derived_seed(seed, number))
+        .shuffle()
+        .repeat()
+        for number, (start, size) in enumerate(zip(starts, sizes, strict=False))
+    ]
+    return grain.MapDataset.mix(parts, weights=list(weights)) if weights else parts[0]
+
+
+def derived_seed(seed: int, number: int) -> int:
+    """Return the seed of a mixture's part: different for every (run seed, part)."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def valid_batches(
+    cfg: DataConfig,
+    *,
+    batch_size: int,
+    align: int,
+    seed: int = VALID_SEED,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> list[Row]:
+    """Return the fixed held-out set: the first ``data.valid_rows`` rows of a fixed permutation.
+
+    The last batch is filled up with rows of weight 0. The bytes that its targets stand for, which
+    bits per byte need, are `target_bytes`.
+    """
+    check_processes(batch_size, process_index, process_count)
+    store = open_data(cfg)
+    shards = store.select("valid", cfg.segments)
+    source = PackedSource(store, shards, seq_len=cfg.seq_len, align=align)
+    order = np.random.default_rng(seed).permutation(len(source))[: cfg.valid_rows]
+    require(len(order) > 0, "data.segments", cfg.segments, f"{store.root} has no valid split")
+    rows = [source[i] for i in order]
+    empty = {name: np.zeros_like(array) for name, array in rows[0].items()}
+    rows += [empty] * (-len(rows) % batch_size)
+    local = batch_size // process_count
+    return [
+        stack(rows[start + process_index * local : start + (process_index + 1) * local])
+        for start in range(0, len(rows), batch_size)
+    ]
+
+
+def stack(rows: Sequence[Row]) -> Row:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def check_processes(batch_size: int, process_index: int, process_count: int) -> None:
+    require(
+        0 <= process_index < process_count,
+        "process_index",
+        process_index,
+        f"wants an index below process_count={process_count}",
+    )
+    require(
+        batch_size >= 1 and batch_size % process_count == 0,
+        "train.batch_size",
+        batch_size,
+        f"must be a multiple of the {process_count} processes",
+    )
+
+
+def trigram_baseline(cfg: DataConfig, max_bytes: int = 8 << 20) -> float:
+    """Return the bits per byte of a byte trigram on the valid split, to print beside a model's.
+
+    Args:
+      max_bytes: bytes of training text that it is fitted on, about; a few seconds at 8 MiB.
+    """
+    store = open_data(cfg)
+    train = sample_text(store, store.select("train", cfg.segments), max_bytes)
+    valid = sample_text(store, store.select("valid", cfg.segments), max_bytes // 8)
+    return trigram_bits_per_byte(train, valid)
+
+
+def target_bytes(batches: Sequence[Row], piece_byte_lengths: np.ndarray) -> int:
+    """Return the UTF-8 bytes that the weighted targets of `batches` stand for, exactly.
+
+    Bits per byte of a row set are its summed loss in nats / ln 2 / this number.
+    """
+    return sum(
+        int(piece_byte_lengths[batch["targets_BT"][batch["weights_BT"] > 0]].sum())
+        for batch in batches
+    )

@@ -1,0 +1,264 @@
+"""Token shards on disk: flat uint16/uint32 files, document offsets, and one JSON index.
+
+A folder holds ``index.json``, ``tokenizer.model`` and, for every shard, ``NAME.bin`` (token ids,
+little-endian) and ``NAME.doc`` (int64 offsets, documents + 1 of them; document i is tokens
+``[offset[i], offset[i+1])`` and ends with EOS). Nothing in a shard depends on a sequence length.
+The index is written last: a folder without one is not a dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nested_jax.data.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = 1  # of the files and of the index
+INDEX = "index.json"
+TOKENIZER = "tokenizer.model"
+SPLITS = ("train", "valid", "test")
+HASH_BYTES = 256 << 20  # shards up to this size in all are hashed whenever they are opened
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard, as the index records it; ``file`` is relative to the folder of the index."""
+
+    segment: str
+    split: str
+    file: str  # NAME.bin; the offsets are in NAME.doc
+    tokens: int  # with one EOS a document
+    documents: int
+    bytes: int  # UTF-8 bytes of the text
+    target_bytes: int  # bytes of the tokens that are targets: all but the first of each document
+    sha256: str  # of NAME.bin
+    offsets_sha256: str  # of NAME.doc
+
+    @property
+    def offsets_file(self) -> str:
+        return self.file.removesuffix(".bin") + ".doc"
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """An opened dataset: where its shards are, and the tokenizer that wrote them."""
+
+    root: Path
+    dtype: str
+    tokenizer: Tokenizer
+    tokenizer_path: Path
+    shards: tuple[Shard, ...]
+    weights: dict[str, float]  # sampling weight a segment; empty is in proportion to tokens
+    source: dict[str, Any]  # how it was made, for reports
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(shard.segment for shard in self.shards))
+
+    def select(self, split: str, segments: Sequence[str] = ()) -> tuple[Shard, ...]:
+        """Return the shards of a split, of the given segments or of all.
+
+        Raises:
+          ValueError: a segment that the dataset does not have.
+        """
+        for name in segments:
+            if name not in self.segments:
+                raise ValueError(
+                    f"data.segments={tuple(segments)!r}: {self.root} has no segment {name!r}; "
+                    f"it has {', '.join(self.segments)}"
+                )
+        wanted = segments or self.segments
+        return tuple(s for s in self.shards if s.split == split and s.segment in wanted)
+
+
+def token_dtype(vocab_size: int) -> str:
+    """Return the smallest dtype that holds every token id."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def write_shard(
+    folder: Path,
+    segment: str,
+    split: str,
+    number: int,
+    documents: Iterable[Sequence[int] | np.ndarray],
+    tokenizer: Tokenizer,
+) -> Shard:
+    """Write one shard from the token ids of its documents (without EOS, which is added).
+
+    Both files are flushed to the disk before the record is returned, so that an index never names
+    a shard that a crash could still lose.
+    """
+    dtype = token_dtype(tokenizer.vocab_size)
+    lengths_S = tokenizer.piece_byte_lengths
+    name = f"{segment}-{split}-{number:05d}"
+    offsets, text_bytes, first_bytes = [0], 0, 0
+    digest = hashlib.sha256()
+    with open(folder / f"{name}.bin", "wb") as file:
+        for document in documents:
+            ids = np.asarray(document, np.int64)
+            text_bytes += int(lengths_S[ids].sum())
+            first_bytes += int(lengths_S[ids[:1]].sum())
+            data = np.append(ids, tokenizer.eos_id).astype(dtype).tobytes()
+            file.write(data)
+            digest.update(data)
+            offsets.append(offsets[-1] + len(ids) + 1)
+        sync(file)
+    offset_data = np.asarray(offsets, np.int64).tobytes()
+    with open(folder / f"{name}.doc", "wb") as file:
+        file.write(offset_data)
+        sync(file)
+    return Shard(
+        segment=segment,
+        split=split,
+        file=f"{name}.bin",
+        tokens=offsets[-1],
+        documents=len(offsets) - 1,
+        bytes=text_bytes,
+        target_bytes=text_bytes - first_bytes,
+        sha256=digest.hexdigest(),
+        offsets_sha256=hashlib.sha256(offset_data).hexdigest(),
+    )
+
+
+def sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write_index(
+    folder: Path, shards: Sequence[Shard], tokenizer: Tokenizer, source: dict[str, Any]
+) -> None:
+    """Write the tokenizer and then, atomically, the index that makes the folder a dataset."""
+    write_atomic(folder / TOKENIZER, tokenizer.model)
+    index = {
+        "format": FORMAT,
+        "dtype": token_dtype(tokenizer.vocab_size),
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "pad_id": tokenizer.pad_id,
+        "tokenizer": {"file": TOKENIZER, "sha256": tokenizer.hash},
+        "source": source,
+        "shards": [asdict(shard) for shard in shards],
+    }
+    write_atomic(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with open(partial, "wb") as file:
+        file.write(data)
+        sync(file)
+    os.replace(partial, path)
+
+
+def open_store(folder: str | Path) -> TokenStore:
+    """Open a folder of shards and check that it is whole and that its parts belong together.
+
+    Sizes are always compared; the contents too (sha256) where the shards are small enough.
+
+    Raises:
+      ValueError: no index, an unknown format, a shard that is missing or not the one that the index
+        describes, a tokenizer that did not write the shards.
+    """
+    root = Path(folder)
+    index = read_index(root)
+    tokenizer_path = root / index["tokenizer"]["file"]
+    tokenizer = load_tokenizer(tokenizer_path)
+    check_tokenizer(tokenizer, tokenizer_path, index["tokenizer"]["sha256"], root)
+    store = TokenStore(
+        root=root,
+        dtype=index["dtype"],
+        tokenizer=tokenizer,
+        tokenizer_path=tokenizer_path,
+        shards=tuple(Shard(**shard) for shard in index["shards"]),
+        weights={},
+        source=index["source"],
+    )
+    size = sum(shard.tokens for shard in store.shards) * np.dtype(store.dtype).itemsize
+    for shard in store.shards:
+        check_shard(store, shard, contents=size <= HASH_BYTES)
+    return store
+
+
+def read_index(root: Path) -> dict[str, Any]:
+    """Return the checked JSON of ``root/index.json``."""
+    path = root / INDEX
+    if not path.is_file():
+        raise ValueError(
+            f"data.source={str(root)!r}: no {INDEX} there; give a folder written by "
+            "`python -m nested_jax.data shard`, or 'stdlib' for the embedded text"
+        )
+    try:
+        index = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    wanted = {"format", "dtype", "tokenizer", "shards", "source"}
+    if not isinstance(index, dict) or not wanted <= index.keys():
+        raise ValueError(f"{path}: not an index of shards; wants the keys {sorted(wanted)}")
+    if index["format"] != FORMAT:
+        raise ValueError(
+            f"{path}: format={index['format']!r}, this version reads format {FORMAT}; "
+            "write the shards again with `python -m nested_jax.data shard`"
+        )
+    return index
+
+
+def check_tokenizer(tokenizer: Tokenizer, path: Path, expected: str, root: Path) -> None:
+    """Raise unless the tokenizer is the one that wrote the shards of `root`."""
+    if tokenizer.hash != expected:
+        raise ValueError(
+            f"{path}: sha256 {tokenizer.hash[:16]}..., but the shards of {root} were written "
+            f"with the tokenizer {expected[:16]}...; put that tokenizer back or write "
+            "the shards again"
+        )
+
+
+def check_shard(store: TokenStore, shard: Shard, *, contents: bool) -> None:
+    """Raise unless the files of `shard` are the ones that the index describes."""
+    itemsize = np.dtype(store.dtype).itemsize
+    for file, size, digest in (
+        (shard.file, shard.tokens * itemsize, shard.sha256),
+        (shard.offsets_file, (shard.documents + 1) * 8, shard.offsets_sha256),
+    ):
+        path = store.root / file
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: missing, and {store.root / INDEX} names it; write the shards again or "
+                "copy the file back"
+            )
+        if path.stat().st_size != size:
+            raise ValueError(
+                f"{path}: {path.stat().st_size} bytes, {store.root / INDEX} says {size}; the "
+                "file is truncated or foreign"
+            )
+        if contents and file_sha256(path) != digest:
+            raise ValueError(
+                f"{path}: its sha256 is not the one in {store.root / INDEX}; the file is "
+                "damaged or foreign"
+            )
+
+
+def sample_text(store: TokenStore, shards: Sequence[Shard], max_bytes: int) -> bytes:
+    """Return about `max_bytes` of text: the beginning of each shard, in proportion to its size."""
+    share = min(1.0, max_bytes / max(1, sum(shard.bytes for shard in shards)))
+    parts = []
+    for shard in shards:
+        ids = np.fromfile(store.root / shard.file, store.dtype, int(shard.tokens * share))
+        parts.append(store.tokenizer.decode(ids).encode())
+    return b"".join(parts)
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
