@@ -116,7 +116,6 @@ class CMSConfig:
     keep: float = 1.0  # retention of a fast weight at a write: 1 forgets nothing
     fast_layers: int = 1  # blocks, counted from the last, whose levels are written; -1 is all
     fast_rank: int = 0  # rank of a fast weight's delta; 0 is full
-    flush: bool = False  # write the partial period at the end of a stream
 
     def __post_init__(self) -> None:
         require(len(self.periods) > 0, "cms.periods", self.periods, "wants at least one level")
@@ -252,6 +251,12 @@ class ModelConfig:
         return self.block in ("hope", "hope_attention", "hope_hybrid")
 
     @property
+    def attends(self) -> bool:
+        """Softmax attention over the tokens read so far, with a cache of keys and values."""
+        attending = ("transformer", "hope_attention", "hope_hybrid", "titans_mag", "titans_mal")
+        return self.block in attending
+
+    @property
     def fast_layers(self) -> int:
         """Blocks whose CMS levels carry fast weights."""
         if not self.has_cms:
@@ -275,7 +280,7 @@ class TeachConfig:
     meta_gradient: Literal["through", "stop"] | int = "through"  # int: through the last k chunks
     levels: tuple[int, ...] | None = None  # CMS levels that may be written, 0 the fastest; None all
     layers: tuple[int, ...] | None = None  # layers that may be written; None all
-    remat: bool = True  # recompute a chunk in the backward pass
+    remat: Literal["none", "chunk", "sqrt"] = "chunk"  # what backward recomputes; sqrt: O(sqrt N) memory
 
     def __post_init__(self) -> None:
         require(self.chunk >= 1, "teach.chunk", self.chunk, "wants at least 1 token")
@@ -312,8 +317,9 @@ class OptimConfig:
     )
     period_lr: Literal["scaled", "same"] = "scaled"  # scaled: learning_rate / period
     param_policy: Literal["all", "exclude_memory", "only_memory"] = "all"  # what is trained
-    muon_learning_rate: float = 0.02  # of the hidden matrices under muon and m3
+    muon_learning_rate: float = 0.02  # of the hidden matrices, unless name is adamw
     muon_momentum: float = 0.95
+    muon_heads: Literal["joint", "per_head"] = "joint"  # one matrix, or one a head
     newton_schulz_steps: int = 5
     m3_form: Literal["ema", "literal"] = "ema"  # NL Alg. 1 as printed never decays its accumulators
     m3_beta3: float = 0.9  # slow momentum

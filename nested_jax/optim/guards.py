@@ -1,0 +1,65 @@
+"""Updates that are not finite are skipped, counted, and never accepted."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nested_jax.types import Array, PyTree
+
+
+class GuardState(NamedTuple):
+    total: Array  # int32, skipped updates since the start
+    consecutive: Array  # int32, skipped updates since the last accepted one
+    inner: PyTree
+
+
+class BadUpdates(NamedTuple):
+    total: Array
+    consecutive: Array
+
+
+def skip_non_finite(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Turn a bad step into one that never was: zero updates, and a state that did not move.
+
+    Bad is a gradient whose global norm is not finite (an element is not, or the square of one
+    overflows: a second moment would stay infinite for ever and stop that weight in silence), and
+    an update whose global norm is not. Counters inside `inner`, those of periods too, stay.
+    Unlike ``optax.apply_if_finite`` there is no number of bad steps after which one is accepted:
+    the caller reads `bad_updates` and ends the run.
+    """
+
+    def init(params: PyTree) -> GuardState:
+        zero = jnp.zeros((), jnp.int32)
+        return GuardState(zero, zero, inner.init(params))
+
+    def update(
+        updates: PyTree, state: GuardState, params: PyTree | None = None
+    ) -> tuple[PyTree, GuardState]:
+        new, new_inner = inner.update(updates, state.inner, params)
+        ok = jnp.isfinite(optax.global_norm(updates)) & jnp.isfinite(optax.global_norm(new))
+        new = jax.tree.map(lambda u: jnp.where(ok, u, jnp.zeros_like(u)), new)
+        kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new_inner, state.inner)
+        bad = (~ok).astype(jnp.int32)
+        return new, GuardState(state.total + bad, (state.consecutive + 1) * bad, kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+def bad_updates(opt_state: PyTree) -> BadUpdates:
+    """Return how many updates were skipped, in all and in a row, from any optimizer state.
+
+    Raises:
+      ValueError: the state holds no `skip_non_finite`.
+    """
+
+    def is_guard(node: Any) -> bool:
+        return isinstance(node, GuardState)
+
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_guard) if is_guard(node)]
+    if len(found) != 1:
+        raise ValueError(f"opt_state holds {len(found)} guards: wants one from make_optimizer")
+    return BadUpdates(found[0].total, found[0].consecutive)
