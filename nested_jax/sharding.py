@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nested_jax.config import MeshConfig, require
-from nested_jax.types import Array, ParamInfo, PyTree
+from nested_jax.types import Array, Batch, ParamInfo, PyTree
 
 AXES = ("data", "fsdp", "model")
 
@@ -187,10 +188,11 @@ def process_rows(mesh: Mesh, batch_size: int) -> Rows:
     return Rows(part=first // size, parts=batch_size // size)
 
 
-def place_batch(mesh: Mesh, local: PyTree) -> PyTree:
-    """Put the rows that this process read onto its devices, as its part of global arrays."""
+def place_batch(mesh: Mesh, local: Mapping[str, np.ndarray]) -> Batch:
+    """Put the rows that this process read onto its devices, as its part of a global batch."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local)
+    put = partial(jax.make_array_from_process_local_data, sharding)
+    return Batch(**{name: put(x) for name, x in local.items()})
 
 
 # --- processes -----------------------------------------------------------------------------------

@@ -1,0 +1,107 @@
+"""Train: ``python launch.py --config configs/pilot.py:smoke [--workdir runs/NAME]``.
+
+    --config FILE.py[:ARG]       the experiment
+    --config.FIELD=VALUE         override a field, as in --config.optim.learning_rate=3e-4
+    --workdir DIR                default runs/FILE or runs/FILE-ARG; one with checkpoints is resumed
+    --coordinator HOST:PORT --num-processes N --process-id I     one process of several; Slurm and
+                                 JAX_COORDINATOR_ADDRESS, _NUM_PROCESSES, _PROCESS_ID are found
+
+Exit status: 0 done, 1 a level that was to be written was not, 2 bad input, or a checkpoint that
+cannot be written, 3 diverged, 143 or 130 stopped by SIGTERM or SIGINT after saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from nested_jax.config import Config, load_config, parse_overrides, require
+from nested_jax.sharding import Processes, start_processes
+from nested_jax.signals import Stopped
+from nested_jax.trainer import train
+from nested_jax.watch import Diverged, NotWritten
+
+
+def main(arguments: list[str]) -> int:
+    """Run one training job; return its exit status."""
+    try:
+        flags, overrides = parse(arguments)
+        cfg = load_config(flags.config, parse_overrides(overrides))
+        check_evaluators(cfg)
+        start_processes(processes(flags))
+        summary = train(cfg, flags.workdir or default_workdir(flags.config))
+    except OSError as error:
+        return failed("error", error, 2)
+    except ValueError as error:
+        if not raised_by_us(error):
+            raise  # a defect, or a library's limit: the traceback is what helps
+        return failed("error", error, 2)
+    except NotWritten as error:
+        return failed("error", error, 1)
+    except Diverged as error:
+        return failed("diverged", error, 3)
+    except Stopped as stop:
+        return failed("stopped", stop, 128 + stop.number)
+    print(
+        f"done: step {summary.step}, valid loss {summary.valid_loss:.4f}, "
+        f"{summary.valid_bits_per_byte:.4f} bits per byte, {summary.seconds:.0f} s"
+    )
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the flags, and the ``--config.FIELD=VALUE`` arguments in their order."""
+    parser = argparse.ArgumentParser(
+        prog="launch.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="FILE.py or FILE.py:ARG")
+    parser.add_argument("--workdir", type=Path, help="default: runs/, named after the config")
+    parser.add_argument("--coordinator", help="HOST:PORT of process 0")
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument("--process-id", type=int)
+    return parser.parse_known_args(arguments)
+
+
+def processes(flags: argparse.Namespace) -> Processes | None:
+    given = (flags.coordinator, flags.num_processes, flags.process_id)
+    if all(value is None for value in given):
+        return None
+    require(
+        None not in given, "--coordinator --num-processes --process-id", given, "want all three"
+    )
+    return Processes(*given)
+
+
+def default_workdir(spec: str) -> Path:
+    """Return runs/NAME for NAME.py, runs/NAME-ARG for NAME.py:ARG."""
+    file, _, argument = spec.partition(":")
+    name = "-".join(part for part in (Path(file).stem, argument) if part)
+    return Path("runs") / re.sub(r"[^\w.=-]+", "_", name)
+
+
+def check_evaluators(cfg: Config) -> None:
+    tasks = cfg.train.eval_tasks
+    require(not tasks, "train.eval_tasks", tasks, "no evaluator is built in yet; wants ()")
+
+
+def raised_by_us(error: Exception) -> bool:
+    """Whether this code, and not a library below it, raised the error."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    root = Path(__file__).resolve().parent
+    return frame is not None and root in Path(frame.tb_frame.f_code.co_filename).resolve().parents
+
+
+def failed(what: str, error: Exception, status: int) -> int:
+    print(f"launch.py: {what}: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

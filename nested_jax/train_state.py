@@ -1,0 +1,55 @@
+"""What an outer step carries to the next: parameters, optimizer state and persistent streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from nested_jax.optim import optimizer_shardings
+from nested_jax.sharding import batch_sharding, param_shardings, replicated
+from nested_jax.types import Array, PyTree
+
+
+class TrainState(NamedTuple):
+    """The state of training after `step` optimizer steps; the jitted step donates it."""
+
+    step: Array  # int32
+    params: PyTree  # float32
+    opt_state: PyTree
+    carry: PyTree = ()  # batch-first sequence state that lives through the run; () keeps none
+
+
+def new_state(
+    params: PyTree, optimizer: optax.GradientTransformation, carry: PyTree = ()
+) -> TrainState:
+    """Return the state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
+
+
+def place_state(
+    mesh: Mesh, info: PyTree, optimizer: optax.GradientTransformation, abstract: TrainState
+) -> TrainState:
+    """Return the tree of shardings for `abstract`, the shapes of a state.
+
+    Optimizer state lies where its parameter lies; the carry is placed like a batch.
+
+    Args:
+      info: tree of `ParamInfo`.
+    """
+    params = param_shardings(mesh, info)
+    return TrainState(
+        step=cast(Any, replicated(mesh)),
+        params=params,
+        opt_state=optimizer_shardings(optimizer, abstract.params, params, mesh),
+        carry=jax.tree.map(lambda _: batch_sharding(mesh), abstract.carry),
+    )
+
+
+def create_state(make: Callable[[], TrainState], shardings: TrainState) -> TrainState:
+    """Run `make` on the devices, every leaf created where it stays: no unsharded copy exists."""
+    return jax.jit(make, out_shardings=shardings)()
