@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
@@ -37,6 +38,11 @@ def aligned_starts(offsets: np.ndarray, align: int) -> np.ndarray:
         return offsets
     lengths = np.diff(offsets)
     return np.concatenate([[0], np.cumsum(-(-lengths // align) * align)])
+
+
+def map_tokens(path: Path, dtype: str) -> np.ndarray:
+    """Map a file of tokens into memory; an empty file cannot be mapped and is an empty array."""
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
 
 
 class PackedSource:
@@ -113,11 +119,8 @@ class PackedSource:
                 return self._open[number]
             record = self.shards[number]
             offsets = np.fromfile(self.store.root / record.offsets_file, np.int64)
-            shard = OpenShard(
-                np.memmap(self.store.root / record.file, self.store.dtype, "r"),
-                offsets,
-                aligned_starts(offsets, self.align),
-            )
+            tokens = map_tokens(self.store.root / record.file, self.store.dtype)
+            shard = OpenShard(tokens, offsets, aligned_starts(offsets, self.align))
             self._open[number] = shard
             if len(self._open) > CACHED_SHARDS:
                 self._open.popitem(last=False)
