@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import math
 import sys
 import types
 import typing
@@ -257,6 +258,20 @@ class ModelConfig:
         return self.block in attending
 
     @property
+    def memory_chunk(self) -> int:
+        """Tokens to whose multiples every chunk grid of the sequence memories is aligned."""
+        memory = self.memory
+        chunks = {
+            "hope": (memory.chunk, memory.generator_chunk),
+            "titans_mac": (memory.chunk, memory.segment),
+            "titans_lmm": (memory.chunk,),
+            "titans_mag": (memory.chunk,),
+            "titans_mal": (memory.chunk,),
+            "hope_hybrid": (memory.chunk,),
+        }
+        return math.lcm(*chunks.get(self.block, (1,)))
+
+    @property
     def fast_layers(self) -> int:
         """Blocks whose CMS levels carry fast weights."""
         if not self.has_cms:
@@ -280,7 +295,9 @@ class TeachConfig:
     meta_gradient: Literal["through", "stop"] | int = "through"  # int: through the last k chunks
     levels: tuple[int, ...] | None = None  # CMS levels that may be written, 0 the fastest; None all
     layers: tuple[int, ...] | None = None  # layers that may be written; None all
-    remat: Literal["none", "chunk", "sqrt"] = "chunk"  # what backward recomputes; sqrt: O(sqrt N) memory
+    remat: Literal["none", "chunk", "sqrt"] = (
+        "chunk"  # what backward recomputes; sqrt: O(sqrt N) memory
+    )
 
     def __post_init__(self) -> None:
         require(self.chunk >= 1, "teach.chunk", self.chunk, "wants at least 1 token")
@@ -463,25 +480,9 @@ class Config:
 
     @property
     def align(self) -> int:
-        """Tokens to whose multiples documents are aligned: every chunk of the model divides it."""
-        chunks = [self.data.align or 1]
-        if self.teaches:
-            chunks.append(self.teach.chunk)
-        if self.model.block in ("hope", "hope_hybrid", "titans_lmm", "titans_mag", "titans_mal"):
-            chunks.append(self.model.memory.chunk)
-        if self.model.block == "hope":
-            chunks.append(self.model.memory.generator_chunk)
-        if self.model.block == "titans_mac":
-            chunks += [self.model.memory.segment, self.model.memory.chunk]
-        largest = max(chunks)
-        for chunk in chunks:
-            require(
-                largest % chunk == 0,
-                "chunk",
-                tuple(chunks),
-                f"every chunk must divide the largest; {chunk} does not divide {largest}",
-            )
-        return largest
+        """Tokens to whose multiples documents are aligned: a multiple of every chunk of the model."""
+        taught = self.teach.chunk if self.teaches else 1
+        return math.lcm(self.data.align or 1, taught, self.model.memory_chunk)
 
     @property
     def teaches(self) -> bool:

@@ -47,3 +47,20 @@ class ParamInfo:
     axes: tuple[str | None, ...]  # logical axes, one a dimension; see sharding.RULES
     kind: str  # matrix | embed | head | vector | conv | fast0
     level: int = 0  # outer level: 0 is stepped every step, CMS level l is level l (1-based)
+
+
+class Span(NamedTuple):
+    """What a block has to know about the tokens of one call, beside their activations.
+
+    A call reads T tokens of each row. Rows are streams of documents: `segment_BT` numbers them from 1
+    and `position_BT` counts tokens from the start of the token's own document.
+    """
+
+    position_BT: Array  # int32
+    segment_BT: Array  # int32
+    slot_segment_BU: Array  # int32, document of every slot of the attention caches; 0 is empty
+    slots_B: Array  # int32, slots in use of a full-attention cache
+    fresh_B: Array  # bool, rows that have read nothing since their reset
+    starts_BT: Array | None = None  # bool, first token of a document inside the call; None: nowhere
+    lengths_B: Array | None = None  # int32, tokens of the row that exist; None: all T
+    origin: str = "any"  # static: any | aligned (every chunk grid starts here) | fresh (zero state)

@@ -1,0 +1,184 @@
+"""How a parameter is declared, and the layers that everything shares: RMSNorm, RoPE, SwiGLU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from nested_jax.types import Array, ParamInfo, PyTree
+
+Init = Callable[[Array, tuple[int, ...]], Array]
+
+
+class Declared(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
+    """A parameter with what it is; `unbox` gives the bare array."""
+
+    value: Any
+    axes: tuple[str | None, ...] = struct.field(pytree_node=False)
+    kind: str = struct.field(pytree_node=False)
+    level: int = struct.field(pytree_node=False, default=0)
+
+    def unbox(self) -> Any:
+        return self.value
+
+    def replace_boxed(self, val: Any) -> Declared:
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> Declared:
+        axes = list(self.axes)
+        axes.insert(index, params.get(nn.PARTITION_NAME))
+        return self.replace(axes=tuple(axes))
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> Declared:
+        del params
+        return self.replace(axes=self.axes[:index] + self.axes[index + 1 :])
+
+
+def is_declared(x: Any) -> bool:
+    return isinstance(x, Declared)
+
+
+def unbox(declared: PyTree) -> PyTree:
+    return jax.tree.map(lambda d: d.value, declared, is_leaf=is_declared)
+
+
+def param_info(declared: PyTree) -> PyTree:
+    """Return the tree of ParamInfo of a tree of declared (possibly abstract) parameters."""
+
+    def info(d: Declared) -> ParamInfo:
+        assert len(d.axes) == d.value.ndim, f"axes {d.axes} of shape {d.value.shape}"
+        return ParamInfo(tuple(d.value.shape), d.axes, d.kind, d.level)
+
+    return jax.tree.map(info, declared, is_leaf=is_declared)
+
+
+class Layer(nn.Module):
+    """A module whose parameters are declared once: shape, logical axes, kind, initialisation."""
+
+    def weight(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        axes: tuple[str | None, ...],
+        *,
+        kind: str = "matrix",
+        init: Init,
+        level: int = 0,
+    ) -> Array:
+        """Declare a float32 parameter and return its value."""
+
+        def make(key: Array) -> Declared:
+            return Declared(init(key, shape).astype(jnp.float32), axes, kind, level)
+
+        return self.param(name, make)
+
+
+def normal(std: float) -> Init:
+    return lambda key, shape: std * jax.random.truncated_normal(key, -3.0, 3.0, shape, jnp.float32)
+
+
+def fan_in(width: int, scale: float = 1.0) -> Init:
+    """Normal with variance scale² / width, `width` the number of inputs that are summed."""
+    return normal(scale / math.sqrt(width))
+
+
+def constant(value: float) -> Init:
+    return lambda key, shape: jnp.full(shape, value, jnp.float32)
+
+
+def residual_scale(layers: int) -> float:
+    """Factor on what a block adds to the residual stream, so that its variance is independent of L."""
+    return 1.0 / math.sqrt(2 * layers)
+
+
+def rms_norm(x_BTD: Array, scale_D: Array, eps: float) -> Array:
+    """Divide by the root mean square over the last axis, in float32; returns the caller's dtype."""
+    x = x_BTD.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    scale = scale_D.reshape((1,) * (x.ndim - scale_D.ndim) + scale_D.shape)
+    return (x * inverse * scale).astype(x_BTD.dtype)
+
+
+class RMSNorm(Layer):
+    """Root-mean-square normalisation with a learned scale (Zhang & Sennrich 2019)."""
+
+    width: int
+    eps: float
+
+    def setup(self) -> None:
+        self.scale_D = self.weight(
+            "scale", (self.width,), (None,), kind="vector", init=constant(1.0)
+        )
+
+    def __call__(self, x_BTD: Array) -> Array:
+        return rms_norm(x_BTD, self.scale_D, self.eps)
+
+
+def rotary(x_BTHK: Array, position_BT: Array, theta: float) -> Array:
+    """Rotate pairs (i, i + K/2) by position · theta^(-2i/K) (Su et al. 2021), in float32."""
+    half = x_BTHK.shape[-1] // 2
+    frequency_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BTK = position_BT.astype(jnp.float32)[..., None] * frequency_K[None, None, :]
+    cos, sin = jnp.cos(angle_BTK)[:, :, None, :], jnp.sin(angle_BTK)[:, :, None, :]
+    a, b = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BTHK.dtype)
+
+
+class MLPWeights(NamedTuple):
+    """The matrices of a SwiGLU MLP: shared, [D, F] and [F, D], or one a sequence, with B first."""
+
+    gate: Array
+    up: Array
+    down: Array
+
+
+def contract(x_BTD: Array, weight: Array) -> Array:
+    """Multiply tokens by a matrix that is shared ([D, F]) or one a sequence ([B, D, F])."""
+    if weight.ndim == 2:
+        return jnp.einsum("btd,df->btf", x_BTD, weight)
+    return jnp.einsum("btd,bdf->btf", x_BTD, weight)
+
+
+def swiglu_hidden(weights: MLPWeights, x_BTD: Array) -> Array:
+    """silu(x W_gate) * x W_up, [B, T, F] in the dtype of `x` (Shazeer 2020)."""
+    gate, up = (w.astype(x_BTD.dtype) for w in weights[:2])
+    return nn.silu(contract(x_BTD, gate)) * contract(x_BTD, up)
+
+
+def swiglu(weights: MLPWeights, x_BTD: Array) -> Array:
+    """(silu(x W_gate) * x W_up) W_down."""
+    return contract(swiglu_hidden(weights, x_BTD), weights.down.astype(x_BTD.dtype))
+
+
+def mlp_weights(
+    layer: Layer, prefix: str, dim: int, hidden: int, scale: float, level: int = 0
+) -> MLPWeights:
+    """Declare the three matrices of a SwiGLU MLP; `scale` is the factor on the output's init."""
+    up, down = ("embed", "mlp"), ("mlp", "embed")
+    return MLPWeights(
+        gate=layer.weight(f"{prefix}gate", (dim, hidden), up, init=fan_in(dim), level=level),
+        up=layer.weight(f"{prefix}up", (dim, hidden), up, init=fan_in(dim), level=level),
+        down=layer.weight(
+            f"{prefix}down", (hidden, dim), down, init=fan_in(hidden, scale), level=level
+        ),
+    )
+
+
+class MLP(Layer):
+    """The SwiGLU MLP of a Transformer++ block."""
+
+    dim: int
+    hidden: int
+    scale: float  # factor on the output's initialisation
+
+    def setup(self) -> None:
+        self.weights = mlp_weights(self, "", self.dim, self.hidden, self.scale)
+
+    def __call__(self, x_BTD: Array) -> Array:
+        return swiglu(self.weights, x_BTD)

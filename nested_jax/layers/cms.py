@@ -1,0 +1,180 @@
+"""The continuum memory system (NL Eq. 70-74): a chain of MLPs, each written at its own period.
+
+The slow weights of a level are ordinary parameters. What a sequence writes is a delta on them, carried
+in its state: with zero deltas the chain is an MLP stack, and one level is a Transformer's MLP.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nested_jax.config import ModelConfig
+from nested_jax.layers.basic import (
+    Layer,
+    MLPWeights,
+    RMSNorm,
+    constant,
+    contract,
+    fan_in,
+    mlp_weights,
+    residual_scale,
+    swiglu_hidden,
+)
+from nested_jax.types import Array, PyTree
+
+
+class LowRank(NamedTuple):
+    """A delta u (basis + v) of rank R; the basis is a slow weight and u starts at zero."""
+
+    u_BDR: Array
+    v_BRF: Array
+
+
+class CMS(Layer):
+    """The levels of one block. `fast` blocks have deltas and learned rates; the others are MLPs.
+
+    Arrangements: `sequential` y = MLP_M(... MLP_1(x)); `independent` y = x + sum_l c_l MLP_l(x) with
+    learned c; `nested` is sequential in the forward pass, all levels share one set of slow weights and
+    a level starts each period of the next slower level at that level's weights.
+    """
+
+    cfg: ModelConfig
+    fast: bool
+
+    def setup(self) -> None:
+        cfg, levels = self.cfg, len(self.cfg.cms.periods)
+        dim, hidden = cfg.dim, cfg.level_width
+        scale = residual_scale(cfg.layers) / math.sqrt(levels)
+        self.norms = [RMSNorm(dim, cfg.norm_eps, name=f"norm_{i}") for i in range(levels)]
+        if cfg.cms.chain == "nested":
+            shared = mlp_weights(self, "", dim, hidden, scale, level=levels)
+            self.weights = [shared] * levels
+        else:
+            self.weights = [
+                mlp_weights(self, f"level_{i}_", dim, hidden, scale, level=i + 1)
+                for i in range(levels)
+            ]
+        if cfg.cms.chain == "independent":
+            self.combine_M = self.weight(
+                "combine", (levels,), (None,), kind="vector", init=constant(1.0)
+            )
+        if self.fast and cfg.cms.learned_rate:
+            self.log_rate = [
+                self.weight(
+                    f"log_rate_{i}", (3,), (None,), kind="vector", init=constant(0.0), level=i + 1
+                )
+                for i in range(levels)
+            ]
+        if self.fast and cfg.cms.fast_rank:
+            self.basis = [self._basis(i) for i in range(levels)]
+
+    def _basis(self, level: int) -> MLPWeights:
+        rank, dim, hidden = self.cfg.cms.fast_rank, self.cfg.dim, self.cfg.level_width
+
+        def declare(name: str, width: int, axis: str) -> Array:
+            return self.weight(
+                f"basis_{level}_{name}",
+                (rank, width),
+                (None, axis),
+                kind="fast0",
+                init=fan_in(rank),
+                level=level + 1,
+            )
+
+        return MLPWeights(
+            declare("gate", hidden, "mlp"),
+            declare("up", hidden, "mlp"),
+            declare("down", dim, "embed"),
+        )
+
+    def init_deltas(self, batch: int) -> tuple[PyTree, ...]:
+        """Return zero deltas, one tree a level with leaves [B, ...]."""
+
+        def zero(base: Array) -> PyTree:
+            rank = self.cfg.cms.fast_rank
+            if not rank:
+                return jnp.zeros((batch, *base.shape), jnp.float32)
+            rows, columns = base.shape
+            return LowRank(
+                jnp.zeros((batch, rows, rank), jnp.float32),
+                jnp.zeros((batch, rank, columns), jnp.float32),
+            )
+
+        return tuple(MLPWeights(*(zero(w) for w in weights)) for weights in self.weights)
+
+    def rates(self) -> tuple[PyTree, ...]:
+        """Return the inner rate of every matrix, a token of summed loss; trees like the deltas."""
+        rates = []
+        for i in range(len(self.weights)):
+            lr = jnp.full((3,), self.cfg.cms.level_lr(i), jnp.float32)
+            lr_3 = lr * jnp.exp(self.log_rate[i]) if self.cfg.cms.learned_rate else lr
+            leaf = (lambda r: LowRank(r, r)) if self.cfg.cms.fast_rank else (lambda r: r)
+            rates.append(MLPWeights(*(leaf(lr_3[j]) for j in range(3))))
+        return tuple(rates)
+
+    def written(self, level: int, delta: PyTree) -> MLPWeights:
+        """Return what the delta of a level adds to its slow weights, [B, D, F] in float32."""
+        if not self.cfg.cms.fast_rank:
+            return delta
+        basis = self.basis[level]
+        return MLPWeights(
+            *(
+                jnp.einsum("bdr,brf->bdf", d.u_BDR, d.v_BRF + b[None])
+                for d, b in zip(delta, basis, strict=True)
+            )
+        )
+
+    def change(self, deltas: tuple[PyTree, ...]) -> tuple[Array, ...]:
+        """Return |delta| / |slow weights| of every level and sequence, [B] each."""
+        changes = []
+        for level, delta in enumerate(deltas):
+            added = self.written(level, delta)
+            axes = tuple(range(1, 3))
+            numerator = sum(jnp.sum(jnp.square(a), axis=axes) for a in added)
+            denominator = sum(jnp.sum(jnp.square(w)) for w in self.weights[level])
+            changes.append(jnp.sqrt(numerator / denominator))
+        return tuple(changes)
+
+    def __call__(
+        self, x_BTD: Array, deltas: tuple[PyTree, ...] | None = None
+    ) -> tuple[Array, Array]:
+        """Return the chain's output, residuals included, and the recall of the deltas.
+
+        The recall, ½ Σ_t |delta x̂_t|² over matrices and tokens, is what delta gradient descent
+        descends beside the loss: its gradient is delta x̂ x̂ᵀ, the erasing term of NL Eq. 57. It is 0
+        for the other inner optimizers.
+        """
+        y_BTD, recall_B = x_BTD, jnp.zeros((x_BTD.shape[0],), jnp.float32)
+        for level, (norm, base) in enumerate(zip(self.norms, self.weights, strict=True)):
+            source = x_BTD if self.cfg.cms.chain == "independent" else y_BTD
+            added = None if deltas is None else self.written(level, deltas[level])
+            out_BTD, recalled_B = self._level(norm(source), base, added)
+            if self.cfg.cms.chain == "independent":
+                out_BTD = out_BTD * self.combine_M[level].astype(out_BTD.dtype)
+            y_BTD, recall_B = y_BTD + out_BTD, recall_B + recalled_B
+        return y_BTD, recall_B
+
+    def _level(
+        self, x_BTD: Array, base: MLPWeights, added: MLPWeights | None
+    ) -> tuple[Array, Array]:
+        weights = base
+        if added is not None:
+            weights = MLPWeights(*(w[None] + a for w, a in zip(base, added, strict=True)))
+        z_BTF = swiglu_hidden(weights, x_BTD)
+        recall_B = jnp.zeros((x_BTD.shape[0],), jnp.float32)
+        if added is not None and self.cfg.cms.optimizer == "dgd":
+            recall_B = sum(
+                (_recall(x, a) for x, a in zip((x_BTD, x_BTD, z_BTF), added, strict=True)), recall_B
+            )
+        return contract(z_BTF, weights.down.astype(z_BTF.dtype)), recall_B
+
+
+def _recall(x_BTD: Array, added_BDF: Array) -> Array:
+    """½ Σ_t |x̂_t delta|² with x̂ the unit input, which is held constant."""
+    x = jax.lax.stop_gradient(x_BTD.astype(jnp.float32))
+    unit = x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+    return 0.5 * jnp.sum(jnp.square(contract(unit, added_BDF)), axis=(1, 2))

@@ -1,0 +1,1 @@
+"""Blocks, the language model, decoding."""

@@ -1,0 +1,81 @@
+"""The table of block kinds. A block mixes tokens, then transforms each: two pre-norm residual parts.
+
+A mixer is a layer with `init_state(batch, capacity)` and `(state, x_BTD, span, mask) -> (state, y_BTD)`.
+Its state is a pytree of arrays with the batch first, and a state of zeros has read nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from nested_jax.config import ModelConfig
+from nested_jax.layers.attention import Attention
+from nested_jax.layers.basic import MLP, Layer, RMSNorm, residual_scale
+from nested_jax.layers.cms import CMS
+from nested_jax.types import Array, PyTree, Span
+
+MIXERS: dict[str, Any] = {
+    "transformer": Attention,
+    "hope_attention": Attention,
+}
+
+
+class BlockOutput(NamedTuple):
+    state: PyTree  # of the mixer
+    x_BTD: Array
+    recall_B: Array  # see layers/cms.py; 0 without deltas
+    cms_in_BTD: Array  # what the CMS of the block read; the local teach mode needs it
+
+
+class Block(Layer):
+    """x + mixer(norm(x)), then an MLP or a CMS chain; `fast` blocks carry deltas for their CMS."""
+
+    cfg: ModelConfig
+    fast: bool
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.mixer = MIXERS[cfg.block](cfg)
+        if cfg.has_cms:
+            self.cms = CMS(cfg, self.fast)
+        else:
+            self.mlp_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+            self.mlp = MLP(cfg.dim, cfg.mlp_width, residual_scale(cfg.layers))
+
+    def init_state(self, batch: int, capacity: int) -> PyTree:
+        return self.mixer.init_state(batch, capacity)
+
+    def __call__(
+        self,
+        state: PyTree,
+        x_BTD: Array,
+        span: Span,
+        mask: Array | None,
+        deltas: tuple[PyTree, ...] | None = None,
+    ) -> BlockOutput:
+        state, y_BTD = self.mixer(state, self.norm(x_BTD), span, mask)
+        x_BTD = x_BTD + y_BTD
+        cms_in_BTD = x_BTD
+        if self.cfg.has_cms:
+            x_BTD, recall_B = self.cms(x_BTD, deltas)
+        else:
+            x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+            recall_B = jnp.zeros((x_BTD.shape[0],), jnp.float32)
+        return BlockOutput(state, x_BTD, recall_B, cms_in_BTD)
+
+    # The parts that the teach loop calls on their own.
+
+    def read_cms(self, x_BTD: Array, deltas: tuple[PyTree, ...]) -> tuple[Array, Array]:
+        return self.cms(x_BTD, deltas)
+
+    def init_deltas(self, batch: int) -> tuple[PyTree, ...]:
+        return self.cms.init_deltas(batch)
+
+    def rates(self) -> tuple[PyTree, ...]:
+        return self.cms.rates()
+
+    def change(self, deltas: tuple[PyTree, ...]) -> tuple[Array, ...]:
+        return self.cms.change(deltas)

@@ -1,0 +1,419 @@
+"""The language model: embedding, a stack of equal blocks, head, and the state of its sequences.
+
+The last `cms.fast_layers` blocks are the *suffix*: they carry fast weights, and the teach loop reads
+them chunk by chunk. All blocks below are the *prefix*, which runs over all tokens of a call at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nested_jax.config import ModelConfig
+from nested_jax.layers.attention import attention_mask
+from nested_jax.layers.basic import (
+    Declared,
+    is_declared,
+    normal,
+    param_info,
+    rms_norm,
+    unbox,
+)
+from nested_jax.losses import logits_of
+from nested_jax.models.blocks import Block
+from nested_jax.models.state import Cursor, OpenChunk, State
+from nested_jax.models.stream import advance, count, empty_context, make_span, started
+from nested_jax.ops.fast_weights import init_level, per_row, select
+from nested_jax.sharding import constrain
+from nested_jax.types import Array, PyTree, Span
+
+HEAD_STD = 0.5  # of a logit at initialisation: the first loss is ln(S) + HEAD_STD² / 2
+
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class StackOutput(NamedTuple):
+    states: PyTree  # mixer states, leaves [B, L, ...]
+    x_BTD: Array
+    recall_B: Array
+    cms_in_LBTD: Array | tuple[()]  # inputs of the CMS chains, when they were asked for
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A nested-learning language model. Hashable; everything that changes is an argument.
+
+    Public methods: `init`, `init_state`, `apply`, `param_info`. The rest are the parts from which
+    `nested_jax.teach` builds the inner loop.
+    """
+
+    cfg: ModelConfig
+
+    # --- parameters ---
+
+    def init(self, key: Array) -> PyTree:
+        """Return the float32 parameters, a nested dict; blocks are stacked on a leading axis L."""
+        return unbox(self._declare(key))
+
+    def param_info(self) -> PyTree:
+        """Return the tree of ParamInfo: shape, logical axes, kind and level of every parameter."""
+        return param_info(jax.eval_shape(self._declare, jax.random.key(0)))
+
+    def _declare(self, key: Array) -> PyTree:
+        cfg = self.cfg
+        keys = jax.random.split(key, 4)
+        std = HEAD_STD / math.sqrt(cfg.dim)
+
+        def table(key: Array, kind: str) -> Declared:
+            value = normal(std)(key, (cfg.vocab_size, cfg.dim))
+            return Declared(value, ("vocab", "embed"), kind)
+
+        params = {
+            "embed": table(keys[0], "embed"),
+            "norm": Declared(jnp.ones((cfg.dim,), jnp.float32), (None,), "vector"),
+        }
+        if not cfg.tie_embeddings:
+            params["head"] = table(keys[1], "head")
+        for name, fast, layers, stack_key in (
+            ("prefix", False, cfg.layers - cfg.fast_layers, keys[2]),
+            ("suffix", True, cfg.fast_layers, keys[3]),
+        ):
+            if layers:
+                params[name] = self._declare_stack(stack_key, layers, fast)
+        return params
+
+    def _declare_stack(self, key: Array, layers: int, fast: bool) -> PyTree:
+        block, span = Block(self.cfg, fast), make_span(empty_context(self.cfg, 1, 1), 1)
+        x_BTD = jnp.zeros((1, 1, self.cfg.dim), jnp.float32)
+        mask = attention_mask(self.cfg, span)
+
+        def declare(key: Array) -> PyTree:
+            def visit(module: Block) -> None:
+                state = module.init_state(1, 1)
+                deltas = module.init_deltas(1) if fast else None
+                module(state, x_BTD, span, mask, deltas)
+
+            return block.init(key, method=visit)["params"]
+
+        stacked = jax.vmap(declare)(jax.random.split(key, layers))
+        return jax.tree.map(lambda d: d.add_axis(0, LAYERS), stacked, is_leaf=is_declared)
+
+    # --- state ---
+
+    def init_state(self, params: PyTree, batch_size: int, capacity: int | None = None) -> State:
+        """Return the state of `batch_size` sequences that have read nothing.
+
+        Args:
+          params: of this model.
+          batch_size: sequences.
+          capacity: tokens that full attention has to hold; None takes ``max_len``. Attention in a
+            window, and every memory, is of constant size and ignores it.
+        Raises:
+          ValueError: a batch size or capacity below 1.
+        """
+        capacity = self.cfg.max_len if capacity is None else capacity
+        for name, value in (("batch_size", batch_size), ("capacity", capacity)):
+            if value < 1:
+                raise ValueError(f"{name}={value!r}: wants 1 or more")
+        context = empty_context(self.cfg, batch_size, capacity)
+        prefix, suffix = (
+            self._init_mixers(params, name, batch_size, capacity) for name in ("prefix", "suffix")
+        )
+        now = Cursor(context, suffix)
+        if not self.cfg.fast_layers:
+            return State(prefix, now, (), ())
+        deltas = self._over_layers(params, "suffix", "init_deltas", batch_size)
+        fast = tuple(init_level(self.cfg.cms, _layers_second(d), batch_size) for d in deltas)
+        return State(prefix, now, fast, self._open_chunk(now, batch_size))
+
+    def _init_mixers(self, params: PyTree, name: str, batch: int, capacity: int) -> PyTree:
+        if name not in params:
+            return ()
+        return _layers_second(self._over_layers(params, name, "init_state", batch, capacity))
+
+    def _open_chunk(self, boundary: Cursor, batch: int) -> OpenChunk:
+        # No teach chunk is longer than the fastest period, so the buffer fits every teach config.
+        size = self.cfg.cms.periods[0]
+        return OpenChunk(
+            boundary=boundary,
+            x_BCD=jnp.zeros((batch, size, self.cfg.dim), jnp.dtype(self.cfg.compute_dtype)),
+            targets_BC=jnp.zeros((batch, size), jnp.int32),
+            weights_BC=jnp.zeros((batch, size), jnp.float32),
+            start_B=jnp.zeros((batch,), jnp.bool_),
+            count_B=jnp.zeros((batch,), jnp.int32),
+        )
+
+    def _over_layers(self, params: PyTree, name: str, method: str, *args: int) -> PyTree:
+        """Call a method of the block with the parameters of every layer; results stacked on L."""
+        block = self.block(name)
+        call = lambda p: block.apply({"params": p}, *args, method=method)  # noqa: E731
+        return jax.vmap(call)(params[name])
+
+    def block(self, name: str) -> Block:
+        return Block(self.cfg, fast=name == "suffix")
+
+    def rates(self, params: PyTree) -> tuple[PyTree, ...]:
+        """Return the inner rate of every fast matrix, leaves [L], a tree for each CMS level."""
+        return self._over_layers(params, "suffix", "rates")
+
+    def change(self, params: PyTree, state: State) -> tuple[Array, ...]:
+        """Return |delta| / |slow weights|, float32 [B, L], for each CMS level."""
+        block, deltas = self.block("suffix"), self.deltas(state)
+
+        def one(p: PyTree, deltas: tuple[PyTree, ...]) -> tuple[Array, ...]:
+            return block.apply({"params": p}, deltas, method="change")
+
+        return jax.vmap(one, in_axes=(0, 1), out_axes=1)(params["suffix"], deltas)
+
+    # --- reading ---
+
+    def embed(self, params: PyTree, tokens_BT: Array) -> Array:
+        """Look tokens up, scaled so that the residual stream starts with entries of order 1."""
+        table = params["embed"].astype(jnp.dtype(self.cfg.compute_dtype))
+        x_BTD = table[tokens_BT] * jnp.asarray(math.sqrt(self.cfg.dim), table.dtype)
+        return constrain(x_BTD, ("batch", None, None))
+
+    def run(
+        self,
+        params: PyTree,
+        name: str,
+        states: PyTree,
+        x_BTD: Array,
+        span: Span,
+        deltas: tuple[PyTree, ...] | None = None,
+        taps_LBTD: Array | None = None,
+        *,
+        collect: bool = False,
+    ) -> StackOutput:
+        """Run a stack of blocks over the tokens of a call; one scan over the layers.
+
+        Args:
+          params: of the model.
+          name: "prefix" or "suffix".
+          states: mixer states, leaves [B, L, ...].
+          deltas: fast weights of every CMS level, leaves [B, L, ...]; None runs the slow model.
+          taps_LBTD: added to the output of every block; its gradient is the teach signal of a block.
+          collect: also return the inputs of the CMS chains.
+        """
+        block = self.block(name)
+        mask = attention_mask(self.cfg, span)
+
+        def body(x_BTD: Array, layer: Any) -> tuple[Array, Any]:
+            p, state, delta, tap_BTD = layer
+            out = block.apply({"params": p}, state, x_BTD, span, mask, delta)
+            x_BTD = constrain(out.x_BTD, ("batch", None, None))
+            if tap_BTD is not None:
+                x_BTD = x_BTD + tap_BTD
+            return x_BTD, (out.state, out.recall_B, out.cms_in_BTD if collect else ())
+
+        policy = REMAT[self.cfg.remat]
+        if policy is not None:
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        xs = (params[name], _layers_first(states), _layers_first(deltas), taps_LBTD)
+        x_BTD, (states, recall_LB, cms_in) = jax.lax.scan(body, x_BTD, xs)
+        return StackOutput(_layers_second(states), x_BTD, jnp.sum(recall_LB, axis=0), cms_in)
+
+    def final_norm(self, params: PyTree, x_BTD: Array) -> Array:
+        return rms_norm(x_BTD, params["norm"], self.cfg.norm_eps)
+
+    def head(self, params: PyTree) -> Array:
+        """Return the output embedding, [S, D]."""
+        return params["embed" if self.cfg.tie_embeddings else "head"]
+
+    def read(
+        self,
+        params: PyTree,
+        state: State,
+        inputs: Array,
+        *,
+        starts_BT: Array | None = None,
+        lengths_B: Array | None = None,
+        origin: str = "any",
+    ) -> tuple[State, Array]:
+        """Return the next state and the normalised output of the last block, [B, T, D].
+
+        Arguments as `apply`.
+        """
+        x_BTD = self.inputs(params, inputs)
+        span = make_span(
+            state.now.context,
+            x_BTD.shape[1],
+            starts_BT=starts_BT,
+            lengths_B=lengths_B,
+            origin=origin,
+        )
+        x_BTD, prefix = self.run_prefix(params, state, x_BTD, span)
+        # A fresh state has no fast weights yet: the slow model is the same function, and cheaper.
+        deltas = None if origin == "fresh" else self.deltas(state)
+        now, out = self.run_suffix(params, state.now, x_BTD, span, deltas)
+        h_BTD = out.x_BTD
+        if starts_BT is not None and deltas is not None:
+            # A document that starts reads with the slow weights. It sees no token before it, so the
+            # slow model's outputs from there on are those of a run of its own.
+            slow, slow_out = self.run_suffix(params, state.now, x_BTD, span, None)
+            after_BT = started(span)
+            h_BTD = jnp.where(after_BT[..., None], slow_out.x_BTD, h_BTD)
+            now = select(after_BT[:, -1], slow, now)
+            state = _forget(state, after_BT[:, -1])
+        if state.fast:
+            boundary = select(state.open.count_B == 0, now, state.open.boundary)
+            state = state._replace(open=state.open._replace(boundary=boundary))
+        state = state._replace(prefix=prefix, now=now)
+        return state, self.poison(self.final_norm(params, h_BTD), span)
+
+    def inputs(self, params: PyTree, inputs: Array) -> Array:
+        """Return embeddings of tokens; embeddings pass as they are, in the compute dtype."""
+        if inputs.ndim == 3:
+            if inputs.shape[-1] != self.cfg.dim:
+                raise ValueError(f"embeddings: width {inputs.shape[-1]}, wants dim={self.cfg.dim}")
+            return inputs.astype(jnp.dtype(self.cfg.compute_dtype))
+        if inputs.ndim != 2 or not jnp.issubdtype(inputs.dtype, jnp.integer):
+            raise ValueError(
+                f"tokens: got {inputs.dtype}{list(inputs.shape)}, wants integers [B, T], "
+                "or embeddings [B, T, D]"
+            )
+        return self.embed(params, inputs)
+
+    def run_prefix(
+        self, params: PyTree, state: State, x_BTD: Array, span: Span
+    ) -> tuple[Array, PyTree]:
+        if "prefix" not in params:
+            return x_BTD, state.prefix
+        out = self.run(params, "prefix", state.prefix, x_BTD, span)
+        return out.x_BTD, out.states
+
+    def run_suffix(
+        self,
+        params: PyTree,
+        cursor: Cursor,
+        x_BTD: Array,
+        span: Span,
+        deltas: tuple[PyTree, ...] | None,
+        taps_LBTD: Array | None = None,
+        *,
+        collect: bool = False,
+    ) -> tuple[Cursor, StackOutput]:
+        """Run the blocks with fast weights; arguments as `run`."""
+        context = advance(self.cfg, cursor.context, span)
+        if "suffix" not in params:
+            none_B = jnp.zeros((x_BTD.shape[0],), jnp.float32)
+            return Cursor(context, cursor.suffix), StackOutput((), x_BTD, none_B, ())
+        out = self.run(
+            params, "suffix", cursor.suffix, x_BTD, span, deltas, taps_LBTD, collect=collect
+        )
+        return Cursor(context, out.states), out
+
+    def deltas(self, state: State) -> tuple[PyTree, ...] | None:
+        return tuple(level.delta for level in state.fast) if state.fast else None
+
+    def poison(self, h_BTD: Array, span: Span) -> Array:
+        """Make the output NaN where full attention was given more tokens than its cache holds.
+
+        Sizes are checked before a run; this catches, under jit, what could not be checked.
+        """
+        if not uses_slots(self.cfg):
+            return h_BTD
+        over_B = span.slots_B + count(span) > span.slot_segment_BU.shape[1]
+        return jnp.where(per_row(over_B, h_BTD), jnp.asarray(jnp.nan, h_BTD.dtype), h_BTD)
+
+    def apply(
+        self,
+        params: PyTree,
+        state: State,
+        tokens_BT: Array,
+        *,
+        starts_BT: Array | None = None,
+        lengths_B: Array | None = None,
+        origin: str = "any",
+    ) -> tuple[State, Array]:
+        """Read tokens; return the next state and float32 logits [B, T, S].
+
+        The memories of the sequence are written as they go; the fast weights of the CMS levels are
+        read only (`nested_jax.teach` writes them). Splitting a sequence anywhere and carrying the
+        state gives the same logits and state.
+
+        Args:
+          params: from `init`.
+          state: from `init_state`, or from a call before.
+          tokens_BT: int32 tokens, or embeddings [B, T, D].
+          starts_BT: bool, tokens that begin a document: their sequence's state is reset before them.
+            Starts lie on the boundaries of the model's chunks, as the data pipeline aligns them.
+          lengths_B: int32, how many tokens of each row exist; the others change no state.
+          origin: "any"; or a promise that saves work: "aligned", every chunk grid of the state is
+            at a boundary, or "fresh", the state has read nothing.
+        Raises:
+          ValueError: tokens of a wrong type or shape, a state of another model or batch size, more
+            tokens than full attention can hold.
+        """
+        self.check(state, tokens_BT)
+        state, h_BTD = self.read(
+            params, state, tokens_BT, starts_BT=starts_BT, lengths_B=lengths_B, origin=origin
+        )
+        return state, logits_of(h_BTD, self.head(params))
+
+    def check(self, state: State, tokens_BT: Array) -> None:
+        """Raise unless the state is of this model and of the batch size of the tokens."""
+        batch = tokens_BT.shape[0]
+        capacity = state.now.context.slot_segment_BU.shape[1]
+        want = _abstract_state(self, batch, max(capacity, 1))
+        got_leaves = jax.tree_util.tree_leaves_with_path(state)
+        want_leaves = jax.tree_util.tree_leaves_with_path(want)
+        if jax.tree.structure(state) != jax.tree.structure(want):
+            raise ValueError(
+                f"state: is of another model; it has {len(got_leaves)} arrays, "
+                f"{self.cfg.block} with {self.cfg.layers} layers wants {len(want_leaves)}"
+            )
+        for (path, got), (_, wanted) in zip(got_leaves, want_leaves, strict=True):
+            if got.shape != wanted.shape:
+                raise ValueError(
+                    f"state{jax.tree_util.keystr(path)}: shape {got.shape}, "
+                    f"wants {wanted.shape} for this model and {batch} sequences of tokens"
+                )
+        if uses_slots(self.cfg) and tokens_BT.shape[1] > capacity:
+            raise ValueError(
+                f"tokens: {tokens_BT.shape[1]} a sequence, but full attention holds {capacity}; "
+                "raise model.max_len, or give init_state a larger capacity"
+            )
+
+
+LAYERS = {"partition_name": "layers"}
+
+
+def uses_slots(cfg: ModelConfig) -> bool:
+    """Full attention, whose cache grows with the text and therefore has an end."""
+    return cfg.attends and not cfg.window
+
+
+@lru_cache(maxsize=64)
+def _abstract_state(model: LanguageModel, batch: int, capacity: int) -> State:
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.eval_shape(lambda p: model.init_state(p, batch, capacity), params)
+
+
+def _forget(state: State, rows_B: Array) -> State:
+    """Clear the fast weights and the open chunk of the rows."""
+    old = (state.fast, state.open)
+    fast, open_chunk = select(rows_B, jax.tree.map(jnp.zeros_like, old), old)
+    return state._replace(fast=fast, open=open_chunk)
+
+
+def _layers_first(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree)
+
+
+def _layers_second(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), tree)
+
+
+def build_model(cfg: ModelConfig) -> LanguageModel:
+    """Return the model of a configuration; nothing is allocated before `init`."""
+    return LanguageModel(cfg)

@@ -1,0 +1,167 @@
+"""Fast weights of a CMS level: gradients gathered over a period, then one inner optimizer step.
+
+NL Eq. 71: theta <- theta - sum over the period of eta · f(theta; x_t). Every function is pure and works
+on the deltas of all sequences (B) and layers (L) at once; a state of zeros is a level never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nested_jax.config import CMSConfig
+from nested_jax.ops.newton_schulz import newton_schulz
+from nested_jax.types import Array, PyTree
+
+EPS = 1e-8  # of Adam's denominator
+
+
+class LevelState(NamedTuple):
+    """One level's fast weights; trees have leaves [B, L, ...] in float32."""
+
+    delta: PyTree  # what was written: the level computes with its slow weights + delta
+    pending: PyTree  # gradients of the open period, summed over its tokens
+    moments: tuple[PyTree, ...]  # of the inner optimizer
+    tokens_B: Array  # int32, tokens of the open period
+    supervised_B: Array  # int32, chunks of the open period that had targets
+    accepted_B: Array  # int32, of these, chunks that the surprise gate let through
+    writes_B: Array  # int32, writes since the reset
+
+
+class InnerRule(NamedTuple):
+    """An inner optimizer: how many moments it keeps, and the direction that a write descends."""
+
+    moments: int
+    direction: Callable[
+        [tuple[PyTree, ...], PyTree, Array, CMSConfig], tuple[tuple[PyTree, ...], PyTree]
+    ]
+
+
+def _sgd(
+    moments: tuple[PyTree, ...], grads: PyTree, count_B: Array, cfg: CMSConfig
+) -> tuple[tuple[PyTree, ...], PyTree]:
+    del count_B, cfg
+    return moments, grads
+
+
+def _momentum(
+    moments: tuple[PyTree, ...], grads: PyTree, count_B: Array, cfg: CMSConfig
+) -> tuple[tuple[PyTree, ...], PyTree]:
+    """m <- beta m + g (heavy ball)."""
+    del count_B
+    m = jax.tree.map(lambda m, g: cfg.momentum * m + g, moments[0], grads)
+    return (m,), m
+
+
+def _adam(
+    moments: tuple[PyTree, ...], grads: PyTree, count_B: Array, cfg: CMSConfig
+) -> tuple[tuple[PyTree, ...], PyTree]:
+    """Adam with both decays at `momentum`, bias-corrected by the writes since the reset."""
+    beta = cfg.momentum
+    m = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, moments[0], grads)
+    v = jax.tree.map(lambda v, g: beta * v + (1 - beta) * g * g, moments[1], grads)
+    correction_B = 1.0 - beta ** (count_B + 1).astype(jnp.float32)
+
+    def step(m: Array, v: Array) -> Array:
+        c = per_row(correction_B, m)
+        # The root's argument is floored: where v is 0 its derivative would be infinite.
+        return (m / c) / (jnp.sqrt(jnp.maximum(v / c, EPS**2)) + EPS)
+
+    return (m, v), jax.tree.map(step, m, v)
+
+
+def _muon(
+    moments: tuple[PyTree, ...], grads: PyTree, count_B: Array, cfg: CMSConfig
+) -> tuple[tuple[PyTree, ...], PyTree]:
+    """The orthogonalised momentum of every matrix (Jordan 2024)."""
+    moments, m = _momentum(moments, grads, count_B, cfg)
+    return moments, jax.tree.map(newton_schulz, m)
+
+
+# `dgd` descends the same direction as `sgd`: what it adds, the forgetting along the inputs of a
+# matrix (NL Eq. 57), is a gradient too and is part of what teach gathers (layers/cms.py: recall).
+INNER_RULES: dict[str, InnerRule] = {
+    "sgd": InnerRule(0, _sgd),
+    "dgd": InnerRule(0, _sgd),
+    "momentum": InnerRule(1, _momentum),
+    "adam": InnerRule(2, _adam),
+    "muon": InnerRule(1, _muon),
+}
+
+
+def per_row(x_B: Array, like: Array) -> Array:
+    """Append axes to a value a row, so that it broadcasts against an array with B first."""
+    return x_B.reshape(x_B.shape + (1,) * (like.ndim - 1))
+
+
+def select(mask_B: Array, yes: PyTree, no: PyTree) -> PyTree:
+    """Take the rows of the mask from `yes` and the others, bit for bit, from `no`."""
+    return jax.tree.map(lambda a, b: jnp.where(per_row(mask_B, a), a, b), yes, no)
+
+
+def init_level(cfg: CMSConfig, delta: PyTree, batch: int) -> LevelState:
+    """Return the state of a level never written; `delta` gives structure and shapes."""
+    zeros = jax.tree.map(jnp.zeros_like, delta)
+    count = jnp.zeros((batch,), jnp.int32)
+    moments = (zeros,) * INNER_RULES[cfg.optimizer].moments
+    return LevelState(zeros, zeros, moments, count, count, count, count)
+
+
+def gather(
+    level: LevelState, grads: PyTree, tokens_B: Array, supervised_B: Array, accepted_B: Array
+) -> LevelState:
+    """Add one chunk to the open period: its gradient where it was accepted, its tokens everywhere."""
+    added = jax.tree.map(jnp.add, level.pending, grads)
+    return level._replace(
+        pending=select(accepted_B, added, level.pending),
+        tokens_B=level.tokens_B + tokens_B,
+        supervised_B=level.supervised_B + supervised_B.astype(jnp.int32),
+        accepted_B=level.accepted_B + accepted_B.astype(jnp.int32),
+    )
+
+
+class WriteEvents(NamedTuple):
+    """What became of the periods that ended."""
+
+    wrote_B: Array  # bool
+    blocked_B: Array  # bool, the period had targets and the gate let none of its chunks through
+
+
+def write(
+    cfg: CMSConfig, level: LevelState, rates: PyTree, ended_B: Array
+) -> tuple[LevelState, WriteEvents]:
+    """Step the rows whose period ended; a row without an accepted chunk stays bit-identical.
+
+    `rates` has the structure of the deltas and leaves [L]: the rate of each matrix of each layer.
+    """
+    wrote_B = ended_B & (level.accepted_B > 0)
+    blocked_B = ended_B & (level.accepted_B == 0) & (level.supervised_B > 0)
+    rule = INNER_RULES[cfg.optimizer]
+    moments, direction = rule.direction(level.moments, level.pending, level.writes_B, cfg)
+
+    def step(delta: Array, d: Array, rate_L: Array) -> Array:
+        rate = rate_L.reshape((1, -1) + (1,) * (delta.ndim - 2))
+        return cfg.keep * delta - rate * d
+
+    delta = jax.tree.map(step, level.delta, direction, rates)
+    zero = jnp.zeros_like(level.tokens_B)
+    written = level._replace(
+        delta=select(wrote_B, delta, level.delta),
+        moments=select(wrote_B, moments, level.moments),
+        pending=select(ended_B, jax.tree.map(jnp.zeros_like, level.pending), level.pending),
+        tokens_B=jnp.where(ended_B, zero, level.tokens_B),
+        supervised_B=jnp.where(ended_B, zero, level.supervised_B),
+        accepted_B=jnp.where(ended_B, zero, level.accepted_B),
+        writes_B=level.writes_B + wrote_B.astype(jnp.int32),
+    )
+    return written, WriteEvents(wrote_B, blocked_B)
+
+
+def restart(level: LevelState, delta: PyTree, rows_B: Array) -> LevelState:
+    """Give the rows the initial value `delta` and an open period without tokens (`nested` chain)."""
+    zeros = jax.tree.map(jnp.zeros_like, level)
+    fresh = zeros._replace(delta=delta, writes_B=level.writes_B)
+    return select(rows_B, fresh, level)

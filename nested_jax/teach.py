@@ -1,0 +1,538 @@
+"""The inner loop: score a chunk, take the gradient of its loss, write the fast weights, go on.
+
+    scan over the chunks of a sequence, carrying its state:
+        loss of the chunk's tokens, each scored before the write that it causes
+        gradient of the chunk's summed loss with respect to the fast weights of the CMS levels
+        a level whose period is complete takes one step of its inner optimizer       (NL Eq. 71)
+
+The outer loss is differentiated through all of it (`meta_gradient`). Only the blocks that carry fast
+weights are in the scan; those below them run once over the whole call (TTT-E2E, arXiv 2512.23675).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nested_jax.config import Config, TeachConfig, check_teach
+from nested_jax.losses import token_entropy, token_loss
+from nested_jax.models.lm import LanguageModel
+from nested_jax.models.state import Cursor, OpenChunk, State, detach
+from nested_jax.models.stream import make_span
+from nested_jax.ops.chunking import remat_scan
+from nested_jax.ops.fast_weights import LevelState, WriteEvents, gather, restart, select, write
+from nested_jax.optim.schedules import teach_scale
+from nested_jax.types import Array, Batch, PyTree, Span
+
+
+class Taught(NamedTuple):
+    """What `teach` reports beside the state."""
+
+    loss_BT: Array  # float32, nats a token, each scored before the write that it causes
+    stats: dict[str, Array]  # float32 scalars; see `teach`
+
+
+class Tokens(NamedTuple):
+    """Tokens of rows, [B, T, ...], or laid on the chunk grid, [N, B, C, ...]."""
+
+    x_BTD: Array  # what the taught blocks read
+    targets_BT: Array
+    weights_BT: Array
+    starts_BT: Array | None
+
+
+class Chunk(NamedTuple):
+    """One step of the scan."""
+
+    tokens: Tokens
+    lengths_B: Array | None  # tokens that exist; None: all C
+
+
+class Carry(NamedTuple):
+    boundary: Cursor  # the last chunk boundary of every row
+    now: Cursor | None  # behind the row's last token; None: at the boundary
+    fast: tuple[LevelState, ...]
+
+
+class Scored(NamedTuple):
+    """What one chunk gives: where the stream stands, and the gradient that it proposes."""
+
+    now: Cursor
+    loss_BC: Array
+    signal_BC: Array  # norm of the teach signal of each token, before scale and clip
+    surprise_B: Array
+    grads: tuple[PyTree, ...]  # of each level's deltas
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The static part of the loop, with the parameters it closes over."""
+
+    model: LanguageModel
+    params: PyTree
+    cfg: TeachConfig
+    scale: Array | float
+    origin: str
+
+    def step(self, carry: Carry, chunk: Chunk) -> tuple[Carry, tuple[Any, ...]]:
+        """Score one chunk and write what is due."""
+        fast, span = self._enter(carry, chunk)
+        scored = self._score(carry.boundary, fast, chunk.tokens, span)
+        weights_BC = chunk.tokens.weights_BT
+        size = weights_BC.shape[1]
+        complete_B = jnp.ones(weights_BC.shape[:1], bool)
+        if chunk.lengths_B is not None:
+            complete_B = chunk.lengths_B == size
+        fast, events = self._write(fast, scored, weights_BC, complete_B)
+        if self.cfg.meta_gradient == "stop":
+            fast = detach(fast)
+        boundary, now = scored.now, None
+        if chunk.lengths_B is not None:
+            assert carry.now is not None
+            now = select(chunk.lengths_B > 0, scored.now, carry.now)
+            boundary = select(complete_B, scored.now, carry.boundary)
+        return Carry(boundary, now, fast), (scored.loss_BC, scored.signal_BC, events)
+
+    def _enter(self, carry: Carry, chunk: Chunk) -> tuple[tuple[LevelState, ...], Span]:
+        """Clear the fast weights of documents that start, and look where the chunk lies."""
+        starts_BC, fast = chunk.tokens.starts_BT, carry.fast
+        if starts_BC is not None:
+            # Documents start on chunk boundaries (the data pipeline aligns them).
+            fast = select(starts_BC[:, 0], jax.tree.map(jnp.zeros_like, fast), fast)
+        span = make_span(
+            carry.boundary.context,
+            chunk.tokens.weights_BT.shape[1],
+            starts_BT=starts_BC,
+            lengths_B=chunk.lengths_B,
+            origin=self.origin,
+        )
+        return fast, span
+
+    # --- the gradient of a chunk ---
+
+    def _score(
+        self, cursor: Cursor, fast: tuple[LevelState, ...], tokens: Tokens, span: Span
+    ) -> Scored:
+        deltas = tuple(level.delta for level in fast)
+        gradient = {"exact": self._exact, "local": self._local}[self.cfg.mode]
+        now, loss_BC, h_BCD, signal_BC, grads = gradient(cursor, deltas, tokens, span)
+        if self.cfg.meta_gradient == "stop":
+            grads = detach(grads)
+        surprise_B = self._surprise(loss_BC, h_BCD, signal_BC, tokens.weights_BT)
+        return Scored(now, loss_BC, jax.lax.stop_gradient(signal_BC), surprise_B, grads)
+
+    def _head(self, tokens: Tokens, x_BCD: Array) -> tuple[Array, tuple[Array, Array]]:
+        """Return the summed loss of a chunk, and its losses and final hidden states."""
+        h_BCD = self.model.final_norm(self.params, x_BCD)
+        head_SD, size = self.model.head(self.params), self.model.cfg.loss_chunk
+        loss_BC = token_loss(h_BCD, head_SD, tokens.targets_BT, size)
+        return jnp.sum(loss_BC * tokens.weights_BT), (loss_BC, h_BCD)
+
+    def _exact(
+        self, cursor: Cursor, deltas: tuple[PyTree, ...], tokens: Tokens, span: Span
+    ) -> tuple[Cursor, Array, Array, Array, tuple[PyTree, ...]]:
+        """The gradient of the chunk's own next-token loss (TTT-E2E)."""
+
+        def blocks(deltas: tuple[PyTree, ...]) -> tuple[tuple[Array, Array], Cursor]:
+            cursor_, out = self.model.run_suffix(self.params, cursor, tokens.x_BTD, span, deltas)
+            return (out.x_BTD, out.recall_B), cursor_
+
+        (x_BCD, recall_B), pull, now = jax.vjp(blocks, deltas, has_aux=True)
+        delta_BCD, (loss_BC, h_BCD) = jax.grad(self._head, argnums=1, has_aux=True)(tokens, x_BCD)
+        signal_BCD, norm_BC = self._signal(delta_BCD)
+        (grads,) = pull((signal_BCD, jnp.ones_like(recall_B)))
+        return now, loss_BC, h_BCD, norm_BC, grads
+
+    def _local(
+        self, cursor: Cursor, deltas: tuple[PyTree, ...], tokens: Tokens, span: Span
+    ) -> tuple[Cursor, Array, Array, Array, tuple[PyTree, ...]]:
+        """Each block regresses its output toward output - δ, δ = dL/d(its output) held constant.
+
+        The gradient is the exact one, through the Jacobian of the block's later levels; only the
+        outer gradient does not see how δ depends on the weights.
+        """
+        model = self.model
+        layers = model.cfg.fast_layers
+        taps_LBCD = jnp.zeros((layers, *tokens.x_BTD.shape), tokens.x_BTD.dtype)
+
+        def blocks(taps_LBCD: Array) -> tuple[Array, tuple[Any, ...]]:
+            cursor_, out = model.run_suffix(
+                self.params, cursor, tokens.x_BTD, span, deltas, taps_LBCD, collect=True
+            )
+            loss, (loss_BC, h_BCD) = self._head(tokens, out.x_BTD)
+            return loss, (cursor_, loss_BC, h_BCD, out.cms_in_LBTD)
+
+        delta_LBCD, (now, loss_BC, h_BCD, cms_in_LBCD) = jax.grad(blocks, has_aux=True)(taps_LBCD)
+        signal_LBCD, norm_LBC = self._signal(jax.lax.stop_gradient(delta_LBCD))
+        block = model.block("suffix")
+
+        def layer(p: PyTree, x_BCD: Array, deltas: tuple[PyTree, ...], signal_BCD: Array) -> PyTree:
+            read = lambda d: block.apply({"params": p}, x_BCD, d, method="read_cms")  # noqa: E731
+            (_, recall_B), pull = jax.vjp(read, deltas)
+            return pull((signal_BCD, jnp.ones_like(recall_B)))[0]
+
+        grads = jax.vmap(layer, in_axes=(0, 0, 1, 0), out_axes=1)(
+            self.params["suffix"], cms_in_LBCD, deltas, signal_LBCD
+        )
+        return now, loss_BC, h_BCD, norm_LBC[-1], grads
+
+    def _signal(self, delta: Array) -> tuple[Array, Array]:
+        """Scale and clip the teach signal; return it and the norm of each token before that.
+
+        The signal is the gradient of the *summed* loss, so neither the norm nor the clip moves with
+        the size of batch or chunk.
+        """
+        wide = delta.astype(jnp.float32)
+        square = jnp.sum(jnp.square(wide), axis=-1)
+        norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+        signal = self.scale * wide
+        if self.cfg.clip:
+            signal = signal / jnp.maximum(self.scale * norm / self.cfg.clip, 1.0)[..., None]
+        return signal.astype(delta.dtype), norm
+
+    # --- the write ---
+
+    def _surprise(self, loss_BC: Array, h_BCD: Array, signal_BC: Array, weights_BC: Array) -> Array:
+        """Return the mean surprise of the chunk's supervised tokens, a sequence."""
+        if self.cfg.surprise_metric == "entropy":
+            head_SD = self.model.head(self.params)
+            value_BC = token_entropy(h_BCD, head_SD, self.model.cfg.loss_chunk)
+        else:
+            value_BC = {"loss": loss_BC, "l2": signal_BC}[self.cfg.surprise_metric]
+        supervised_BC = (weights_BC > 0).astype(jnp.float32)
+        total_B = jnp.sum(supervised_BC * value_BC, axis=1)
+        return jax.lax.stop_gradient(total_B / jnp.maximum(jnp.sum(supervised_BC, axis=1), 1.0))
+
+    def _write(
+        self,
+        fast: tuple[LevelState, ...],
+        scored: Scored,
+        weights_BC: Array,
+        complete_B: Array,
+    ) -> tuple[tuple[LevelState, ...], tuple[WriteEvents, ...]]:
+        """Gather the gradients of complete chunks and write the levels whose period ended."""
+        cms = self.model.cfg.cms
+        supervised_B = jnp.any(weights_BC > 0, axis=1) & complete_B
+        accepted_B = supervised_B
+        if self.cfg.surprise_threshold is not None:
+            accepted_B = supervised_B & (scored.surprise_B >= self.cfg.surprise_threshold)
+        tokens_B = complete_B.astype(jnp.int32) * weights_BC.shape[1]
+        rates = self.model.rates(self.params)
+        written, events = [], []
+        for i, (level, grads) in enumerate(zip(fast, scored.grads, strict=True)):
+            if self.cfg.levels is None or i in self.cfg.levels:
+                level = gather(level, self._of_layers(grads), tokens_B, supervised_B, accepted_B)
+            ended_B = complete_B & (level.tokens_B >= cms.periods[i])
+            level, event = write(cms, level, rates[i], ended_B)
+            written.append(level)
+            events.append(event)
+        if cms.chain == "nested":
+            _restart_faster(written, events)
+        return tuple(written), tuple(events)
+
+    def _of_layers(self, grads: PyTree) -> PyTree:
+        """Keep the gradients of the layers that may be written."""
+        if self.cfg.layers is None:
+            return grads
+        keep_L = jnp.asarray(self.taught_layers(), jnp.float32)
+        return jax.tree.map(lambda g: g * keep_L.reshape(1, -1, *[1] * (g.ndim - 2)), grads)
+
+    def taught_layers(self) -> list[bool]:
+        """Whether each block of the suffix may be written; `teach.layers` counts all blocks."""
+        first = self.model.cfg.layers - self.model.cfg.fast_layers
+        chosen = self.cfg.layers
+        indices = range(first, self.model.cfg.layers)
+        return [chosen is None or i in chosen for i in indices]
+
+
+def _restart_faster(levels: list[LevelState], events: list[WriteEvents]) -> None:
+    """A level begins each period of the next slower one at that level's weights (NL Eq. 72)."""
+    moved_B = jnp.zeros_like(events[-1].wrote_B)
+    for i in range(len(levels) - 2, -1, -1):
+        moved_B = moved_B | events[i + 1].wrote_B
+        levels[i] = restart(levels[i], levels[i + 1].delta, moved_B)
+
+
+# --- the call --------------------------------------------------------------------------------------
+
+
+def teach(
+    model: LanguageModel,
+    params: PyTree,
+    state: State,
+    tokens_BT: Array,
+    targets_BT: Array,
+    cfg: TeachConfig,
+    *,
+    weights_BT: Array | None = None,
+    starts_BT: Array | None = None,
+    lengths_B: Array | None = None,
+    scale: Array | float | None = None,
+    origin: str = "any",
+) -> tuple[State, Taught]:
+    """Read tokens, score their targets, and write the fast weights chunk by chunk.
+
+    A text taught in pieces of any length ends in the state of one call: a chunk is taught when its
+    last target is known, and the state carries the open chunk with the boundary where it began.
+
+    Args:
+      model: from `build_model`; without CMS levels nothing is written, tokens are scored only.
+      params: of the model.
+      state: from ``model.init_state`` or a call before.
+      tokens_BT: int32 tokens, or embeddings [B, T, D].
+      targets_BT: int32, the token that follows each.
+      cfg: the inner loop. ``mode="off"`` scores with the fast weights as they are.
+      weights_BT: float32, weight of each token's loss in the teach signal; None is 1.
+      starts_BT: bool, tokens that begin a document and reset their sequence; they lie on chunk
+        boundaries.
+      lengths_B: int32, tokens of each row that exist; the loss of the others is arbitrary.
+      scale: of the teach signal; None is ``cfg.scale``. The outer schedule multiplies it.
+      origin: as in ``model.apply``.
+    Returns:
+      The next state, and `loss_BT` with the stats (summed or averaged over rows and layers)
+      ``level{i}/writes``, ``level{i}/blocked`` (counts), ``level{i}/change`` (mean |delta| / |slow
+      weights| at the end of the call) and ``signal_norm`` (mean |teach signal| a token).
+    Raises:
+      ValueError: targets of another shape than the tokens, a chunk that does not divide the fastest
+        period, a state of another model or batch size.
+    """
+    _check(model, state, tokens_BT, targets_BT, cfg)
+    if weights_BT is None:
+        weights_BT = jnp.ones(targets_BT.shape, jnp.float32)
+    if lengths_B is not None:
+        exists_BT = jnp.arange(targets_BT.shape[1])[None, :] < lengths_B[:, None]
+        weights_BT = jnp.where(exists_BT, weights_BT, 0.0)
+    if cfg.mode == "off" or not state.fast:
+        return _score_only(
+            model, params, state, tokens_BT, targets_BT, starts_BT, lengths_B, origin
+        )
+    span = make_span(
+        state.now.context,
+        tokens_BT.shape[1],
+        starts_BT=starts_BT,
+        lengths_B=lengths_B,
+        origin=origin,
+    )
+    x_BTD, prefix = model.run_prefix(params, state, model.inputs(params, tokens_BT), span)
+    teacher = Teacher(model, params, cfg, cfg.scale if scale is None else scale, _inner(model, cfg))
+    tokens = Tokens(x_BTD, targets_BT, weights_BT, starts_BT)
+    grid, chunks, carry = lay_out(cfg.chunk, state, tokens, lengths_B, origin)
+    carry, (loss_NBC, signal_NBC, events) = _scan(teacher, carry, chunks)
+    loss_BT = grid.back(loss_NBC)
+    loss_BT = model.poison(loss_BT, span)
+    now = carry.boundary if carry.now is None else carry.now
+    open_chunk = grid.open_chunk(state.open, chunks.tokens, carry.boundary)
+    state = State(prefix, now, carry.fast, open_chunk)
+    stats = _stats(teacher, state, signal_NBC, chunks.tokens.weights_BT, events)
+    return state, Taught(loss_BT, stats)
+
+
+def _check(
+    model: LanguageModel, state: State, tokens_BT: Array, targets_BT: Array, cfg: TeachConfig
+) -> None:
+    if targets_BT.shape != tokens_BT.shape[:2]:
+        raise ValueError(
+            f"targets: shape {targets_BT.shape}, wants one for each token, {tokens_BT.shape[:2]}"
+        )
+    check_teach(model.cfg, cfg)
+    model.check(state, tokens_BT)
+
+
+def _score_only(
+    model: LanguageModel,
+    params: PyTree,
+    state: State,
+    tokens_BT: Array,
+    targets_BT: Array,
+    starts_BT: Array | None,
+    lengths_B: Array | None,
+    origin: str,
+) -> tuple[State, Taught]:
+    state, h_BTD = model.read(
+        params, state, tokens_BT, starts_BT=starts_BT, lengths_B=lengths_B, origin=origin
+    )
+    loss_BT = token_loss(h_BTD, model.head(params), targets_BT, model.cfg.loss_chunk)
+    return state, Taught(loss_BT, {})
+
+
+def _inner(model: LanguageModel, cfg: TeachConfig) -> str:
+    """Whether every teach chunk begins on the chunk grids of the sequence memories."""
+    return "aligned" if cfg.chunk % model.cfg.memory_chunk == 0 else "any"
+
+
+def _scan(teacher: Teacher, carry: Carry, chunks: Chunk) -> tuple[Carry, tuple[Any, ...]]:
+    """Scan over the chunks; with a truncated meta-gradient, in two pieces."""
+    cfg, total = teacher.cfg, chunks.tokens.weights_BT.shape[0]
+    if not isinstance(cfg.meta_gradient, int) or cfg.meta_gradient >= total:
+        return _scan_piece(teacher, carry, chunks)
+    first = total - cfg.meta_gradient
+    stopped = replace(teacher, cfg=replace(cfg, meta_gradient="stop"))
+    carry, head = _scan_piece(stopped, carry, jax.tree.map(lambda x: x[:first], chunks))
+    carry, tail = _scan_piece(teacher, carry, jax.tree.map(lambda x: x[first:], chunks))
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), head, tail)
+
+
+def _scan_piece(teacher: Teacher, carry: Carry, chunks: Chunk) -> tuple[Carry, tuple[Any, ...]]:
+    remat = teacher.cfg.remat
+    body = teacher.step if remat == "none" else jax.checkpoint(teacher.step, prevent_cse=False)
+    return remat_scan(body, carry, chunks, remat=remat == "sqrt")
+
+
+def _stats(
+    teacher: Teacher, state: State, signal_NBC: Array, weights_NBC: Array, events: Any
+) -> dict[str, Array]:
+    layers = jnp.asarray(sum(teacher.taught_layers()), jnp.float32)
+    supervised_NBC = (weights_NBC > 0).astype(jnp.float32)
+    tokens = jnp.maximum(jnp.sum(supervised_NBC), 1.0)
+    stats = {"signal_norm": jnp.sum(signal_NBC * supervised_NBC) / tokens}
+    changes = detach(teacher.model.change(teacher.params, state))
+    for i, (event, change_BL) in enumerate(zip(events, changes, strict=True)):
+        stats[f"level{i}/writes"] = layers * jnp.sum(event.wrote_B.astype(jnp.float32))
+        stats[f"level{i}/blocked"] = layers * jnp.sum(event.blocked_B.astype(jnp.float32))
+        stats[f"level{i}/change"] = jnp.mean(change_BL)
+    return stats
+
+
+# --- the chunk grid --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the tokens of a call lie on the chunks of their rows; each row has its own phase."""
+
+    tokens: int
+    chunk: int
+    offset_B: Array | None  # tokens of the open chunk before the call's; None: all rows at 0, full
+    total_B: Array | None  # tokens on the grid, those of the open chunk included
+
+    def back(self, x_NBC: Array) -> Array:
+        """[N, B, C] -> [B, T]: the values of the call's own tokens."""
+        x_BS = _slots(x_NBC)
+        if self.offset_B is None:
+            return x_BS
+        slot_BT = self.offset_B[:, None] + jnp.arange(self.tokens, dtype=jnp.int32)[None, :]
+        return jnp.take_along_axis(x_BS, slot_BT, axis=1)
+
+    def open_chunk(self, old: OpenChunk, tokens: Tokens, boundary: Cursor) -> OpenChunk:
+        """Return the chunk that the call leaves open; slots without a token are 0."""
+        if self.offset_B is None or self.total_B is None:
+            return jax.tree.map(jnp.zeros_like, old)._replace(boundary=boundary)
+        count_B = self.total_B % self.chunk
+        first_B = self.total_B - count_B
+        used_BC = jnp.arange(old.targets_BC.shape[1])[None, :] < count_B[:, None]
+
+        def tail(x_NBC: Array) -> Array:
+            x_BS = _slots(x_NBC)
+            pad = [(0, 0), (0, used_BC.shape[1]), *[(0, 0)] * (x_BS.ndim - 2)]
+            cut = jax.vmap(lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, used_BC.shape[1]))
+            x_BC = cut(jnp.pad(x_BS, pad), first_B)
+            used = used_BC.reshape(*used_BC.shape, *[1] * (x_BC.ndim - 2))
+            return jnp.where(used, x_BC, jnp.zeros_like(x_BC))
+
+        assert tokens.starts_BT is not None
+        return OpenChunk(
+            boundary,
+            tail(tokens.x_BTD),
+            tail(tokens.targets_BT),
+            tail(tokens.weights_BT),
+            tail(tokens.starts_BT)[:, 0],
+            count_B,
+        )
+
+
+def _slots(x_NBC: Array) -> Array:
+    """[N, B, C, ...] -> [B, N·C, ...]."""
+    x_BNC = jnp.moveaxis(x_NBC, 0, 1)
+    return x_BNC.reshape(x_BNC.shape[0], -1, *x_BNC.shape[3:])
+
+
+def _chunks(x_BS: Array, chunk: int) -> Array:
+    """[B, N·C, ...] -> [N, B, C, ...]."""
+    return jnp.moveaxis(x_BS.reshape(x_BS.shape[0], -1, chunk, *x_BS.shape[2:]), 1, 0)
+
+
+def lay_out(
+    chunk: int, state: State, tokens: Tokens, lengths_B: Array | None, origin: str
+) -> tuple[Grid, Chunk, Carry]:
+    """Lay a call's tokens on chunks, behind those of the open chunk, which are read again."""
+    batch, count = tokens.weights_BT.shape
+    if origin != "any" and lengths_B is None and count % chunk == 0:
+        chunks = Chunk(jax.tree.map(lambda x: _chunks(x, chunk), tokens), None)
+        return Grid(count, chunk, None, None), chunks, Carry(state.now, None, state.fast)
+    assert isinstance(state.open, OpenChunk)
+    offset_B = state.open.count_B
+    total_B = offset_B + (jnp.full((batch,), count, jnp.int32) if lengths_B is None else lengths_B)
+    number = -(-(count + (chunk - 1 if origin == "any" else 0)) // chunk)
+    slot_BS = jnp.arange(number * chunk, dtype=jnp.int32)[None, :]
+    new_BS = chunk + jnp.clip(slot_BS - offset_B[:, None], 0, count - 1)
+    index_BS = jnp.where(slot_BS < offset_B[:, None], slot_BS, new_BS)
+    exists_BS = slot_BS < total_B[:, None]
+
+    def join(old_BC: Array, new_BT: Array) -> Array:
+        both = jnp.concatenate([old_BC[:, :chunk], new_BT], axis=1)
+        return jax.vmap(lambda x, i: x[i])(both, index_BS)
+
+    starts_BT = tokens.starts_BT
+    if starts_BT is None:
+        starts_BT = jnp.zeros((batch, count), jnp.bool_)
+    first_BC = jnp.zeros((batch, chunk), jnp.bool_).at[:, 0].set(state.open.start_B)
+    laid = Tokens(
+        join(state.open.x_BCD, tokens.x_BTD),
+        join(state.open.targets_BC, tokens.targets_BT),
+        join(state.open.weights_BC, tokens.weights_BT) * exists_BS.astype(jnp.float32),
+        join(first_BC, starts_BT) & exists_BS,
+    )
+    chunk_N = jnp.arange(number, dtype=jnp.int32)[:, None]
+    lengths_NB = jnp.clip(total_B[None, :] - chunk_N * chunk, 0, chunk)
+    chunks = Chunk(jax.tree.map(lambda x: _chunks(x, chunk), laid), lengths_NB)
+    carry = Carry(state.open.boundary, state.now, state.fast)
+    return Grid(count, chunk, offset_B, total_B), chunks, carry
+
+
+# --- what the outer loop differentiates ------------------------------------------------------------
+
+
+def loss_fn(
+    model: LanguageModel,
+    params: PyTree,
+    batch: Batch,
+    cfg: Config,
+    step: Array | int | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Return the token-weighted mean loss of packed rows, each read from a fresh state, and metrics.
+
+    Args:
+      model: from `build_model`.
+      params: of the model.
+      batch: rows of ``cfg.data.seq_len`` tokens; documents aligned to ``cfg.align``.
+      cfg: the experiment.
+      step: outer step, for the schedule of the teach scale; None is the full scale.
+    Returns:
+      The loss in nats, float32, and a flat dict of float32 scalars: ``loss``, ``tokens`` (sum of the
+      weights) and, prefixed ``teach/``, the stats of `teach`.
+    """
+    tokens_BT, targets_BT, weights_BT, segments_BT = batch
+    state = model.init_state(params, tokens_BT.shape[0], capacity=tokens_BT.shape[1])
+    changed_BT = segments_BT[:, 1:] != segments_BT[:, :-1]
+    # Padding goes on in the state of the document before it, which ends there.
+    starts_BT = jnp.pad(changed_BT & (segments_BT[:, 1:] > 0), [(0, 0), (1, 0)])
+    scale = cfg.teach.scale if step is None else teach_scale(cfg.teach, step)
+    _, taught = teach(
+        model,
+        params,
+        state,
+        tokens_BT,
+        targets_BT,
+        cfg.teach,
+        weights_BT=weights_BT,
+        starts_BT=starts_BT,
+        scale=scale,
+        origin="fresh",
+    )
+    tokens = jnp.sum(weights_BT)
+    loss = jnp.sum(taught.loss_BT * weights_BT) / jnp.maximum(tokens, 1.0)
+    metrics = {"loss": loss, "tokens": tokens}
+    return loss, metrics | {f"teach/{name}": value for name, value in taught.stats.items()}
