@@ -93,7 +93,7 @@ class LanguageModel:
 
     def _declare_stack(self, key: Array, layers: int, fast: bool) -> PyTree:
         block, span = Block(self.cfg, fast), make_span(empty_context(self.cfg, 1, 1), 1)
-        x_BTD = jnp.zeros((1, 1, self.cfg.dim), jnp.float32)
+        x_BTD = jnp.zeros((1, 1, self.cfg.dim), jnp.dtype(self.cfg.compute_dtype))
         mask = attention_mask(self.cfg, span)
 
         def declare(key: Array) -> PyTree:

@@ -1,0 +1,139 @@
+"""What the experiments share: sizes, and the form of their argument.
+
+An argument is a size, or a comma-separated list of a size and fields: ``smoke``,
+``size=mid,seq=4096``, ``smoke,steps=50,block=hope``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_collections
+
+SIZES: dict[str, dict[str, Any]] = {
+    # test: seconds on one core; every shape differs, so that swapped axes show.
+    "test": {"dim": 32, "layers": 3, "heads": 2, "mlp_hidden": 96, "vocab_size": 1024},
+    # smoke: minutes on two cores.
+    "smoke": {"dim": 256, "layers": 4, "heads": 4, "vocab_size": 4096},
+    "pilot": {"dim": 768, "layers": 12, "heads": 12, "vocab_size": 32_000},  # about 160 M
+    "mid": {"dim": 1536, "layers": 18, "heads": 16, "vocab_size": 32_000},  # about 760 M
+    "target": {"dim": 2048, "layers": 18, "heads": 16, "vocab_size": 32_000},  # about 1.3 B
+}
+
+# Fields that an argument may set, and where they live.
+FIELDS = {
+    "block": "model.block",
+    "window": "model.window",
+    "seq": "data.seq_len",
+    "source": "data.source",
+    "steps": "train.steps",
+    "batch": "train.batch_size",
+    "lr": "optim.learning_rate",
+    "chunk": "teach.chunk",
+    "meta": "teach.meta_gradient",
+    "seed": "seed",
+}
+
+
+def parse_arg(arg: str | None, default_size: str) -> tuple[str, dict[str, Any]]:
+    """Return the size, and the fields that the argument sets.
+
+    Raises:
+      ValueError: an unknown size or field, with the known ones.
+    """
+    size, fields = default_size, {}
+    for part in (arg or "").split(","):
+        name, equals, text = part.strip().partition("=")
+        if not name:
+            continue
+        if not equals:
+            name, text = "size", name
+        if name == "size":
+            size = text
+        elif name in FIELDS:
+            fields[FIELDS[name]] = int(text) if text.lstrip("-").isdigit() else _number(text)
+        else:
+            raise ValueError(f"config argument {part!r}: known: size, {', '.join(FIELDS)}")
+    if size not in SIZES:
+        raise ValueError(f"config argument size={size!r}: known sizes: {', '.join(SIZES)}")
+    return size, fields
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def base(size: str) -> ml_collections.ConfigDict:
+    """Return the blocks that every experiment has, at one size."""
+    cfg = ml_collections.ConfigDict()
+    cfg.seed = 0  # parameters, data order, sampling
+    cfg.model = ml_collections.ConfigDict(SIZES[size])
+    cfg.model.size = size  # for logs and reports
+    cfg.teach = ml_collections.ConfigDict()
+    cfg.data = ml_collections.ConfigDict()
+    cfg.optim = ml_collections.ConfigDict()
+    cfg.train = ml_collections.ConfigDict()
+    cfg.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "model": 1})
+    cfg.data.source = "stdlib"  # the embedded text
+    cfg.data.vocab_size = SIZES[size]["vocab_size"]  # of the tokenizer that is trained for it
+    {"test": _test, "smoke": _smoke}.get(size, _large)(cfg)
+    return cfg
+
+
+def _test(cfg: ml_collections.ConfigDict) -> None:
+    cfg.data.seq_len = 64  # tokens a row
+    cfg.data.valid_rows = 8  # rows of the held-out set
+    cfg.train.steps = 12  # optimizer steps
+    cfg.train.batch_size = 8  # rows a step
+    cfg.train.eval_every = 6  # steps
+    cfg.train.save_every = 4  # steps
+    cfg.train.log_every = 1  # steps
+    cfg.optim.learning_rate = 1e-3  # peak
+    cfg.optim.warmup_steps = 3  # steps
+
+
+def _smoke(cfg: ml_collections.ConfigDict) -> None:
+    cfg.data.seq_len = 512
+    cfg.data.valid_rows = 64
+    cfg.train.steps = 400
+    cfg.train.batch_size = 8
+    cfg.train.eval_every = 200
+    cfg.train.save_every = 100
+    cfg.train.log_every = 10
+    cfg.optim.learning_rate = 3e-3
+    cfg.optim.warmup_steps = 40
+
+
+def _large(cfg: ml_collections.ConfigDict) -> None:
+    cfg.model.compute_dtype = "bfloat16"  # matrix products; state and losses stay float32
+    cfg.model.remat = "dots"  # recompute all but matrix products
+    cfg.data.seq_len = 2048
+    cfg.data.valid_rows = 512
+    cfg.train.steps = 20_000
+    cfg.train.batch_size = 128
+    cfg.train.eval_every = 500
+    cfg.train.save_every = 1000
+    cfg.train.log_every = 20
+    cfg.optim.learning_rate = 1e-3
+    cfg.optim.warmup_steps = 1000
+
+
+def finish(cfg: ml_collections.ConfigDict, fields: dict[str, Any]) -> ml_collections.ConfigDict:
+    """Set the argument's fields, and lock the result."""
+    with cfg.unlocked():
+        for name, value in fields.items():
+            block, _, leaf = name.rpartition(".")
+            (cfg[block] if block else cfg)[leaf] = value
+    return cfg.lock()
+
+
+def teach_on(cfg: ml_collections.ConfigDict, chunk: int, periods: tuple[int, ...]) -> None:
+    """Switch the inner loop on: chunk and CMS periods in tokens."""
+    cfg.model.cms = ml_collections.ConfigDict()
+    cfg.model.cms.periods = periods  # tokens between the writes of each level
+    cfg.teach.mode = "exact"  # the gradient of the chunk's own loss
+    cfg.teach.chunk = chunk  # tokens scored, then learned from
+    cfg.teach.meta_gradient = "through"  # the outer gradient passes through the writes

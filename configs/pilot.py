@@ -1,0 +1,34 @@
+"""HOPE with attention: a Transformer whose last blocks carry a continuum memory that learns in context.
+
+    python launch.py --config configs/pilot.py:smoke       minutes on two CPU cores
+    python launch.py --config configs/pilot.py             about 160 M parameters, one GPU or a mesh
+
+The argument is a size (test, smoke, pilot, mid, target) and fields: see configs/common.py.
+Other blocks of the HOPE family: ``pilot.py:smoke,block=hope``.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    size, fields = common.parse_arg(arg, default_size="pilot")
+    cfg = common.base(size)
+    cfg.model.block = "hope_attention"  # attention -> CMS
+    if size == "test":
+        cfg.model.window = 24  # tokens of the sliding window
+        common.teach_on(cfg, chunk=16, periods=(16, 32))
+    elif size == "smoke":
+        cfg.model.window = 128
+        common.teach_on(cfg, chunk=64, periods=(64, 256))
+        cfg.model.mlp_hidden = 512  # of every CMS level
+    else:
+        cfg.model.window = 512
+        common.teach_on(cfg, chunk=128, periods=(128, 512))
+        cfg.model.mlp_hidden = {"pilot": 1536, "mid": 3072, "target": 4096}[size]
+        cfg.model.cms.fast_layers = {"pilot": 3, "mid": 4, "target": 4}[size]  # the last quarter
+        cfg.teach.remat = "sqrt"  # O(sqrt N) memory in the number of chunks
+    return common.finish(cfg, fields)
