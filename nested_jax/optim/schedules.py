@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
-from nested_jax.config import OptimConfig, TeachConfig, require
+from nested_jax.config import OptimConfig, TeachConfig
 from nested_jax.types import Array
 
 # What is left of the peak when a fraction in [0, 1] of the decay is done, before the floor.
@@ -23,19 +23,12 @@ def make_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
 
     It counts steps done with this one, n = step + 1: n / warmup_steps of the peak while it rises
     (no step is spent at rate 0), the peak at n = warmup_steps, `final_fraction` of the peak at
-    n = steps and after. A `constant` schedule stays at the peak.
+    n = steps and after. A `constant` schedule stays at the peak. A run shorter than its warm-up
+    ends on the way up.
 
     Args:
       steps: optimizer steps of the run.
-    Raises:
-      ValueError: a warm-up longer than the run.
     """
-    require(
-        cfg.warmup_steps <= steps,
-        "optim.warmup_steps",
-        cfg.warmup_steps,
-        f"wants at most the {steps} steps of the run",
-    )
     decay = DECAYS[cfg.schedule]
     floor = 1.0 if cfg.schedule == "constant" else cfg.final_fraction
 
