@@ -1,0 +1,94 @@
+"""Rank-one algebra of one chunk: answers and end states from products of [C, C] and [C, I] blocks.
+
+Everything is of one head of one chunk; no per-token memory is ever formed. Notation:
+`chunk_weights`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jax.scipy.linalg import solve_triangular
+
+from nested_jax.ops.chunk_weights import ChunkWeights, Mix
+from nested_jax.types import Array
+
+
+class Writes(NamedTuple):
+    """What the tokens of a chunk write into one matrix: -eta (x d^T), and -eta (u e^T) if it
+    erases."""
+
+    input_CI: Array
+    delta_CO: Array
+    direction_CI: Array | None = None
+    erased_CO: Array | None = None
+
+
+class Scores(NamedTuple):
+    """How much of each write a probe meets: the mixture's weights times inner products."""
+
+    grad_RC: Array
+    erase_RC: Array | None
+
+
+def scores(mix: Mix, probe_RI: Array, input_CI: Array, direction_CI: Array | None) -> Scores:
+    """Weigh the inner products of R probes with the C written inputs and directions."""
+    grad_RC = mix.grad_RC * (probe_RI @ input_CI.T)
+    if direction_CI is None:
+        return Scores(grad_RC, None)
+    assert mix.erase_RC is not None
+    return Scores(grad_RC, mix.erase_RC * (probe_RI @ direction_CI.T))
+
+
+def recall(
+    mix: Mix, score: Scores, probe_RI: Array, sources: tuple[Array, ...], writes: Writes
+) -> Array:
+    """Return probe_r^T W_r for the memory of every row of the mixture, [R, O]."""
+    answer_RO = from_sources(mix, probe_RI, sources) - score.grad_RC @ writes.delta_CO
+    if score.erase_RC is None:
+        return answer_RO
+    assert writes.erased_CO is not None
+    return answer_RO - score.erase_RC @ writes.erased_CO
+
+
+def from_sources(mix: Mix, probe_RI: Array, sources: tuple[Array, ...]) -> Array:
+    parts = [
+        (coefficient_R[:, None] * probe_RI) @ source_IO
+        for coefficient_R, source_IO in zip(mix.sources, sources, strict=True)
+        if coefficient_R is not None
+    ]
+    return sum(parts[1:], parts[0])
+
+
+def erased(
+    weights: ChunkWeights,
+    direction_CI: Array,
+    sources: tuple[Array, ...],
+    input_CI: Array,
+    delta_CO: Array,
+) -> Array:
+    """Return what a delta rule takes out: e_t = u_t^T W_{t-1}, [C, O].
+
+    Each e_t depends on those before it, (I + L) e = rhs with L_ts = D_{t-1,s} eta_s <u_t, u_s>, s
+    < t: one unit-triangular solve (the WY form; DeltaNet, arXiv 2406.06484).
+    """
+    before = weights.before
+    score = scores(before, direction_CI, input_CI, direction_CI)
+    rhs_CO = from_sources(before, direction_CI, sources) - score.grad_RC @ delta_CO
+    assert score.erase_RC is not None
+    return solve_triangular(score.erase_RC, rhs_CO, lower=True, unit_diagonal=True)
+
+
+def mixed(mix: Mix, sources: tuple[Array, ...], writes: Writes) -> Array:
+    """Return the memory [I, O] of a mixture of one row: the end state of a chunk."""
+    parts = [
+        coefficient_1[0] * source_IO
+        for coefficient_1, source_IO in zip(mix.sources, sources, strict=True)
+        if coefficient_1 is not None
+    ]
+    matrix_IO = sum(parts[1:], parts[0])
+    matrix_IO = matrix_IO - (writes.input_CI * mix.grad_RC[0][:, None]).T @ writes.delta_CO
+    if mix.erase_RC is None or writes.direction_CI is None:
+        return matrix_IO
+    assert writes.erased_CO is not None
+    return matrix_IO - (writes.direction_CI * mix.erase_RC[0][:, None]).T @ writes.erased_CO

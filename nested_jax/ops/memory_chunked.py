@@ -1,0 +1,147 @@
+"""Memories chunk by chunk: the dual form of `memory_reference`, which it equals.
+
+Inside a chunk every gradient is taken at the same anchor, so one backward pass gives all of them,
+and each is of rank one for every matrix. A memory of any depth is then, matrix by matrix, (decayed
+start) + (sum of rank-one terms), and a query passes through it with [C, C] and [C, I] products.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from nested_jax.ops.chunk_scan import (
+    Chunk,
+    ChunkForm,
+    Memory,
+    chunk_starts,
+    chunk_tokens,
+    scan_chunks,
+)
+from nested_jax.ops.chunk_weights import ChunkWeights, chunk_weights
+from nested_jax.ops.chunk_write import Writes, erased, mixed, recall, scores
+from nested_jax.ops.chunking import aligned_grid, phased_grid
+from nested_jax.ops.delta_rule import delta_rule
+from nested_jax.ops.memory_arch import ACTIVATIONS, Matrices, memory_apply, memory_deltas
+from nested_jax.ops.memory_spec import MemorySpec
+from nested_jax.ops.memory_state import (
+    MemoryInputs,
+    MemoryState,
+    cast_inputs,
+    check_call,
+    mask_tokens,
+)
+from nested_jax.ops.normalize import l2_normalize
+from nested_jax.types import Array
+
+
+class Prepared(NamedTuple):
+    """A chunk and what its gates alone decide."""
+
+    chunk: Chunk
+    weights: ChunkWeights
+
+
+def prepare_chunk(spec: MemorySpec, chunk: Chunk) -> Prepared:
+    return Prepared(chunk, chunk_weights(spec, chunk.gates))
+
+
+def write_chunk(
+    spec: MemorySpec, memory: Memory, fresh: Memory | None, prepared: Prepared
+) -> tuple[Matrices, Matrices, Array]:
+    """Write a chunk into one head and answer its queries: (fast, momentum, y_CV)."""
+    del fresh  # documents start chunks: the scan has put it in place
+    chunk, weights = prepared
+    anchor = memory.anchor or memory.fast
+    inputs, deltas = memory_deltas(spec, anchor, chunk.k_CK, chunk.v_CV)
+    read = {"write_read": weights.after, "read_write": weights.before}[spec.order]
+    fast, momentum, answer = [], [], chunk.q_CK
+    for i, (x_CI, d_CO) in enumerate(zip(inputs, deltas, strict=True)):
+        sources = (memory.fast[i], *memory.momentum[i : i + 1])
+        writes = Writes(x_CI, d_CO)
+        if spec.erases(i):
+            u_CI = x_CI if i == 0 else l2_normalize(x_CI)
+            writes = Writes(x_CI, d_CO, u_CI, erased(weights, u_CI, sources, x_CI, d_CO))
+        if spec.read == "token":
+            probe_CI = ACTIVATIONS[spec.activation](answer) if i else answer
+            score = scores(read, probe_CI, x_CI, writes.direction_CI)
+            answer = recall(read, score, probe_CI, sources, writes)
+        fast.append(mixed(weights.end, sources, writes))
+        if weights.end_momentum is not None:
+            momentum.append(mixed(weights.end_momentum, sources, writes))
+    if spec.read == "chunk":
+        answer = memory_apply(spec, anchor, chunk.q_CK)
+    elif spec.is_residual:
+        answer = chunk.q_CK + answer
+    return tuple(fast), tuple(momentum), answer
+
+
+def memory_chunked(
+    spec: MemorySpec,
+    state: MemoryState,
+    inputs: MemoryInputs,
+    *,
+    lengths_B: Array | None = None,
+    starts_BT: Array | None = None,
+    initial: MemoryState | None = None,
+    aligned: bool = False,
+    remat: bool = True,
+) -> tuple[MemoryState, Array]:
+    """Write and read T tokens in every row and head; return the state behind them and y_BTHV.
+
+    Splitting T anywhere and carrying the state changes nothing. Computed at the precision of the
+    state; y has the dtype of q. A linear memory of chunk 1 has no gradient boundary to wait for
+    and goes to `delta_rule`.
+
+    Args:
+      lengths_B: int32, tokens of each row that exist; the others change nothing and their y is 0.
+      starts_BT: bool, true where a document starts: there the row's state becomes `initial` before
+      the
+        token. A start must lie on the row's own chunk boundary, or be the first token of the call.
+      initial: fresh memories (`init_state`), given with `starts_BT`.
+      aligned: promise that all rows are on a chunk boundary (phase 0), as in training; saves
+      gathers. remat: keep about sqrt(T / chunk) states for the backward pass and recompute the
+      others.
+    Raises:
+      ValueError: shapes or gates that do not belong to the spec.
+    """
+    if spec.is_online_linear:
+        return delta_rule(
+            spec,
+            state,
+            inputs,
+            lengths_B=lengths_B,
+            starts_BT=starts_BT,
+            initial=initial,
+            remat=remat,
+        )
+    check_call(spec, state, inputs, lengths_B, starts_BT, initial)
+    batch, tokens = inputs.q_BTHK.shape[:2]
+    phase_B = state.phase_B
+    if aligned:
+        phase_B = jnp.zeros_like(phase_B)
+        grid = aligned_grid(batch, tokens, spec.chunk, lengths_B)
+    else:
+        if starts_BT is not None:  # a document that starts the call starts its own grid
+            phase_B = jnp.where(starts_BT[:, 0], 0, phase_B)
+        grid = phased_grid(tokens, spec.chunk, phase_B, lengths_B)
+
+    def carried(s: MemoryState) -> Memory:
+        return Memory(s.fast, () if grid.complete_BN is None else s.anchor, s.momentum)
+
+    memory, y_BTHV = scan_chunks(
+        ChunkForm(partial(prepare_chunk, spec), partial(write_chunk, spec)),
+        grid,
+        carried(state),
+        chunk_tokens(grid, cast_inputs(state, inputs)),
+        chunk_starts(grid, starts_BT),
+        None if initial is None else carried(initial),
+        remat,
+    )
+    reached_B = phase_B + (tokens if lengths_B is None else lengths_B)
+    after = MemoryState(
+        memory.fast, memory.anchor or memory.fast, memory.momentum, reached_B % spec.chunk
+    )
+    return after, mask_tokens(y_BTHV, lengths_B).astype(inputs.q_BTHK.dtype)

@@ -1,0 +1,27 @@
+"""The losses that a write descends: prediction M(k) against target v, for one token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from nested_jax.types import Array
+
+
+def l2(prediction: Array, target: Array) -> Array:
+    """Return 1/2 |M(k) - v|^2: regression (DeltaNet; Titans Eq. 12)."""
+    error = prediction - target
+    return 0.5 * jnp.sum(error * error)
+
+
+def dot(prediction: Array, target: Array) -> Array:
+    """Return -<M(k), v>: Hebbian similarity (linear attention; NL Eq. 92, with the sign that
+    learns)."""
+    return -jnp.sum(prediction * target)
+
+
+OBJECTIVES: dict[str, Callable[[Array, Array], Array]] = {"l2": l2, "dot": dot}
+
+# d loss / d prediction = curvature * prediction - target, for both; delta_rule solves with it.
+CURVATURE: dict[str, float] = {"l2": 1.0, "dot": 0.0}
