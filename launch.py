@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         cfg = load_config(flags.config, parse_overrides(overrides))
         check_evaluators(cfg)
         start_processes(processes(flags))
-        summary = train(cfg, flags.workdir or default_workdir(flags.config))
+        train(cfg, flags.workdir or default_workdir(flags.config))
     except OSError as error:
         return failed("error", error, 2)
     except ValueError as error:
@@ -44,10 +44,6 @@ def main(arguments: list[str]) -> int:
         return failed("diverged", error, 3)
     except Stopped as stop:
         return failed("stopped", stop, 128 + stop.number)
-    print(
-        f"done: step {summary.step}, valid loss {summary.valid_loss:.4f}, "
-        f"{summary.valid_bits_per_byte:.4f} bits per byte, {summary.seconds:.0f} s"
-    )
     return 0
 
 

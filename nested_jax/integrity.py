@@ -37,8 +37,7 @@ def fingerprint(tree: PyTree) -> list[int]:
 
     Integer sums do not depend on their order, so the number is the same on every mesh.
     """
-    leaves = jax.jit(lambda t: [bit_sum(x) for x in jax.tree.leaves(t)])(tree)
-    return [int(x) for x in jax.device_get(leaves)]
+    return [int(x) for x in jax.device_get(BIT_SUMS(jax.tree.leaves(tree)))]
 
 
 def bit_sum(x: Array) -> Array:
@@ -52,3 +51,10 @@ def bit_sum(x: Array) -> Array:
         stride = int(np.prod(x.shape[axis + 1 :], dtype=np.int64)) * 2 % 2**32
         place += jnp.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     return (bits * place).sum(dtype=jnp.uint32)
+
+
+def bit_sums(leaves: list[Array]) -> list[Array]:
+    return [bit_sum(x) for x in leaves]
+
+
+BIT_SUMS = jax.jit(bit_sums)  # one function for the whole process: compiled once a tree

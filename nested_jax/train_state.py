@@ -14,6 +14,10 @@ from nested_jax.optim import optimizer_shardings
 from nested_jax.sharding import batch_sharding, param_shardings, replicated
 from nested_jax.types import Array, PyTree
 
+# LLVM takes 6 s over the random bits of a two-layer model on a CPU, and 1 s at this level; the code
+# is as fast (17 M parameters in 0.24 s either way).
+INIT_OPTIONS = {"xla_backend_optimization_level": 1}
+
 
 class TrainState(NamedTuple):
     """The state of training after `step` optimizer steps; the jitted step donates it."""
@@ -52,4 +56,5 @@ def place_state(
 
 def create_state(make: Callable[[], TrainState], shardings: TrainState) -> TrainState:
     """Run `make` on the devices, every leaf created where it stays: no unsharded copy exists."""
-    return jax.jit(make, out_shardings=shardings)()
+    lowered = jax.jit(make, out_shardings=shardings).lower()
+    return lowered.compile(compiler_options=INIT_OPTIONS)()

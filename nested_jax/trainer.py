@@ -238,6 +238,10 @@ class Run:
         )
         if jax.process_index() == 0:
             write_json(self.plan.workdir / "summary.json", summary._asdict())
+        self.display.say(
+            f"done: step {self.step}, valid loss {summary.valid_loss:.4f}, "
+            f"{summary.valid_bits_per_byte:.4f} bits per byte, {summary.seconds:.0f} s"
+        )
         return summary
 
     def profile(self) -> None:

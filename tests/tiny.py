@@ -1,0 +1,101 @@
+"""A training run small enough for tests: synthetic shards, a two-layer model, a config file."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nested_jax.config import Config, from_config_dict
+from nested_jax.data.shards import write_index, write_shard
+from nested_jax.data.tokenizer import train_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = "alpha beta gamma delta value index tensor memory level chunk write read".split()  # noqa: SIM905
+VOCAB = 320
+TIMINGS = ("tokens_per_s", "step_s", "flops_per_s", "mfu")  # the lines differ in nothing else
+
+
+def synthetic_text(number: int) -> str:
+    rng = random.Random(number)
+    return "\n".join(
+        f"{rng.choice(WORDS)} = {rng.choice(WORDS)}({rng.randrange(100)})"
+        for _ in range(rng.randrange(3, 20))
+    )
+
+
+def write_data(folder: Path) -> Path:
+    """Write shards of one segment with train and valid splits, and their tokenizer."""
+    texts = [synthetic_text(number) for number in range(60)]
+    tokenizer = train_tokenizer(texts, VOCAB)
+    encoded = tokenizer.encode_batch(texts)
+    folder.mkdir(parents=True)
+    shards = [
+        write_shard(folder, "code", "train", 0, encoded[:50], tokenizer),
+        write_shard(folder, "code", "valid", 0, encoded[50:], tokenizer),
+    ]
+    write_index(folder, shards, tokenizer, {"name": "test"})
+    return folder
+
+
+def tiny_fields(data: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the fields of a run of a few seconds; `changes` maps dotted names to values."""
+    fields: dict[str, Any] = {
+        "seed": 3,
+        "model": {"vocab_size": VOCAB, "dim": 16, "layers": 2, "heads": 2, "mlp_hidden": 24},
+        "data": {"source": str(data), "seq_len": 32, "valid_rows": 10},
+        "optim": {"warmup_steps": 4, "learning_rate": 1e-2},
+        "train": {"steps": 12, "batch_size": 8, "log_every": 1, "eval_every": 6, "save_every": 4},
+    }
+    for name, value in (changes or {}).items():
+        *blocks, leaf = name.split(".")
+        target = fields
+        for block in blocks:
+            target = target.setdefault(block, {})
+        target[leaf] = value
+    return fields
+
+
+HOPE = {
+    "model.block": "hope_attention",
+    "model.cms": {"periods": [8, 16], "hidden": 24},
+    "teach": {"mode": "exact", "chunk": 8},
+}
+
+
+def tiny_config(data: Path, changes: Mapping[str, Any] | None = None) -> Config:
+    return from_config_dict(tiny_fields(data, changes))
+
+
+def write_config(folder: Path, data: Path, changes: Mapping[str, Any] | None = None) -> Path:
+    """Write a config file of a tiny run, and return its path."""
+    file = folder / "configs" / "tiny.py"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fields = json.dumps(tiny_fields(data, changes))
+    file.write_text(
+        "import json\nimport ml_collections\n\n\ndef get_config(arg=None):\n"
+        f"    return ml_collections.ConfigDict(json.loads({fields!r}))\n"
+    )
+    return file
+
+
+def launch(config: Path, workdir: Path, *flags: str, devices: int = 1) -> subprocess.Popen[str]:
+    """Start launch.py in a process of its own."""
+    environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, str(ROOT / "launch.py"), "--config", str(config)]
+    command += ["--workdir", str(workdir), *flags]
+    return subprocess.Popen(
+        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def read_lines(workdir: Path) -> list[dict[str, Any]]:
+    """Return metrics.jsonl without timings; every line of it must parse."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
