@@ -9,7 +9,8 @@ themselves. Both are checked on reading.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,10 @@ FREE = (
 
 class CheckpointError(OSError):
     """A checkpoint that cannot be written or read, in one line for the user."""
+
+
+class DamagedError(Exception):
+    """A checkpoint that is complete and cannot be read."""
 
 
 class Restored(NamedTuple):
@@ -152,16 +157,10 @@ class Checkpoints:
     ) -> tuple[str, Restored | None]:
         try:
             data, meta = read_json(self._manager, step)
-        except DAMAGE as error:
-            return describe(error), None
-        check_fits(meta, cfg, tokenizer_sha256)
-        try:
-            items = read_arrays(self._manager, step, array_items(abstract))
-        except DAMAGE as error:
-            return describe(error), None
-        for name, tree in items.items():
-            if fingerprint(tree) != meta["fingerprints"][name]:
-                return f"the arrays of {name} are not the ones that were saved", None
+            check_fits(meta, cfg, tokenizer_sha256)
+            items = read_arrays(self._manager, step, array_items(abstract), meta)
+        except DamagedError as error:
+            return str(error), None
         state = TrainState(
             step=jax.device_put(jnp.int32(step), abstract.step.sharding),
             params=items["params"],
@@ -191,17 +190,47 @@ def array_items(state: TrainState) -> dict[str, PyTree]:
 
 
 def read_json(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the items data and meta.
+
+    Raises:
+      DamagedError: they cannot be read, or are not the ones that were written.
+    """
     arguments = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
-    items = manager.restore(step, args=arguments)
-    return unseal(items["data"]), unseal(items["meta"])
+    with damage():
+        items = manager.restore(step, args=arguments)
+        return unseal(items["data"]), unseal(items["meta"])
 
 
 def read_arrays(
-    manager: ocp.CheckpointManager, step: int, abstract: dict[str, PyTree]
+    manager: ocp.CheckpointManager, step: int, abstract: dict[str, PyTree], meta: dict[str, Any]
 ) -> dict[str, PyTree]:
+    """Return the items of arrays, placed as `abstract` says.
+
+    Raises:
+      DamagedError: they cannot be read, or are not the ones that were written.
+    """
     arguments = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-    items = manager.restore(step, args=ocp.args.Composite(**arguments))
-    return {name: items[name] for name in abstract}
+    with damage():
+        items = manager.restore(step, args=ocp.args.Composite(**arguments))
+        items = {name: items[name] for name in abstract}
+    for name, tree in items.items():
+        if fingerprint(tree) != meta["fingerprints"][name]:
+            raise DamagedError(f"the arrays of {name} are not the ones that were saved")
+    return items
+
+
+@contextmanager
+def damage() -> Iterator[None]:
+    """Raise what reading a damaged folder raises as `DamagedError`, and nothing else."""
+    try:
+        yield
+    except Exception as error:
+        # Orbax reports a part of an array that tensorstore cannot read as a bare Exception.
+        if not isinstance(error, DAMAGE) and type(error) is not Exception:
+            raise
+        text = str(error).strip().splitlines()
+        said = text[0][:300] if text else ""
+        raise DamagedError(f"{type(error).__name__}: {said}") from error
 
 
 def check_fits(meta: dict[str, Any], cfg: Config, tokenizer_sha256: str) -> None:
@@ -228,11 +257,6 @@ def agree(ok: bool) -> bool:
     if jax.process_count() == 1:
         return ok
     return bool(multihost_utils.process_allgather(np.asarray(ok)).all())
-
-
-def describe(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300] if text else ''}"
 
 
 def free_name(folder: Path, name: str) -> Path:
@@ -265,14 +289,12 @@ def load_checkpoint(path: str | Path) -> tuple[PyTree, Config, int]:
         try:
             _, meta = read_json(manager, step)
             cfg: Config = from_config_dict(meta["config"])
-            params = read_arrays(manager, step, {"params": abstract_params(cfg)})["params"]
-        except DAMAGE as error:
+            params = read_arrays(manager, step, {"params": abstract_params(cfg)}, meta)["params"]
+        except DamagedError as error:
             raise ValueError(
-                f"checkpoint {folder / str(step)} cannot be read ({describe(error)}); "
+                f"checkpoint {folder / str(step)} cannot be read ({error}); "
                 f"others are {[s for s in steps if s != step]}"
             ) from error
-    if fingerprint(params) != meta["fingerprints"]["params"]:
-        raise ValueError(f"checkpoint {folder / str(step)}: its arrays are not the ones saved")
     return params, cfg, step
 
 
