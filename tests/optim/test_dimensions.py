@@ -22,6 +22,7 @@ CASES = {
     ("mlp", "embed"): ((), (0,), (1,)),
     ("embed", "embed"): ((), (0,), (1,)),
     ("layers", "embed", "mlp"): ((0,), (1,), (2,)),
+    ("embed", "mlp", "layers"): ((2,), (0,), (1,)),
     ("layers", "levels", "mlp", "embed"): ((0, 1), (2,), (3,)),
     ("layers", "embed", "heads"): ((0,), (1,), (2,)),
     ("layers", "embed", "heads", "head_width"): ((0,), (1,), (2, 3)),

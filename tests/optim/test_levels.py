@@ -31,11 +31,17 @@ def gradients(steps, shapes, seed=0):
     ]
 
 
+INNER = {"adam": (scale_by_adam, adam), "sgd": (optax.identity, iter)}
+
+
 @pytest.mark.parametrize("mode", ["mean", "sum", "last"])
-def test_modes_against_a_loop(mode):
+@pytest.mark.parametrize("inner", INNER)
+def test_modes_against_a_loop(mode, inner):
+    """Adam shows which gradients reach the state, gradient descent how long the step is."""
     steps, period, rate = 13, 4, 0.1
+    make, reference = INNER[inner]
     grads = [g["w"] for g in gradients(steps, {"w": (3, 2)})]
-    tx = every(optax.chain(scale_by_adam(), optax.scale(-rate)), period, mode)
+    tx = every(optax.chain(make(), optax.scale(-rate)), period, mode)
     params = {"w": jnp.ones((3, 2))}
     state, update = tx.init(params), jax.jit(tx.update)
 
@@ -45,7 +51,7 @@ def test_modes_against_a_loop(mode):
         "last": [block[-1] for block in blocks],
         "sum": grads,
     }[mode]
-    want = [-rate * u for u in adam([np.float64(g) for g in taken])]
+    want = [-rate * u for u in reference([np.float64(g) for g in taken])]
     if mode == "sum":
         want = [sum(want[i : i + period]) for i in range(0, steps - period + 1, period)]
     for step, g in enumerate(grads):
