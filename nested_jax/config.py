@@ -63,11 +63,11 @@ class MemoryConfig:
     generator_chunk: int = 64  # the same for the generators k, v, eta, alpha of `hope`
     heads: int = 0  # memory heads; 0 takes model.heads
     head_width: int = 0  # key and value width a head; 0 takes dim / heads
-    inner_lr: float = 0.1  # write rate before the learned gate
-    max_rate: float = 1.0  # ceiling of a gated delta rule's rate: 2 admits negative eigenvalues
-    momentum: bool = True  # Titans Eq. 10: past surprise
-    retention: bool = True  # Titans Eq. 13: the forget gate
-    keep_init: float = 0.99  # retention a token at initialisation
+    inner_lr: float = 0.03  # ceiling of the write rate; below 2 / chunk an `l2` write is stable
+    max_rate: float = 1.0  # ceiling of a delta write's rate: 2 admits negative eigenvalues
+    momentum: bool = True  # Titans Eq. 10: past surprise (rules titans and dgd)
+    retention: bool = True  # Titans Eq. 13: the forget gate (rules titans and dgd)
+    keep_init: float = 0.9999  # retention a token at initialisation; 0.99 empties a deep memory
     conv: int = 4  # width of the causal depthwise convolution; 0 is none
     persistent: int = 16  # persistent tokens of titans_mac, _mag and _mal
     segment: int = 128  # tokens that one attention call of titans_mac sees
@@ -90,8 +90,18 @@ class MemoryConfig:
             0 < self.keep_init < 1, "memory.keep_init", self.keep_init, "wants a value in (0, 1)"
         )
         require(0 < self.max_rate <= 2, "memory.max_rate", self.max_rate, "wants a value in (0, 2]")
-        require(self.inner_lr > 0, "memory.inner_lr", self.inner_lr, "wants a rate above 0")
-        require(self.conv >= 0, "memory.conv", self.conv, "wants a width, or 0 for none")
+        require(
+            0 < self.inner_lr < self.max_rate,
+            "memory.inner_lr",
+            self.inner_lr,
+            f"wants a rate above 0 and below memory.max_rate={self.max_rate}",
+        )
+        require(
+            self.conv == 0 or self.conv >= 2,
+            "memory.conv",
+            self.conv,
+            "wants a width of 2 or more, or 0 for none",
+        )
         require(
             self.persistent >= 0, "memory.persistent", self.persistent, "wants 0 or more tokens"
         )
@@ -174,7 +184,7 @@ class ModelConfig:
     qk_norm: bool = False  # L2-normalised queries and keys with a learned temperature a head
     norm_eps: float = 1e-6  # of every RMSNorm
     tie_embeddings: bool = True  # the head is the transposed embedding
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products; state stays f32
+    compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of matrix products
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes in a block
     attention: Literal["xla", "cudnn"] = "xla"  # implementation of softmax attention
     loss_chunk: int = 4096  # tokens whose logits exist at once in the loss; 0 is all

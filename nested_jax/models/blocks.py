@@ -1,24 +1,27 @@
-"""The table of block kinds. A block mixes tokens, then transforms each: two pre-norm residual parts.
+"""The table of block kinds. A block mixes tokens, then transforms each: pre-norm residual parts.
 
-A mixer is a layer with `init_state(batch, capacity)` and `(state, x_BTD, span, mask) -> (state, y_BTD)`.
-Its state is a pytree of arrays with the batch first, and a state of zeros has read nothing.
+A mixer is a layer with `init_state(batch, capacity)` and a call `(state, x_BTD, span, mask) ->
+(state, y_BTD)`. Its state is a pytree of arrays with the batch first; zeros have read nothing.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from nested_jax.config import ModelConfig
 from nested_jax.layers.attention import Attention
 from nested_jax.layers.basic import MLP, Layer, RMSNorm, residual_scale
-from nested_jax.layers.cms import CMS
+from nested_jax.layers.cms import CMS, no_recall
+from nested_jax.layers.deltanet import DeltaNet, GatedDeltaNet
+from nested_jax.layers.titans import NeuralMemory
 from nested_jax.types import Array, PyTree, Span
 
 MIXERS: dict[str, Any] = {
     "transformer": Attention,
     "hope_attention": Attention,
+    "titans_lmm": NeuralMemory,
+    "gated_deltanet": GatedDeltaNet,
+    "deltanet": DeltaNet,
 }
 
 
@@ -63,7 +66,7 @@ class Block(Layer):
             x_BTD, recall_B = self.cms(x_BTD, deltas)
         else:
             x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
-            recall_B = jnp.zeros((x_BTD.shape[0],), jnp.float32)
+            recall_B = no_recall(x_BTD)
         return BlockOutput(state, x_BTD, recall_B, cms_in_BTD)
 
     # The parts that the teach loop calls on their own.
