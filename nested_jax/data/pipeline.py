@@ -17,6 +17,7 @@ import numpy as np
 
 from nested_jax.config import DataConfig, require
 from nested_jax.data.cache import Report, cache_root
+from nested_jax.data.mixture import open_mixture
 from nested_jax.data.packing import PackedSource, Row
 from nested_jax.data.shards import INDEX, SPLITS, TokenStore, open_store, sample_text
 from nested_jax.data.stdlib_build import stdlib_store
@@ -55,9 +56,12 @@ def open_data(cfg: DataConfig, report: Report = ignore) -> TokenStore:
     path = Path(cfg.source).expanduser()
     if path.is_dir():
         return open_store(path)
+    if path.is_file():
+        return open_mixture(path)
     raise ValueError(
-        f"data.source={cfg.source!r}: neither 'stdlib' nor a folder with an {INDEX} "
-        f"(looked for {path.absolute()}); prepare one with `python -m nested_jax.data sample`"
+        f"data.source={cfg.source!r}: neither 'stdlib', nor a folder with an {INDEX}, nor the JSON "
+        f"of a mixture (looked for {path.absolute()}); prepare one with "
+        "`python -m nested_jax.data sample`"
     )
 
 
@@ -77,7 +81,7 @@ def prepare(cfg: DataConfig, report: Report = ignore) -> DatasetInfo:
         bytes_per_token=sum(shard.target_bytes for shard in valid) / targets,
         tokens=totals(store, segments, "tokens"),
         documents=totals(store, segments, "documents"),
-        piece_byte_lengths=store.tokenizer.piece_byte_lengths,
+        piece_byte_lengths=store.piece_byte_lengths,
         root=store.root,
     )
 

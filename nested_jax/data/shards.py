@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ FORMAT = 1  # of the files and of the index
 INDEX = "index.json"
 TOKENIZER = "tokenizer.model"
 SPLITS = ("train", "valid", "test")
+PARTIAL = ".partial"  # ends the names of files that are being written
 HASH_BYTES = 256 << 20  # shards up to this size in all are hashed whenever they are opened
 
 Report = Callable[[str], None]
@@ -64,6 +66,11 @@ class TokenStore:
     def segments(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(shard.segment for shard in self.shards))
 
+    @property
+    def piece_byte_lengths(self) -> np.ndarray:
+        """int64 [vocab_size]: bytes of the original text that a token stands for."""
+        return byte_lengths(self.tokenizer, self.source.get("piece_bytes", {}))
+
     def select(self, split: str, segments: Sequence[str] = ()) -> tuple[Shard, ...]:
         """Return the shards of a split, of the given segments or of all.
 
@@ -80,6 +87,14 @@ class TokenStore:
         return tuple(s for s in self.shards if s.split == split and s.segment in wanted)
 
 
+def byte_lengths(tokenizer: Tokenizer, piece_bytes: Mapping[str, int]) -> np.ndarray:
+    """Return int64 [vocab_size]: the bytes that tokens stand for, some of them given by piece."""
+    lengths_S = tokenizer.piece_byte_lengths.copy()
+    for piece, size in piece_bytes.items():
+        lengths_S[tokenizer.id_of(piece)] = size
+    return lengths_S
+
+
 def token_dtype(vocab_size: int) -> str:
     """Return the smallest dtype that holds every token id."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
@@ -92,31 +107,28 @@ def write_shard(
     number: int,
     documents: Iterable[Sequence[int] | np.ndarray],
     tokenizer: Tokenizer,
+    lengths_S: np.ndarray | None = None,
 ) -> Shard:
     """Write one shard from the token ids of its documents (without EOS, which is added).
 
-    Both files are flushed to the disk before the record is returned, so that an index never names
-    a shard that a crash could still lose.
+    Args:
+      lengths_S: bytes of the original text behind every token id; None is the tokenizer's.
+
+    Both files appear whole and are on the disk before the record is returned, so that an index
+    never names a shard that a crash could still lose.
     """
     dtype = token_dtype(tokenizer.vocab_size)
-    lengths_S = tokenizer.piece_byte_lengths
+    lengths_S = tokenizer.piece_byte_lengths if lengths_S is None else lengths_S
     name = f"{segment}-{split}-{number:05d}"
     offsets, text_bytes, first_bytes = [0], 0, 0
-    digest = hashlib.sha256()
-    with open(folder / f"{name}.bin", "wb") as file:
+    with partial_file(folder / f"{name}.bin") as file:
         for document in documents:
-            ids = np.asarray(document, np.int64)
+            ids = np.asarray(document, dtype)
             text_bytes += int(lengths_S[ids].sum())
             first_bytes += int(lengths_S[ids[:1]].sum())
-            data = np.append(ids, tokenizer.eos_id).astype(dtype).tobytes()
-            file.write(data)
-            digest.update(data)
+            file.write(ids.tobytes() + np.array(tokenizer.eos_id, dtype).tobytes())
             offsets.append(offsets[-1] + len(ids) + 1)
-        sync(file)
-    offset_data = np.asarray(offsets, np.int64).tobytes()
-    with open(folder / f"{name}.doc", "wb") as file:
-        file.write(offset_data)
-        sync(file)
+    write_atomic(folder / f"{name}.doc", np.asarray(offsets, np.int64).tobytes())
     return Shard(
         segment=segment,
         split=split,
@@ -125,14 +137,29 @@ def write_shard(
         documents=len(offsets) - 1,
         bytes=text_bytes,
         target_bytes=text_bytes - first_bytes,
-        sha256=digest.hexdigest(),
-        offsets_sha256=hashlib.sha256(offset_data).hexdigest(),
+        sha256=file_sha256(folder / f"{name}.bin"),
+        offsets_sha256=file_sha256(folder / f"{name}.doc"),
     )
 
 
-def sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+@contextmanager
+def partial_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that takes its name, in one rename, when it is whole and on disk."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    with partial_file(path) as file:
+        file.write(data)
 
 
 def write_index(
@@ -151,15 +178,6 @@ def write_index(
         "shards": [asdict(shard) for shard in shards],
     }
     write_atomic(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        sync(file)
-    os.replace(partial, path)
 
 
 def open_store(folder: str | Path) -> TokenStore:
@@ -199,19 +217,30 @@ def read_index(root: Path) -> dict[str, Any]:
             f"data.source={str(root)!r}: no {INDEX} there; give a folder written by "
             "`python -m nested_jax.data shard`, or 'stdlib' for the embedded text"
         )
+    wanted = {"format", "dtype", "tokenizer", "shards", "source"}
+    return read_json(path, wanted, "an index of shards")
+
+
+def read_json(path: Path, wanted: set[str], what: str) -> dict[str, Any]:
+    """Return the JSON object of a file that has the wanted keys and the format of this version.
+
+    Raises:
+      ValueError: no such file, not JSON, not the object that is wanted, another format.
+    """
     try:
-        index = json.loads(path.read_text(encoding="utf8"))
+        data = json.loads(path.read_text(encoding="utf8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
-    wanted = {"format", "dtype", "tokenizer", "shards", "source"}
-    if not isinstance(index, dict) or not wanted <= index.keys():
-        raise ValueError(f"{path}: not an index of shards; wants the keys {sorted(wanted)}")
-    if index["format"] != FORMAT:
+    if not isinstance(data, dict) or not wanted <= data.keys():
+        raise ValueError(f"{path}: not {what}; wants the keys {sorted(wanted)}")
+    if data["format"] != FORMAT:
         raise ValueError(
-            f"{path}: format={index['format']!r}, this version reads format {FORMAT}; "
-            "write the shards again with `python -m nested_jax.data shard`"
+            f"{path}: format={data['format']!r}, this version reads format {FORMAT}; "
+            "prepare the data again with `python -m nested_jax.data`"
         )
-    return index
+    return data
 
 
 def check_tokenizer(tokenizer: Tokenizer, path: Path, expected: str, root: Path) -> None:

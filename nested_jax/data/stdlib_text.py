@@ -21,7 +21,7 @@ PROSE = (".txt", ".rst", ".md")
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
 TABLE_FOLDERS = frozenset({"encodings"})  # generated code pages: a quarter of the library's bytes
-SPLIT_SHARES = (("train", 0.96), ("valid", 0.98), ("test", 1.0))  # cumulative
+HELD_OUT = 0.02  # share of the documents in each of valid and test
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,16 @@ def python_version() -> str:
     return ".".join(map(str, sys.version_info[:3]))
 
 
-def split_of(sha256: str) -> str:
-    """Return the split of a document: 96 % train, 2 % valid, 2 % test, by its content's hash."""
+def split_of(sha256: str, held_out: float = HELD_OUT) -> str:
+    """Return the split of a document by its content's hash.
+
+    Args:
+      held_out: share of the documents that each of valid and test gets.
+    """
     place = int(sha256[:8], 16) / 2**32
-    return next(split for split, bound in SPLIT_SHARES if place < bound)
+    if place < 1 - 2 * held_out:
+        return "train"
+    return "valid" if place < 1 - held_out else "test"
 
 
 def collect(root: Path) -> Collection:

@@ -7,6 +7,7 @@ round trip, and the number of bytes behind each token id is known, so that bits 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
@@ -100,7 +101,7 @@ class Tokenizer:
         """Return the id of a piece, `unk_id` where the vocabulary lacks it."""
         return self._processor.piece_to_id(piece)
 
-    @property
+    @functools.cached_property
     def piece_byte_lengths(self) -> np.ndarray:
         """int64 [vocab_size]: UTF-8 bytes that a token stands for, 0 for control tokens."""
         lengths = np.zeros(self.vocab_size, np.int64)
@@ -152,6 +153,7 @@ def train_tokenizer(
     symbols: Sequence[str] = (),
     character_coverage: float = 0.9995,
     model_type: str = "bpe",
+    hard_vocab_limit: bool = True,
     max_bytes: int = 64 << 20,
 ) -> Tokenizer:
     """Train a SentencePiece model on `texts`, deterministically.
@@ -161,6 +163,7 @@ def train_tokenizer(
       symbols: user-defined symbols; each is always one token.
       character_coverage: share of the characters that get their own piece; the rest are bytes.
       model_type: bpe or unigram.
+      hard_vocab_limit: False lets a text that is too small have a smaller vocabulary.
       max_bytes: UTF-8 bytes of text that are read at most (training holds them in memory).
     Raises:
       ValueError: a vocabulary too small to hold the bytes, or too large for the text.
@@ -175,6 +178,7 @@ def train_tokenizer(
             model_writer=model,
             model_type=model_type,
             vocab_size=vocab_size,
+            hard_vocab_limit=hard_vocab_limit,
             byte_fallback=True,
             character_coverage=character_coverage,
             required_chars="0123456789",

@@ -215,7 +215,7 @@ def test_trigram_baseline(store: TokenStore) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"source": "/nowhere/at/all"}, "neither 'stdlib' nor a folder"),
+        ({"source": "/nowhere/at/all"}, "neither 'stdlib', nor a folder"),
         ({"segments": ("prose",)}, "no segment 'prose'; it has code, notes"),
     ],
 )

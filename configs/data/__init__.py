@@ -1,0 +1,1 @@
+"""Manifests of text corpora, for `python -m nested_jax.data`."""

@@ -1,0 +1,141 @@
+"""Mixtures: several folders of shards under one JSON file that says what each one is and weighs.
+
+A source of the mixture is a segment of the data: ``data.source=mixture.json`` trains on all of them
+by weight, ``data.segments`` picks some.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nested_jax.data.manifest import Manifest, SourceSpec
+from nested_jax.data.shards import (
+    FORMAT,
+    INDEX,
+    SPLITS,
+    TokenStore,
+    check_tokenizer,
+    file_sha256,
+    open_store,
+    read_json,
+    write_atomic,
+)
+from nested_jax.data.tokenizer import load_tokenizer
+
+COUNTS = ("tokens", "documents", "bytes")
+SOURCE_KEYS = {"name", "key", "shards_dir", "weight", "index_sha256"}
+
+
+def shard_folder(spec: SourceSpec, root: Path) -> Path:
+    """Return where the shards of a source are: NL_SHARD_DIR_KEY, or its folder below `root`."""
+    return Path(os.environ.get(f"NL_SHARD_DIR_{spec.env_key}") or root / spec.name)
+
+
+def write_mixture(manifest: Manifest, folders: Mapping[str, Path], output: Path) -> dict[str, Any]:
+    """Write the JSON of a mixture from the shards of its sources, and return it.
+
+    Paths are relative to the file where they can be, so that a folder of data can be moved whole.
+
+    Raises:
+      ValueError: shards that are missing or damaged, or that different tokenizers wrote.
+    """
+    stores = {spec.name: open_store(folders[spec.name]) for spec in manifest.sources}
+    first = next(iter(stores.values()))
+    for store in stores.values():
+        check_tokenizer(store.tokenizer, store.tokenizer_path, first.tokenizer.hash, first.root)
+    mixture = {
+        "format": FORMAT,
+        "name": manifest.name,
+        "tokenizer": {
+            "path": relative(first.tokenizer_path, output),
+            "sha256": first.tokenizer.hash,
+            "vocab_size": first.tokenizer.vocab_size,
+        },
+        "sources": [describe(spec, stores[spec.name], output) for spec in manifest.sources],
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(output, (json.dumps(mixture, indent=1) + "\n").encode())
+    return mixture
+
+
+def relative(path: Path, output: Path) -> str:
+    """Return `path` as seen from the folder of `output`; absolute if that is on another drive."""
+    try:
+        return Path(os.path.relpath(path.resolve(), output.parent.resolve())).as_posix()
+    except ValueError:
+        return str(path.resolve())
+
+
+def describe(spec: SourceSpec, store: TokenStore, output: Path) -> dict[str, Any]:
+    """Return the entry of one source."""
+    counts = {
+        name: {
+            split: sum(getattr(shard, name) for shard in store.select(split)) for split in SPLITS
+        }
+        for name in COUNTS
+    }
+    return {
+        "name": spec.name,
+        "key": spec.env_key,
+        "shards_dir": relative(store.root, output),
+        "weight": spec.weight,
+        "license": spec.license,
+        "url": spec.url,
+        "dataset": spec.dataset,
+        **counts,
+        "shards": len(store.shards),
+        "index_sha256": file_sha256(store.root / INDEX),
+    }
+
+
+def open_mixture(path: Path) -> TokenStore:
+    """Open all sources of a mixture as one dataset, checked as `open_store` checks each.
+
+    Raises:
+      ValueError: no such file, not a mixture, shards that are not the ones it was made of.
+    """
+    mixture = read_json(path, {"format", "name", "tokenizer", "sources"}, "a mixture")
+    tokenizer_path = path.parent / mixture["tokenizer"]["path"]
+    tokenizer = load_tokenizer(tokenizer_path)
+    check_tokenizer(tokenizer, tokenizer_path, mixture["tokenizer"]["sha256"], path)
+    shards, weights, sources, piece_bytes = [], {}, {}, {}
+    for entry in mixture["sources"]:
+        if not isinstance(entry, dict) or not entry.keys() >= SOURCE_KEYS:
+            raise ValueError(f"{path}: every source wants the keys {sorted(SOURCE_KEYS)}")
+        store = open_source(path, entry)
+        check_tokenizer(store.tokenizer, store.tokenizer_path, tokenizer.hash, path)
+        folder = store.root.resolve()
+        shards += [
+            replace(shard, segment=entry["name"], file=str(folder / shard.file))
+            for shard in store.shards
+        ]
+        weights[entry["name"]] = float(entry["weight"])
+        sources[entry["name"]] = store.source
+        piece_bytes.update(store.source.get("piece_bytes", {}))
+    return TokenStore(
+        root=path.parent,
+        dtype=store.dtype,
+        tokenizer=tokenizer,
+        tokenizer_path=tokenizer_path,
+        shards=tuple(shards),
+        weights=weights,
+        source={"name": mixture["name"], "sources": sources, "piece_bytes": piece_bytes},
+    )
+
+
+def open_source(path: Path, entry: Mapping[str, Any]) -> TokenStore:
+    """Open the shards of one entry; they must be the ones that the mixture was made of."""
+    moved = os.environ.get(f"NL_SHARD_DIR_{entry['key']}")
+    folder = Path(moved or path.parent / entry["shards_dir"])
+    store = open_store(folder)
+    if file_sha256(folder / INDEX) != entry["index_sha256"]:
+        raise ValueError(
+            f"{folder / INDEX}: not the one that {path} was made of; make the mixture again with "
+            "`python -m nested_jax.data mixture`"
+        )
+    return store
