@@ -25,9 +25,12 @@ class BadUpdates(NamedTuple):
 def skip_non_finite(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Turn a bad step into one that never was: zero updates, and a state that did not move.
 
-    Bad is a gradient whose global norm is not finite (an element is not, or the square of one
-    overflows: a second moment would stay infinite for ever and stop that weight in silence), and
-    an update whose global norm is not. Counters inside `inner`, those of periods too, stay.
+    Bad is a gradient whose global norm is not finite: an element is not, or the square of one
+    overflows (a second moment would stay infinite for ever and stop that weight in silence).
+    Counters inside `inner`, those of periods too, stay. An update that is not finite although the
+    gradient was is the work of a diverged state: it is counted and not applied either, but the
+    state is not restored, because that would hold two of them in memory on every step.
+
     Unlike ``optax.apply_if_finite`` there is no number of bad steps after which one is accepted:
     the caller reads `bad_updates` and ends the run.
     """
@@ -39,14 +42,26 @@ def skip_non_finite(inner: optax.GradientTransformation) -> optax.GradientTransf
     def update(
         updates: PyTree, state: GuardState, params: PyTree | None = None
     ) -> tuple[PyTree, GuardState]:
-        new, new_inner = inner.update(updates, state.inner, params)
-        ok = jnp.isfinite(optax.global_norm(updates)) & jnp.isfinite(optax.global_norm(new))
-        new = jax.tree.map(lambda u: jnp.where(ok, u, jnp.zeros_like(u)), new)
-        kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new_inner, state.inner)
+        # A branch, not a select: with a select an AdamW update took 5 times as long on a CPU.
+        def take(inner_state: PyTree) -> tuple[PyTree, PyTree, Array]:
+            new, inner_state = inner.update(updates, inner_state, params)
+            # Without the barrier XLA computes the update a second time inside the reduction.
+            new = jax.lax.optimization_barrier(new)
+            ok = has_finite_norm(new)
+            return jax.tree.map(lambda u: jnp.where(ok, u, 0.0), new), inner_state, ok
+
+        def skip(inner_state: PyTree) -> tuple[PyTree, PyTree, Array]:
+            return jax.tree.map(jnp.zeros_like, updates), inner_state, jnp.array(False)
+
+        new, kept, ok = jax.lax.cond(has_finite_norm(updates), take, skip, state.inner)
         bad = (~ok).astype(jnp.int32)
         return new, GuardState(state.total + bad, (state.consecutive + 1) * bad, kept)
 
     return optax.GradientTransformation(init, update)
+
+
+def has_finite_norm(tree: PyTree) -> Array:
+    return jnp.isfinite(optax.global_norm(tree))
 
 
 def bad_updates(opt_state: PyTree) -> BadUpdates:
