@@ -14,7 +14,7 @@ SIZES: dict[str, dict[str, Any]] = {
     # test: seconds on one core; every shape differs, so that swapped axes show.
     "test": {"dim": 32, "layers": 3, "heads": 2, "mlp_hidden": 96, "vocab_size": 1024},
     # smoke: minutes on two cores.
-    "smoke": {"dim": 256, "layers": 4, "heads": 4, "vocab_size": 4096},
+    "smoke": {"dim": 192, "layers": 4, "heads": 4, "vocab_size": 2048},
     "pilot": {"dim": 768, "layers": 12, "heads": 12, "vocab_size": 32_000},  # about 160 M
     "mid": {"dim": 1536, "layers": 18, "heads": 16, "vocab_size": 32_000},  # about 760 M
     "target": {"dim": 2048, "layers": 18, "heads": 16, "vocab_size": 32_000},  # about 1.3 B
@@ -98,13 +98,13 @@ def _test(cfg: ml_collections.ConfigDict) -> None:
 def _smoke(cfg: ml_collections.ConfigDict) -> None:
     cfg.data.seq_len = 512
     cfg.data.valid_rows = 64
-    cfg.train.steps = 400
+    cfg.train.steps = 120
     cfg.train.batch_size = 8
-    cfg.train.eval_every = 200
-    cfg.train.save_every = 100
+    cfg.train.eval_every = 60
+    cfg.train.save_every = 60
     cfg.train.log_every = 10
-    cfg.optim.learning_rate = 3e-3
-    cfg.optim.warmup_steps = 40
+    cfg.optim.learning_rate = 4e-3
+    cfg.optim.warmup_steps = 20
 
 
 def _large(cfg: ml_collections.ConfigDict) -> None:

@@ -302,7 +302,7 @@ class TeachConfig:
     decay_steps: int = 0  # outer steps over which it falls to 0; 0 never falls
     surprise_metric: Literal["l2", "loss", "entropy"] = "loss"  # mean over the chunk's tokens
     surprise_threshold: float | None = None  # a chunk below it is not written; None writes all
-    meta_gradient: Literal["through", "stop"] | int = "through"  # int: through the last k chunks
+    meta_gradient: Literal["through", "stop"] | int = "through"  # int: the last k chunks of a call
     levels: tuple[int, ...] | None = None  # CMS levels that may be written, 0 the fastest; None all
     layers: tuple[int, ...] | None = None  # layers that may be written; None all
     remat: Literal["none", "chunk", "sqrt"] = (

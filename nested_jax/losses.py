@@ -7,13 +7,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from nested_jax.ops.precision import state_dtype
 from nested_jax.types import Array
 
 
 def logits_of(h_BTD: Array, head_SD: Array) -> Array:
     """Return float32 logits [B, T, S]: products in the dtype of `h`, sums in float32."""
     return jnp.einsum(
-        "btd,sd->bts", h_BTD, head_SD.astype(h_BTD.dtype), preferred_element_type=jnp.float32
+        "btd,sd->bts", h_BTD, head_SD.astype(h_BTD.dtype), preferred_element_type=state_dtype(h_BTD.dtype.name)
     )
 
 

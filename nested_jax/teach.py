@@ -23,7 +23,15 @@ from nested_jax.models.lm import LanguageModel
 from nested_jax.models.state import Cursor, OpenChunk, State, detach
 from nested_jax.models.stream import make_span
 from nested_jax.ops.chunking import remat_scan
-from nested_jax.ops.fast_weights import LevelState, WriteEvents, gather, restart, select, write
+from nested_jax.ops.fast_weights import (
+    LevelState,
+    WriteEvents,
+    gather,
+    restart,
+    select,
+    write_level,
+)
+from nested_jax.ops.precision import wide
 from nested_jax.optim.schedules import teach_scale
 from nested_jax.types import Array, Batch, PyTree, Span
 
@@ -79,14 +87,14 @@ class Teacher:
 
     def step(self, carry: Carry, chunk: Chunk) -> tuple[Carry, tuple[Any, ...]]:
         """Score one chunk and write what is due."""
-        fast, span = self._enter(carry, chunk)
-        scored = self._score(carry.boundary, fast, chunk.tokens, span)
+        fast, span = self.enter(carry, chunk)
+        scored = self.score(carry.boundary, fast, chunk.tokens, span)
         weights_BC = chunk.tokens.weights_BT
         size = weights_BC.shape[1]
         complete_B = jnp.ones(weights_BC.shape[:1], bool)
         if chunk.lengths_B is not None:
             complete_B = chunk.lengths_B == size
-        fast, events = self._write(fast, scored, weights_BC, complete_B)
+        fast, events = self.write(fast, scored, weights_BC, complete_B)
         if self.cfg.meta_gradient == "stop":
             fast = detach(fast)
         boundary, now = scored.now, None
@@ -96,7 +104,7 @@ class Teacher:
             boundary = select(complete_B, scored.now, carry.boundary)
         return Carry(boundary, now, fast), (scored.loss_BC, scored.signal_BC, events)
 
-    def _enter(self, carry: Carry, chunk: Chunk) -> tuple[tuple[LevelState, ...], Span]:
+    def enter(self, carry: Carry, chunk: Chunk) -> tuple[tuple[LevelState, ...], Span]:
         """Clear the fast weights of documents that start, and look where the chunk lies."""
         starts_BC, fast = chunk.tokens.starts_BT, carry.fast
         if starts_BC is not None:
@@ -113,7 +121,7 @@ class Teacher:
 
     # --- the gradient of a chunk ---
 
-    def _score(
+    def score(
         self, cursor: Cursor, fast: tuple[LevelState, ...], tokens: Tokens, span: Span
     ) -> Scored:
         deltas = tuple(level.delta for level in fast)
@@ -129,7 +137,7 @@ class Teacher:
         h_BCD = self.model.final_norm(self.params, x_BCD)
         head_SD, size = self.model.head(self.params), self.model.cfg.loss_chunk
         loss_BC = token_loss(h_BCD, head_SD, tokens.targets_BT, size)
-        return jnp.sum(loss_BC * tokens.weights_BT), (loss_BC, h_BCD)
+        return jnp.sum(loss_BC * tokens.weights_BT.astype(loss_BC.dtype)), (loss_BC, h_BCD)
 
     def _exact(
         self, cursor: Cursor, deltas: tuple[PyTree, ...], tokens: Tokens, span: Span
@@ -185,10 +193,10 @@ class Teacher:
         The signal is the gradient of the *summed* loss, so neither the norm nor the clip moves with
         the size of batch or chunk.
         """
-        wide = delta.astype(jnp.float32)
-        square = jnp.sum(jnp.square(wide), axis=-1)
+        precise = wide(delta)
+        square = jnp.sum(jnp.square(precise), axis=-1)
         norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
-        signal = self.scale * wide
+        signal = self.scale * precise
         if self.cfg.clip:
             signal = signal / jnp.maximum(self.scale * norm / self.cfg.clip, 1.0)[..., None]
         return signal.astype(delta.dtype), norm
@@ -202,18 +210,23 @@ class Teacher:
             value_BC = token_entropy(h_BCD, head_SD, self.model.cfg.loss_chunk)
         else:
             value_BC = {"loss": loss_BC, "l2": signal_BC}[self.cfg.surprise_metric]
-        supervised_BC = (weights_BC > 0).astype(jnp.float32)
+        supervised_BC = (weights_BC > 0).astype(value_BC.dtype)
         total_B = jnp.sum(supervised_BC * value_BC, axis=1)
         return jax.lax.stop_gradient(total_B / jnp.maximum(jnp.sum(supervised_BC, axis=1), 1.0))
 
-    def _write(
+    def write(
         self,
         fast: tuple[LevelState, ...],
         scored: Scored,
         weights_BC: Array,
         complete_B: Array,
+        *,
+        flush: bool = False,
     ) -> tuple[tuple[LevelState, ...], tuple[WriteEvents, ...]]:
-        """Gather the gradients of complete chunks and write the levels whose period ended."""
+        """Gather the gradients of complete chunks and write the levels whose period ended.
+
+        `flush` writes every level that has tokens in its open period.
+        """
         cms = self.model.cfg.cms
         supervised_B = jnp.any(weights_BC > 0, axis=1) & complete_B
         accepted_B = supervised_B
@@ -226,7 +239,9 @@ class Teacher:
             if self.cfg.levels is None or i in self.cfg.levels:
                 level = gather(level, self._of_layers(grads), tokens_B, supervised_B, accepted_B)
             ended_B = complete_B & (level.tokens_B >= cms.periods[i])
-            level, event = write(cms, level, rates[i], ended_B)
+            if flush:
+                ended_B = level.tokens_B > 0
+            level, event = write_level(cms, level, rates[i], ended_B)
             written.append(level)
             events.append(event)
         if cms.chain == "nested":
@@ -237,8 +252,12 @@ class Teacher:
         """Keep the gradients of the layers that may be written."""
         if self.cfg.layers is None:
             return grads
-        keep_L = jnp.asarray(self.taught_layers(), jnp.float32)
-        return jax.tree.map(lambda g: g * keep_L.reshape(1, -1, *[1] * (g.ndim - 2)), grads)
+        keep_L = jnp.asarray(self.taught_layers())
+
+        def mask(g: Array) -> Array:
+            return g * keep_L.astype(g.dtype).reshape(1, -1, *[1] * (g.ndim - 2))
+
+        return jax.tree.map(mask, grads)
 
     def taught_layers(self) -> list[bool]:
         """Whether each block of the suffix may be written; `teach.layers` counts all blocks."""
@@ -259,7 +278,7 @@ def _restart_faster(levels: list[LevelState], events: list[WriteEvents]) -> None
 # --- the call --------------------------------------------------------------------------------------
 
 
-def teach(
+def teach(  # noqa: PLR0913 - the options of one call, all of them named
     model: LanguageModel,
     params: PyTree,
     state: State,
@@ -330,6 +349,35 @@ def teach(
     return state, Taught(loss_BT, stats)
 
 
+def flush(
+    model: LanguageModel,
+    params: PyTree,
+    state: State,
+    cfg: TeachConfig,
+    *,
+    scale: Array | float | None = None,
+) -> State:
+    """Write what is pending: the open chunk and every level's open period, at the end of a stream.
+
+    Arguments as `teach`. Rows with nothing pending stay as they are; reading can go on afterwards.
+    """
+    check_teach(model.cfg, cfg)
+    if cfg.mode == "off" or not isinstance(state.open, OpenChunk):
+        return state
+    teacher = Teacher(model, params, cfg, cfg.scale if scale is None else scale, _inner(model, cfg))
+    held, size = state.open, cfg.chunk
+    starts_BC = jnp.zeros(held.weights_BC[:, :size].shape, jnp.bool_).at[:, 0].set(held.start_B)
+    tokens = Tokens(
+        held.x_BCD[:, :size], held.targets_BC[:, :size], held.weights_BC[:, :size], starts_BC
+    )
+    carry = Carry(held.boundary, state.now, state.fast)
+    fast, span = teacher.enter(carry, Chunk(tokens, held.count_B))
+    scored = teacher.score(carry.boundary, fast, tokens, span)
+    fast, _ = teacher.write(fast, scored, tokens.weights_BT, held.count_B > 0, flush=True)
+    closed = jax.tree.map(jnp.zeros_like, held)._replace(boundary=state.now)
+    return state._replace(fast=fast, open=closed)
+
+
 def _check(
     model: LanguageModel, state: State, tokens_BT: Array, targets_BT: Array, cfg: TeachConfig
 ) -> None:
@@ -385,7 +433,7 @@ def _stats(
     teacher: Teacher, state: State, signal_NBC: Array, weights_NBC: Array, events: Any
 ) -> dict[str, Array]:
     layers = jnp.asarray(sum(teacher.taught_layers()), jnp.float32)
-    supervised_NBC = (weights_NBC > 0).astype(jnp.float32)
+    supervised_NBC = (weights_NBC > 0).astype(signal_NBC.dtype)
     tokens = jnp.maximum(jnp.sum(supervised_NBC), 1.0)
     stats = {"signal_norm": jnp.sum(signal_NBC * supervised_NBC) / tokens}
     changes = detach(teacher.model.change(teacher.params, state))
@@ -533,6 +581,7 @@ def loss_fn(
         origin="fresh",
     )
     tokens = jnp.sum(weights_BT)
-    loss = jnp.sum(taught.loss_BT * weights_BT) / jnp.maximum(tokens, 1.0)
+    weighted_BT = taught.loss_BT * weights_BT.astype(taught.loss_BT.dtype)
+    loss = jnp.sum(weighted_BT) / jnp.maximum(tokens, 1.0).astype(weighted_BT.dtype)
     metrics = {"loss": loss, "tokens": tokens}
     return loss, metrics | {f"teach/{name}": value for name, value in taught.stats.items()}

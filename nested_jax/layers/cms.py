@@ -24,6 +24,7 @@ from nested_jax.layers.basic import (
     residual_scale,
     swiglu_hidden,
 )
+from nested_jax.ops.precision import state_dtype, wide
 from nested_jax.types import Array, PyTree
 
 
@@ -95,22 +96,22 @@ class CMS(Layer):
         """Return zero deltas, one tree a level with leaves [B, ...]."""
 
         def zero(base: Array) -> PyTree:
-            rank = self.cfg.cms.fast_rank
+            rank, dtype = self.cfg.cms.fast_rank, state_dtype(self.cfg.compute_dtype)
             if not rank:
-                return jnp.zeros((batch, *base.shape), jnp.float32)
+                return jnp.zeros((batch, *base.shape), dtype)
             rows, columns = base.shape
             return LowRank(
-                jnp.zeros((batch, rows, rank), jnp.float32),
-                jnp.zeros((batch, rank, columns), jnp.float32),
+                jnp.zeros((batch, rows, rank), dtype),
+                jnp.zeros((batch, rank, columns), dtype),
             )
 
         return tuple(MLPWeights(*(zero(w) for w in weights)) for weights in self.weights)
 
     def rates(self) -> tuple[PyTree, ...]:
         """Return the inner rate of every matrix, a token of summed loss; trees like the deltas."""
-        rates = []
+        rates, dtype = [], state_dtype(self.cfg.compute_dtype)
         for i in range(len(self.weights)):
-            lr = jnp.full((3,), self.cfg.cms.level_lr(i), jnp.float32)
+            lr = jnp.full((3,), self.cfg.cms.level_lr(i), dtype)
             lr_3 = lr * jnp.exp(self.log_rate[i]) if self.cfg.cms.learned_rate else lr
             leaf = (lambda r: LowRank(r, r)) if self.cfg.cms.fast_rank else (lambda r: r)
             rates.append(MLPWeights(*(leaf(lr_3[j]) for j in range(3))))
@@ -148,7 +149,7 @@ class CMS(Layer):
         descends beside the loss: its gradient is delta x̂ x̂ᵀ, the erasing term of NL Eq. 57. It is 0
         for the other inner optimizers.
         """
-        y_BTD, recall_B = x_BTD, jnp.zeros((x_BTD.shape[0],), jnp.float32)
+        y_BTD, recall_B = x_BTD, no_recall(x_BTD)
         for level, (norm, base) in enumerate(zip(self.norms, self.weights, strict=True)):
             source = x_BTD if self.cfg.cms.chain == "independent" else y_BTD
             added = None if deltas is None else self.written(level, deltas[level])
@@ -165,7 +166,7 @@ class CMS(Layer):
         if added is not None:
             weights = MLPWeights(*(w[None] + a for w, a in zip(base, added, strict=True)))
         z_BTF = swiglu_hidden(weights, x_BTD)
-        recall_B = jnp.zeros((x_BTD.shape[0],), jnp.float32)
+        recall_B = no_recall(x_BTD)
         if added is not None and self.cfg.cms.optimizer == "dgd":
             recall_B = sum(
                 (_recall(x, a) for x, a in zip((x_BTD, x_BTD, z_BTF), added, strict=True)), recall_B
@@ -173,8 +174,13 @@ class CMS(Layer):
         return contract(z_BTF, weights.down.astype(z_BTF.dtype)), recall_B
 
 
+def no_recall(x_BTD: Array) -> Array:
+    """The recall of a chain without deltas: 0 a sequence."""
+    return jnp.zeros(x_BTD.shape[:1], state_dtype(x_BTD.dtype.name))
+
+
 def _recall(x_BTD: Array, added_BDF: Array) -> Array:
     """½ Σ_t |x̂_t delta|² with x̂ the unit input, which is held constant."""
-    x = jax.lax.stop_gradient(x_BTD.astype(jnp.float32))
+    x = jax.lax.stop_gradient(wide(x_BTD))
     unit = x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
     return 0.5 * jnp.sum(jnp.square(contract(unit, added_BDF)), axis=(1, 2))

@@ -24,6 +24,7 @@ from nested_jax.layers.basic import (
     rms_norm,
     unbox,
 )
+from nested_jax.layers.cms import no_recall
 from nested_jax.losses import logits_of
 from nested_jax.models.blocks import Block
 from nested_jax.models.state import Cursor, OpenChunk, State
@@ -305,8 +306,7 @@ class LanguageModel:
         """Run the blocks with fast weights; arguments as `run`."""
         context = advance(self.cfg, cursor.context, span)
         if "suffix" not in params:
-            none_B = jnp.zeros((x_BTD.shape[0],), jnp.float32)
-            return Cursor(context, cursor.suffix), StackOutput((), x_BTD, none_B, ())
+            return Cursor(context, cursor.suffix), StackOutput((), x_BTD, no_recall(x_BTD), ())
         out = self.run(
             params, "suffix", cursor.suffix, x_BTD, span, deltas, taps_LBTD, collect=collect
         )

@@ -16,9 +16,15 @@ def attend(
     q_BTHK: Array, k_BUGK: Array, v_BUGV: Array, mask_BTU: Array, scale: float, implementation: str
 ) -> Array:
     """softmax(scale · q kᵀ) v where the mask is true; softmax in float32; G divides H (GQA)."""
-    return jax.nn.dot_product_attention(
-        q_BTHK, k_BUGK, v_BUGV, mask=mask_BTU[:, None], scale=scale, implementation=implementation
-    )
+    with jax.numpy_dtype_promotion("standard"):  # the library mixes bfloat16 with its float32
+        return jax.nn.dot_product_attention(
+            q_BTHK,
+            k_BUGK,
+            v_BUGV,
+            mask=mask_BTU[:, None],
+            scale=scale,
+            implementation=implementation,
+        )
 
 
 def full_mask(slot_BT: Array, segment_BT: Array, slot_segment_BU: Array) -> Array:

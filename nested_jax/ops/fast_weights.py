@@ -63,10 +63,9 @@ def _adam(
     beta = cfg.momentum
     m = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, moments[0], grads)
     v = jax.tree.map(lambda v, g: beta * v + (1 - beta) * g * g, moments[1], grads)
-    correction_B = 1.0 - beta ** (count_B + 1).astype(jnp.float32)
 
     def step(m: Array, v: Array) -> Array:
-        c = per_row(correction_B, m)
+        c = per_row(1.0 - beta ** (count_B + 1).astype(m.dtype), m)
         # The root's argument is floored: where v is 0 its derivative would be infinite.
         return (m / c) / (jnp.sqrt(jnp.maximum(v / c, EPS**2)) + EPS)
 
@@ -130,7 +129,7 @@ class WriteEvents(NamedTuple):
     blocked_B: Array  # bool, the period had targets and the gate let none of its chunks through
 
 
-def write(
+def write_level(
     cfg: CMSConfig, level: LevelState, rates: PyTree, ended_B: Array
 ) -> tuple[LevelState, WriteEvents]:
     """Step the rows whose period ended; a row without an accepted chunk stays bit-identical.

@@ -1,0 +1,122 @@
+"""Configuration: strict conversion, overrides, config files, cross-field checks."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import pytest
+
+from nested_jax.config import (
+    Config,
+    difference,
+    from_config_dict,
+    load_config,
+    parse_overrides,
+    to_dict,
+)
+
+FILES = ["pilot", "mid", "target", "test", "transformer", "titan_baseline"]
+SIZES = ["test", "smoke", "pilot", "mid", "target"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"model": {"dimm": 64}}, r"model\.dimm=64: unknown field; did you mean model\.dim\?"),
+        ({"modle": {}}, r"did you mean model\?"),
+        ({"model": {"dim": "wide"}}, r"model\.dim='wide': got str, wants int"),
+        ({"model": {"dim": True}}, r"model\.dim=True: got bool, wants int"),
+        ({"model": 3}, r"model=3: wants a block of fields"),
+        ({"model": {"block": "mamba"}}, r"wants one of 'transformer', 'hope_attention'"),
+        ({"model": {"dim": 100, "heads": 3}}, r"model\.heads=3: must divide model\.dim=100"),
+        ({"model": {"heads": 4, "kv_heads": 3}}, r"model\.kv_heads=3: must divide"),
+        ({"model": {"cms": {"periods": (4, 6)}}}, r"6 is no multiple of 4"),
+        ({"model": {"cms": {"inner_lr": (1.0, 2.0, 3.0)}}}, r"wants one rate, or one for each"),
+        ({"teach": {"meta_gradient": "half"}}, r"'through', 'stop' or int"),
+        ({"teach": {"meta_gradient": 0}}, r"teach\.meta_gradient=0"),
+        ({"train": {"batch_size": 6, "grad_accum": 4}}, r"must divide train\.batch_size=6"),
+        ({"mesh": {"data": -1, "fsdp": -1}}, r"at most one of them -1"),
+        ({"data": {"segments": ("a",), "weights": (1.0, 2.0)}}, r"wants one weight for each"),
+    ],
+)
+def test_bad_config_names_field_value_and_form(data, message):
+    with pytest.raises(ValueError, match=message):
+        from_config_dict(data)
+
+
+def teaching(**fields):
+    return {"model": {"block": "hope_attention"}, "teach": {"mode": "exact", **fields}}
+
+
+def test_chunks_must_fit():
+    with pytest.raises(ValueError, match="must be a multiple of the chunk, 64"):
+        from_config_dict(teaching() | {"data": {"seq_len": 100}})
+    with pytest.raises(ValueError, match="must divide the fastest period"):
+        from_config_dict(teaching(chunk=48) | {"data": {"seq_len": 96}})
+    with pytest.raises(ValueError, match="wants indices below 2"):
+        from_config_dict(teaching(levels=(2,)))
+    assert from_config_dict(teaching(chunk=32)).align == 32
+
+
+def test_types_convert_without_loss():
+    cfg = from_config_dict({"optim": {"learning_rate": 1}, "teach": {"surprise_threshold": None}})
+    assert isinstance(cfg.optim.learning_rate, float)
+    assert cfg.teach.surprise_threshold is None
+    assert from_config_dict({"model": {"cms": {"periods": [4, 8]}}}).model.cms.periods == (4, 8)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_config_file_loads_and_traces(file, size):
+    cfg = load_config(f"configs/{file}.py:{size}")
+    assert from_config_dict(json.loads(json.dumps(to_dict(cfg)))) == cfg
+    assert cfg.model.size == size
+    assert hash(cfg) == hash(load_config(f"configs/{file}.py:{size}"))
+
+
+def test_baselines_match_in_parameters_within_two_percent():
+    import math
+
+    from nested_jax import build_model
+
+    def count(spec):
+        info = build_model(load_config(spec).model).param_info()
+        return sum(math.prod(i.shape) for i in jax.tree.leaves(info))
+
+    for size in SIZES:
+        hope, base = count(f"configs/pilot.py:{size}"), count(f"configs/transformer.py:{size}")
+        assert abs(hope / base - 1) < 0.02, (size, hope, base)
+
+
+def test_overrides():
+    cfg = load_config("configs/test.py", {"optim.learning_rate": 0.5, "model.cms.periods": (32, 64)})
+    assert cfg.optim.learning_rate == 0.5
+    assert cfg.model.cms.periods == (32, 64)
+    with pytest.raises(ValueError, match=r"optim\.lerning_rate=1: unknown field; did you mean"):
+        load_config("configs/test.py", {"optim.lerning_rate": 1})
+    with pytest.raises(ValueError, match="is a field, not a block"):
+        load_config("configs/test.py", {"seed.x": 1})
+    assert parse_overrides(["--config.a.b=(1, 2)", "--config.c=text", "--config.d=None"]) == {
+        "a.b": (1, 2),
+        "c": "text",
+        "d": None,
+    }
+    with pytest.raises(ValueError, match=r"wants --config\.FIELD=VALUE"):
+        parse_overrides(["--confg.x=1"])
+
+
+def test_config_arguments():
+    assert load_config("configs/pilot.py:smoke,steps=7,lr=1e-4").train.steps == 7
+    with pytest.raises(ValueError, match="known sizes"):
+        load_config("configs/pilot.py:huge")
+    with pytest.raises(ValueError, match="known: size, block"):
+        load_config("configs/pilot.py:smoke,stepps=7")
+    with pytest.raises(ValueError, match="no such file"):
+        load_config("configs/nothing.py")
+
+
+def test_difference_lists_changed_fields():
+    old = Config()
+    new = from_config_dict({"model": {"cms": {"momentum": 0.5}}, "seed": 3})
+    assert difference(old, new) == ["config.seed: 0 -> 3", "config.model.cms.momentum: 0.9 -> 0.5"]

@@ -1,0 +1,523 @@
+"""The inner loop against a slow twin: a Python loop over chunks with `jax.grad` of the chunk's loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, assert_equal
+
+import nested_jax
+from nested_jax.config import CMSConfig, Config, ModelConfig, TeachConfig, from_config_dict
+from nested_jax.models.state import State, detach, reset
+from nested_jax.teach import flush, loss_fn, teach
+from nested_jax.types import Batch
+
+CHUNK, PERIODS = 4, (4, 8)
+
+
+def config(**changes) -> Config:
+    """A small model, one block below the taught one: B=2, D=12, H=2, F=14, S=23, L=1+1, M=2."""
+    cms = {"periods": PERIODS, "inner_lr": 0.3, "fast_layers": 1} | changes.pop("cms", {})
+    model = {
+        "block": "hope_attention",
+        "vocab_size": 23,
+        "dim": 12,
+        "layers": 2,
+        "heads": 2,
+        "mlp_hidden": 14,
+        "window": 6,
+        "cms": cms,
+    } | changes.pop("model", {})
+    teaching = {"mode": "exact", "chunk": CHUNK} | changes
+    return from_config_dict({"model": model, "teach": teaching, "data": {"seq_len": 32}})
+
+
+def make(cfg: Config, tokens: int, seed: int = 0, dtype=jnp.float32):
+    model = nested_jax.build_model(cfg.model)
+    params = jax.tree.map(lambda p: p.astype(dtype), model.init(jax.random.key(seed)))
+    text = jax.random.randint(jax.random.key(seed + 1), (2, tokens + 1), 0, cfg.model.vocab_size)
+    return model, params, text[:, :-1], text[:, 1:]
+
+
+def run(cfg, model, params, tokens, targets, state=None, **options):
+    state = model.init_state(params, tokens.shape[0]) if state is None else state
+    return teach(model, params, state, tokens, targets, cfg.teach, **options)
+
+
+# --- the slow twin -----------------------------------------------------------------------------------
+
+
+def teach_reference(cfg: Config, model, params, tokens, targets, *, stop: tuple[int, ...] = ()):
+    """Plain SGD levels, whole chunks, from a fresh state; the writes of chunks in `stop` detached.
+
+    Independent of teach.py: the chunk's loss is a function of the deltas through the public
+    `apply`, and `jax.grad` differentiates it.
+    """
+    state = model.init_state(params, tokens.shape[0])
+    levels, losses = len(cfg.model.cms.periods), []
+    pending = [jax.tree.map(jnp.zeros_like, level.delta) for level in state.fast]
+
+    def chunk_loss(deltas, state, x, y):
+        fast = tuple(f._replace(delta=d) for f, d in zip(state.fast, deltas, strict=True))
+        state, logits = model.apply(params, state._replace(fast=fast), x)
+        loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), y[..., None], axis=-1)[..., 0]
+        return loss.sum(), (state, loss)
+
+    for c in range(tokens.shape[1] // CHUNK):
+        x, y = (a[:, c * CHUNK : (c + 1) * CHUNK] for a in (tokens, targets))
+        deltas = tuple(level.delta for level in state.fast)
+        grads, (state, loss) = jax.grad(chunk_loss, has_aux=True)(deltas, state, x, y)
+        losses.append(loss)
+        rates = model.rates(params)
+        for i in range(levels):
+            pending[i] = jax.tree.map(jnp.add, pending[i], grads[i])
+            if (c + 1) * CHUNK % cfg.model.cms.periods[i] == 0:
+                step = lambda d, g, r: d - cfg.teach.scale * r.reshape(1, -1, 1, 1) * g  # noqa: E731
+                deltas = tuple(
+                    jax.tree.map(step, d, pending[i], rates[i]) if j == i else d
+                    for j, d in enumerate(deltas)
+                )
+                pending[i] = jax.tree.map(jnp.zeros_like, pending[i])
+        if c in stop:
+            deltas, pending = detach((deltas, pending))
+        fast = tuple(f._replace(delta=d) for f, d in zip(state.fast, deltas, strict=True))
+        state = state._replace(fast=fast)
+    return deltas, jnp.concatenate(losses, axis=1)
+
+
+def outer(function, params, tokens):
+    """Value and gradient of an outer loss that no chunk is symmetric in."""
+    weights = jnp.linspace(0.5, 1.5, tokens.shape[1], dtype=jnp.float32)[None]
+
+    def loss(params):
+        deltas, loss_BT = function(params)
+        return jnp.mean(loss_BT * weights), (deltas, loss_BT)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+
+@pytest.mark.parametrize(
+    ("meta", "stop", "remat"),
+    [
+        ("through", (), "none"),
+        pytest.param("through", (), "sqrt", marks=pytest.mark.slow),
+        pytest.param("through", (), "chunk", marks=pytest.mark.slow),
+        ("stop", (0, 1, 2), "chunk"),
+        (2, (0,), "none"),
+    ],
+)
+def test_equals_the_reference_in_values_and_gradients(meta, stop, remat):
+    cfg = config(meta_gradient=meta, remat=remat, scale=0.7)
+    model, params, tokens, targets = make(cfg, tokens=3 * CHUNK)
+
+    def fast(params):
+        fresh = model.init_state(params, 2, capacity=tokens.shape[1])
+        state, taught = run(cfg, model, params, tokens, targets, fresh, origin="fresh")
+        return tuple(level.delta for level in state.fast), taught.loss_BT
+
+    slow = lambda p: teach_reference(cfg, model, p, tokens, targets, stop=stop)  # noqa: E731
+    (_, got), got_grad = outer(fast, params, tokens)
+    (_, want), want_grad = outer(slow, params, tokens)
+    assert_close(got, want, rtol=1e-5)
+    assert_close(got_grad, want_grad, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("origin", ["fresh", pytest.param("any", marks=pytest.mark.slow)])
+def test_outer_gradient_agrees_with_finite_differences(float64, origin):
+    cfg = config(model={"compute_dtype": "float64"})
+    model, params, tokens, targets = make(cfg, tokens=12, dtype=jnp.float64)
+
+    @jax.jit
+    def loss(params):
+        state = model.init_state(params, 2, capacity=12)
+        return run(cfg, model, params, tokens, targets, state, origin=origin)[1].loss_BT[:, 8:].mean()
+
+    grads, eps = jax.jit(jax.grad(loss))(params), 1e-5
+    key = jax.random.key(7)
+    for name in ("suffix", "prefix", "embed"):
+        direction = jax.tree.map(jnp.zeros_like, params)
+        noise = lambda x: jax.random.normal(key, x.shape, x.dtype)  # noqa: E731
+        direction[name] = jax.tree.map(noise, params[name])
+        move = lambda s: jax.tree.map(lambda p, d: p + s * d, params, direction)  # noqa: E731, B023
+        central = (loss(move(eps)) - loss(move(-eps))) / (2 * eps)
+        slope = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (grads, direction)), strict=True))
+        assert abs(slope - central) <= 1e-6 * abs(central), (name, slope, central)
+
+
+def test_stop_zeroes_exactly_the_write_path():
+    """With writes held constant the rates get no gradient, and the rest is that of fixed deltas."""
+    stopped, through = config(meta_gradient="stop"), config()
+    model, params, tokens, targets = make(stopped, tokens=12)
+    grad = lambda cfg: jax.jit(  # noqa: E731
+        jax.grad(lambda p: run(cfg, model, p, tokens, targets)[1].loss_BT.sum())
+    )(params)
+    rates = lambda g: [g["suffix"]["cms"][f"log_rate_{i}"] for i in range(2)]  # noqa: E731
+    assert all(float(jnp.abs(r).max()) == 0 for r in rates(grad(stopped)))
+    assert all(float(jnp.abs(r).max()) > 0 for r in rates(grad(through)))
+
+
+# --- one semantics -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("window", "pieces"),
+    [
+        (6, (1,) * 11),
+        (6, (3, 1, 7)),
+        (0, (1, 3, 7)),
+        pytest.param(6, (4, 4, 3), marks=pytest.mark.slow),
+        pytest.param(0, (1,) * 11, marks=pytest.mark.slow),
+    ],
+)
+def test_pieces_of_any_length_end_where_one_call_ends(window, pieces):
+    cfg = config(model={"window": window, "max_len": 16}, cms={"fast_layers": -1})
+    model, params, tokens, targets = make(cfg, tokens=11)
+    step = jax.jit(partial(teach, model, cfg=cfg.teach))
+    whole, want = step(params, model.init_state(params, 2), tokens, targets)
+    state, losses, at = model.init_state(params, 2), [], 0
+    for size in pieces:
+        part = slice(at, at + size)
+        state, taught = step(params, state, tokens[:, part], targets[:, part])
+        losses.append(taught.loss_BT)
+        at += size
+    assert_close(jnp.concatenate(losses, axis=1), want.loss_BT, rtol=2e-5)
+    assert_close(state, whole, rtol=2e-5, atol=2e-6)
+
+
+def test_rows_with_phases_of_their_own():
+    """Rows of different lengths in one call equal each row alone."""
+    cfg = config()
+    model, params, tokens, targets = make(cfg, tokens=11)
+    step = jax.jit(partial(teach, model, cfg=cfg.teach))
+    state, _ = step(
+        params, model.init_state(params, 2), tokens[:, :6], targets[:, :6], lengths_B=jnp.array([3, 6])
+    )
+    second = jnp.stack([tokens[0, 3:8], tokens[1, 6:11]]), jnp.stack([targets[0, 3:8], targets[1, 6:11]])
+    state, taught = step(params, state, *second)
+    for row, end in ((0, 8), (1, 11)):
+        one = slice(row, row + 1)
+        alone, want = step(params, model.init_state(params, 1), tokens[one, :end], targets[one, :end])
+        assert_close(jax.tree.map(lambda x, o=one: x[o], state), alone, rtol=2e-5, atol=2e-6)
+        assert_close(taught.loss_BT[one], want.loss_BT[:, -5:], rtol=2e-5)
+
+
+def test_a_row_writes_its_own_memory_only():
+    cfg = config()
+    model, params, tokens, targets = make(cfg, tokens=16)
+    step = jax.jit(partial(teach, model, cfg=cfg.teach))
+    before, _ = step(params, model.init_state(params, 2), tokens, targets)
+    after, _ = step(
+        params, model.init_state(params, 2), tokens.at[1, 3].add(1) % 23, targets
+    )
+    assert_equal(jax.tree.map(lambda x: x[0], before), jax.tree.map(lambda x: x[0], after))
+    moved = jnp.abs(before.fast[0].delta.up[1] - after.fast[0].delta.up[1]).max()
+    assert float(moved) > 0
+
+
+def test_packed_documents_equal_separate_runs():
+    cfg = config()
+    model, params, tokens, targets = make(cfg, tokens=20)
+    starts = jnp.zeros((2, 20), bool).at[0, 8].set(True).at[1, 12].set(True)
+    fresh = model.init_state(params, 2, capacity=20)
+    for origin in ("any", "fresh"):
+        state, taught = run(cfg, model, params, tokens, targets, fresh, starts_BT=starts, origin=origin)
+        for row, cut in ((0, 8), (1, 12)):
+            one = slice(row, row + 1)
+            for part in (slice(0, cut), slice(cut, 20)):
+                alone, want = run(cfg, model, params, tokens[one, part], targets[one, part])
+                assert_close(taught.loss_BT[one, part], want.loss_BT, rtol=2e-5)
+            assert_close(
+                jax.tree.map(lambda x, o=one: x[o], state.fast), alone.fast, rtol=2e-5, atol=1e-6
+            )
+
+
+def test_reset_equals_a_fresh_start():
+    cfg = config()
+    model, params, tokens, targets = make(cfg, tokens=10)
+    state, _ = run(cfg, model, params, tokens, targets)
+    cleared = reset(state, jnp.array([False, True]))
+    fresh = model.init_state(params, 2)
+    pick = lambda s, r: jax.tree.map(lambda x: x[r], s)  # noqa: E731
+    assert_equal(pick(cleared, 1), pick(fresh, 1))
+    assert_equal(pick(cleared, 0), pick(state, 0))
+    with pytest.raises(ValueError, match=r"wants bool\[2\]"):
+        reset(state, jnp.array([1, 0]))
+
+
+def test_apply_reads_what_teach_wrote_and_leaves_it():
+    cfg = config()
+    model, params, tokens, targets = make(cfg, tokens=16)
+    state, _ = run(cfg, model, params, tokens[:, :8], targets[:, :8])
+    read, logits = model.apply(params, state, tokens[:, 8:])
+    assert_equal(read.fast, state.fast)
+    off = replace(cfg.teach, mode="off")
+    _, scored = teach(model, params, state, tokens[:, 8:], targets[:, 8:], off)
+    want = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, 8:, None], axis=-1)[..., 0]
+    assert_close(scored.loss_BT, want, rtol=1e-5)
+    slow = model.init_state(params, 2)
+    _, unwritten = model.apply(params, slow, tokens)
+    assert float(jnp.abs(unwritten[:, 8:] - logits).max()) > 1e-4
+
+
+# --- cadence, gate, filters ----------------------------------------------------------------------------
+
+
+def test_cadence_is_exact():
+    """floor(T / period) writes a level; between its writes a level is bit-identical."""
+    cfg = config()
+    model, params, tokens, targets = make(cfg, tokens=27)
+    step = jax.jit(partial(teach, model, cfg=cfg.teach))
+    state, deltas = model.init_state(params, 2), []
+    for t in range(27):
+        state, _ = step(params, state, tokens[:, t : t + 1], targets[:, t : t + 1])
+        deltas.append([np.asarray(level.delta.down) for level in state.fast])
+    for i, period in enumerate(PERIODS):
+        assert np.asarray(state.fast[i].writes_B).tolist() == [27 // period] * 2
+        for t in range(1, 27):
+            same = np.array_equal(deltas[t][i], deltas[t - 1][i])
+            assert same == ((t + 1) % period != 0), (i, t)
+    _, taught = run(cfg, model, params, tokens, targets)
+    assert float(taught.stats["level0/writes"]) == 6 * 2  # chunks x rows x one layer
+    assert float(taught.stats["level1/writes"]) == 3 * 2
+
+
+@pytest.mark.parametrize("metric", ["loss", "l2", "entropy"])
+def test_gate_blocks_bit_identically_and_counts(metric):
+    cfg = config(surprise_metric=metric, surprise_threshold=1e9)
+    model, params, tokens, targets = make(cfg, tokens=16)
+    state, taught = run(cfg, model, params, tokens, targets)
+    assert all(float(jnp.abs(x).max()) == 0 for level in state.fast for x in jax.tree.leaves(level.delta))
+    assert float(taught.stats["level0/writes"]) == 0
+    assert float(taught.stats["level0/blocked"]) == 4 * 2
+    open_gate = replace(cfg.teach, surprise_threshold=0.0)
+    _, taught = teach(model, params, model.init_state(params, 2), tokens, targets, open_gate)
+    assert float(taught.stats["level0/writes"]) == 4 * 2
+
+
+def test_gate_decides_for_each_sequence():
+    cfg = config()
+    model, params, tokens, targets = make(cfg, tokens=8)
+    _, taught = run(cfg, model, params, tokens, targets)
+    surprise = taught.loss_BT[:, :4].mean(axis=1)
+    threshold = float(surprise.mean())
+    gated = replace(cfg.teach, surprise_threshold=threshold)
+    state, _ = teach(model, params, model.init_state(params, 2), tokens[:, :4], targets[:, :4], gated)
+    assert np.asarray(state.fast[0].writes_B).tolist() == (surprise >= threshold).astype(int).tolist()
+
+
+def test_units_do_not_move_with_batch_or_chunk():
+    """The signal's norm a token is that of the summed loss: batch and chunk do not scale it."""
+    cfg = config(scale=0.0)
+    model, params, tokens, targets = make(cfg, tokens=16)
+    norm = lambda c, t, y: float(run(c, model, params, t, y)[1].stats["signal_norm"])  # noqa: E731
+    both = norm(cfg, tokens, targets)
+    rows = [norm(cfg, tokens[r : r + 1], targets[r : r + 1]) for r in (0, 1)]
+    np.testing.assert_allclose(both, np.mean(rows), rtol=1e-5)
+    assert both > 0.05
+
+
+def test_clip_bounds_the_signal_of_a_token():
+    cfg = config(cms={"learned_rate": False})
+    model, params, tokens, targets = make(cfg, tokens=4)
+    change = lambda clip: float(  # noqa: E731
+        run(replace(cfg, teach=replace(cfg.teach, clip=clip)), model, params, tokens, targets)[1].stats[
+            "level0/change"
+        ]
+    )
+    free = change(0.0)
+    np.testing.assert_allclose(change(1e6), free, rtol=1e-6)
+    assert change(1e-3) < 0.1 * free
+    np.testing.assert_allclose(change(1e-3), 2 * change(5e-4), rtol=1e-3)
+
+
+def test_level_and_layer_filters():
+    cfg = config(levels=(1,), layers=(2,), model={"layers": 3}, cms={"fast_layers": 2})
+    model, params, tokens, targets = make(cfg, tokens=16)
+    state, taught = run(cfg, model, params, tokens, targets)
+    up = [np.asarray(level.delta.up) for level in state.fast]  # [B, L, D, F] of layers 1 and 2
+    assert np.abs(up[0]).max() == 0
+    assert np.abs(up[1][:, 0]).max() == 0
+    assert np.abs(up[1][:, 1]).max() > 0
+    assert float(taught.stats["level1/writes"]) == 2 * 2 * 1
+
+
+# --- modes, chains, inner optimizers ---------------------------------------------------------------------
+
+
+def test_local_mode_writes_what_exact_mode_writes():
+    """A regression toward output - delta, with the later levels' Jacobian, is the exact gradient."""
+    exact, local = config(), config(mode="local")
+    model, params, tokens, targets = make(exact, tokens=12)
+    want, _ = run(exact, model, params, tokens, targets)
+    got, _ = run(local, model, params, tokens, targets)
+    assert_close(got.fast, want.fast, rtol=1e-5, atol=1e-7)
+    rate = lambda cfg: jax.grad(  # noqa: E731
+        lambda p: run(cfg, model, p, tokens, targets)[1].loss_BT.sum()
+    )(params)["suffix"]["cms"]["log_rate_0"]
+    assert float(jnp.abs(rate(local)).max()) > 0  # the writes are differentiated, δ is not
+
+
+CHAINS, INNER = ("sequential", "independent", "nested"), ("momentum", "adam", "muon", "dgd", "sgd")
+DEFAULT = {("independent", "adam"), ("nested", "muon"), ("sequential", "dgd")}
+
+
+@pytest.mark.parametrize(
+    ("chain", "optimizer"),
+    [
+        pytest.param(c, o, marks=() if (c, o) in DEFAULT else pytest.mark.slow)
+        for c in CHAINS
+        for o in INNER
+    ],
+)
+def test_every_chain_and_inner_optimizer_splits_and_differentiates(chain, optimizer):
+    lr = 0.01 if optimizer in ("adam", "muon") else 0.3
+    cfg = config(cms={"chain": chain, "optimizer": optimizer, "inner_lr": lr, "fast_rank": 3})
+    model, params, tokens, targets = make(cfg, tokens=13)
+    step = jax.jit(partial(teach, model, cfg=cfg.teach))
+    whole, want = step(params, model.init_state(params, 2), tokens, targets)
+    half, first = step(params, model.init_state(params, 2), tokens[:, :6], targets[:, :6])
+    split, second = step(params, half, tokens[:, 6:], targets[:, 6:])
+    loss = jnp.concatenate([first.loss_BT, second.loss_BT], axis=1)
+    assert_close(loss, want.loss_BT, rtol=2e-4)
+    assert jax.tree.map(jax.typeof, split) == jax.tree.map(jax.typeof, model.init_state(params, 2))
+    assert all(float(want.stats[f"level{i}/change"]) > 0 for i in range(2))
+    grads = jax.grad(lambda p: run(cfg, model, p, tokens, targets)[1].loss_BT.mean())(params)
+    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.isfinite(np.asarray(g)).all(), path
+
+
+def test_nested_level_restarts_at_the_slower_level():
+    cfg = config(cms={"chain": "nested"})
+    model, params, tokens, targets = make(cfg, tokens=8)
+    state, _ = run(cfg, model, params, tokens, targets)
+    assert_equal(state.fast[0].delta, state.fast[1].delta)
+    assert float(jnp.abs(state.fast[1].delta.up).max()) > 0
+
+
+def test_zero_rate_and_zero_deltas_are_the_slow_model():
+    cfg = config(cms={"inner_lr": 0.0})
+    model, params, tokens, targets = make(cfg, tokens=12)
+    state, taught = run(cfg, model, params, tokens, targets)
+    _, logits = model.apply(params, model.init_state(params, 2), tokens)
+    slow = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+    assert_close(taught.loss_BT, slow, rtol=1e-5)
+    assert all(float(jnp.abs(x).max()) == 0 for x in jax.tree.leaves(state.fast[0].delta))
+
+
+def test_one_level_without_writes_is_a_transformer():
+    """CMS with one level and no inner update is a Transformer's MLP, parameter for parameter."""
+    hope = config(cms={"periods": (4,), "fast_layers": 0}, mode="off").model
+    plain = replace(hope, block="transformer")
+    a, b = nested_jax.build_model(hope), nested_jax.build_model(plain)
+    params = a.init(jax.random.key(0))
+    blocks = params["prefix"]
+    cms = blocks["cms"]
+    renamed = {k: v for k, v in blocks.items() if k != "cms"} | {
+        "mlp_norm": cms["norm_0"],
+        "mlp": {name: cms[f"level_0_{name}"] for name in ("gate", "up", "down")},
+    }
+    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 23)
+    _, want = a.apply(params, a.init_state(params, 2), tokens)
+    params_b = params | {"prefix": renamed}
+    _, got = b.apply(params_b, b.init_state(params_b, 2), tokens)
+    assert_equal(got, want)
+
+
+def test_flush_writes_what_is_pending():
+    cfg = config()
+    model, params, tokens, targets = make(cfg, tokens=6)
+    state, _ = run(cfg, model, params, tokens, targets)
+    flushed = flush(model, params, state, cfg.teach)
+    assert np.asarray(flushed.fast[0].writes_B).tolist() == [2, 2]
+    assert np.asarray(flushed.fast[1].writes_B).tolist() == [1, 1]
+    assert np.asarray(flushed.open.count_B).tolist() == [0, 0]
+    again = flush(model, params, flushed, cfg.teach)
+    assert_equal(again, flushed)
+
+
+# --- what the outer loop sees ----------------------------------------------------------------------------
+
+
+def test_loss_fn_weights_tokens_and_reports():
+    cfg = config()
+    model, params, tokens, targets = make(cfg, tokens=32)
+    weights = jnp.ones((2, 32)).at[0, 5:].set(0.0)
+    batch = Batch(tokens, targets, weights, jnp.ones((2, 32), jnp.int32))
+    loss, metrics = jax.jit(lambda p: loss_fn(model, p, batch, cfg))(params)
+    _, taught = run(
+        cfg,
+        model,
+        params,
+        tokens,
+        targets,
+        model.init_state(params, 2, capacity=32),
+        weights_BT=weights,
+        origin="fresh",
+    )
+    np.testing.assert_allclose(loss, (taught.loss_BT * weights).sum() / weights.sum(), rtol=1e-6)
+    assert float(metrics["tokens"]) == 37
+    # Row 0 has targets in its first two chunks only; chunks without targets write nothing.
+    assert float(metrics["teach/level0/writes"]) == 2 + 8
+
+
+def test_initial_loss_is_near_uniform():
+    for size in ("test", "smoke"):
+        cfg = nested_jax.load_config(f"configs/pilot.py:{size}")
+        model = nested_jax.build_model(cfg.model)
+        params = jax.jit(model.init)(jax.random.key(0))
+        tokens = jax.random.randint(jax.random.key(1), (2, 64), 0, cfg.model.vocab_size)
+        _, logits = jax.jit(model.apply)(params, model.init_state(params, 2), tokens)
+        loss = -jax.nn.log_softmax(logits)[..., 0].mean()
+        assert abs(float(loss) - np.log(cfg.model.vocab_size)) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, p, s, t, y, c: teach(m, p, s, t, y[:, :-1], c), r"targets: shape \(2, 7\)"),
+        (lambda m, p, s, t, y, c: teach(m, p, s, t[:1], y[:1], c), "wants .* for this model and 1"),
+        (lambda m, p, s, t, y, c: teach(m, p, s, t, y, replace(c, chunk=3)), r"teach\.chunk=3: must"),
+        (lambda m, p, s, t, y, c: m.apply(p, s._replace(fast=()), t), "is of another model"),
+        (lambda m, p, s, t, y, c: m.apply(p, s, t.astype(jnp.float32)), "wants integers"),
+        (lambda m, p, s, t, y, c: m.init_state(p, 0), "batch_size=0"),
+    ],
+)
+def test_bad_input(call, message):
+    cfg = config()
+    model, params, tokens, targets = make(cfg, tokens=8)
+    with pytest.raises(ValueError, match=message):
+        call(model, params, model.init_state(params, 2), tokens, targets, cfg.teach)
+
+
+def test_full_attention_says_when_its_cache_is_full():
+    cfg = config(model={"window": 0, "max_len": 8})
+    model, params, tokens, targets = make(cfg, tokens=12)
+    with pytest.raises(ValueError, match="full attention holds 8"):
+        model.apply(params, model.init_state(params, 2), tokens)
+    state, first = model.apply(params, model.init_state(params, 2), tokens[:, :6])
+    _, logits = model.apply(params, state, tokens[:, 6:])  # cannot be checked under jit
+    assert np.isfinite(np.asarray(first)).all()
+    assert np.isnan(np.asarray(logits)).all()
+
+
+def test_state_on_disk(tmp_path):
+    cfg = config(model={"compute_dtype": "bfloat16"})
+    model, params, tokens, targets = make(cfg, tokens=10)
+    state, _ = run(cfg, model, params, tokens, targets)
+    nested_jax.save_state(tmp_path / "state.npz", state)
+    loaded = nested_jax.load_state(tmp_path / "state.npz", model.init_state(params, 2))
+    assert isinstance(loaded, State)
+    assert_equal(loaded, state)
+    with pytest.raises(ValueError, match="this model and batch want"):
+        nested_jax.load_state(tmp_path / "state.npz", model.init_state(params, 3))
+
+
+def test_dataclasses_are_hashable_and_static():
+    cfg = ModelConfig(cms=CMSConfig())
+    assert hash(nested_jax.build_model(cfg)) == hash(nested_jax.build_model(ModelConfig()))
+    assert TeachConfig() == TeachConfig()
