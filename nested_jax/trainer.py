@@ -129,6 +129,7 @@ class Run:
 
     def end_step(self) -> None:
         """Evaluate, save and stop where this step asks for it."""
+        self.stop_signal = self.stop_signal or self.signals.own()
         evaluate, save = self.due(self.train.eval_every), self.due(self.train.save_every)
         if evaluate or save or self.stop_signal:
             self.settle()
