@@ -219,6 +219,12 @@ class ModelConfig:
                 getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "wants 0 or more"
             )
         require(
+            self.attention != "cudnn" or self.compute_dtype == "bfloat16",
+            "model.attention",
+            self.attention,
+            "wants model.compute_dtype='bfloat16'",
+        )
+        require(
             self.cms.fast_layers <= self.layers,
             "cms.fast_layers",
             self.cms.fast_layers,
@@ -487,6 +493,12 @@ class Config:
             f"must be a multiple of the chunk, {align} tokens (teach.chunk, memory.chunk, data.align)",
         )
         check_teach(self.model, self.teach)
+        require(
+            self.model.attention != "cudnn" or not self.teaches,
+            "model.attention",
+            "cudnn",
+            "is differentiable once; the inner loop differentiates twice and wants 'xla'",
+        )
 
     @property
     def align(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from nested_jax.ops.precision import state_dtype
+from nested_jax.ops.normalize import state_dtype
 from nested_jax.types import Array
 
 

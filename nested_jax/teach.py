@@ -31,7 +31,7 @@ from nested_jax.ops.fast_weights import (
     select,
     write_level,
 )
-from nested_jax.ops.precision import wide
+from nested_jax.ops.normalize import widen
 from nested_jax.optim.schedules import teach_scale
 from nested_jax.types import Array, Batch, PyTree, Span
 
@@ -193,7 +193,7 @@ class Teacher:
         The signal is the gradient of the *summed* loss, so neither the norm nor the clip moves with
         the size of batch or chunk.
         """
-        precise = wide(delta)
+        precise = widen(delta)
         square = jnp.sum(jnp.square(precise), axis=-1)
         norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
         signal = self.scale * precise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -104,8 +105,12 @@ class Attention(Layer):
         q_BTHK = rotary(q_BTHK, span.position_BT, cfg.rope_theta)
         k_BTGK = rotary(k_BTGK, span.position_BT, cfg.rope_theta)
         state, k_BUGK, v_BUGK = self._remember(state, k_BTGK, v_BTGK, span)
-        attend = ops.window_attend if cfg.window else ops.attend
-        y_BTHK = attend(q_BTHK, k_BUGK, v_BUGK, mask, scale, cfg.attention)
+        attend = (
+            partial(ops.window_attend, cfg.attention)
+            if cfg.window
+            else ops.ATTENTION[cfg.attention]
+        )
+        y_BTHK = attend(q_BTHK, k_BUGK, v_BUGK, mask, scale)
         return state, jnp.einsum("bthk,hkd->btd", y_BTHK, self.o_HKD.astype(dtype))
 
     def _remember(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from nested_jax.ops.precision import wide
+from nested_jax.ops.normalize import widen
 from nested_jax.types import Array, ParamInfo, PyTree
 
 Init = Callable[[Array, tuple[int, ...]], Array]
@@ -100,7 +100,7 @@ def residual_scale(layers: int) -> float:
 
 def rms_norm(x_BTD: Array, scale_D: Array, eps: float) -> Array:
     """Divide by the root mean square over the last axis, in float32; returns the caller's dtype."""
-    x = wide(x_BTD)
+    x = widen(x_BTD)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
     scale = scale_D.reshape((1,) * (x.ndim - scale_D.ndim) + scale_D.shape)
     return (x * inverse * scale).astype(x_BTD.dtype)
@@ -124,7 +124,7 @@ class RMSNorm(Layer):
 def rotary(x_BTHK: Array, position_BT: Array, theta: float) -> Array:
     """Rotate pairs (i, i + K/2) by position · theta^(-2i/K) (Su et al. 2021), in float32."""
     half = x_BTHK.shape[-1] // 2
-    x = wide(x_BTHK)
+    x = widen(x_BTHK)
     frequency_K = theta ** (-jnp.arange(half, dtype=x.dtype) / half)
     angle_BTK = position_BT.astype(x.dtype)[..., None] * frequency_K[None, None, :]
     cos, sin = jnp.cos(angle_BTK)[:, :, None, :], jnp.sin(angle_BTK)[:, :, None, :]

@@ -24,7 +24,7 @@ from nested_jax.layers.basic import (
     residual_scale,
     swiglu_hidden,
 )
-from nested_jax.ops.precision import state_dtype, wide
+from nested_jax.ops.normalize import state_dtype, widen
 from nested_jax.types import Array, PyTree
 
 
@@ -181,6 +181,6 @@ def no_recall(x_BTD: Array) -> Array:
 
 def _recall(x_BTD: Array, added_BDF: Array) -> Array:
     """½ Σ_t |x̂_t delta|² with x̂ the unit input, which is held constant."""
-    x = jax.lax.stop_gradient(wide(x_BTD))
+    x = jax.lax.stop_gradient(widen(x_BTD))
     unit = x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
     return 0.5 * jnp.sum(jnp.square(contract(unit, added_BDF)), axis=(1, 2))

@@ -103,7 +103,9 @@ class LanguageModel:
                 deltas = module.init_deltas(1) if fast else None
                 module(state, x_BTD, span, mask, deltas)
 
-            return block.init(key, method=visit)["params"]
+            # Parameters start as float32; under a float64 computation this one call mixes the two.
+            with jax.numpy_dtype_promotion("standard"):
+                return block.init(key, method=visit)["params"]
 
         stacked = jax.vmap(declare)(jax.random.split(key, layers))
         return jax.tree.map(lambda d: d.add_axis(0, LAYERS), stacked, is_leaf=is_declared)

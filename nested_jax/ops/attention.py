@@ -9,22 +9,42 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from nested_jax.ops.normalize import state_dtype
 from nested_jax.types import Array
 
 
-def attend(
-    q_BTHK: Array, k_BUGK: Array, v_BUGV: Array, mask_BTU: Array, scale: float, implementation: str
+def softmax_attention(
+    q_BTHK: Array, k_BUGK: Array, v_BUGV: Array, mask_BTU: Array, scale: float
 ) -> Array:
-    """softmax(scale · q kᵀ) v where the mask is true; softmax in float32; G divides H (GQA)."""
+    """softmax(scale · q kᵀ) v where the mask is true; H = G · groups (GQA).
+
+    Products in the caller's dtype, sums and softmax in float32 (float64 for float64). Written out
+    because it is differentiated twice (the inner gradient, then the outer through it) and because
+    `jax.nn.dot_product_attention` takes a float64 softmax in float32.
+    """
+    heads, groups = q_BTHK.shape[2], k_BUGK.shape[2]
+    q_BTGRK = q_BTHK.reshape(*q_BTHK.shape[:2], groups, heads // groups, q_BTHK.shape[3])
+    precise = state_dtype(q_BTHK.dtype.name)
+    score_BGRTU = scale * jnp.einsum(
+        "btgrk,bugk->bgrtu", q_BTGRK, k_BUGK, preferred_element_type=precise
+    )
+    score_BGRTU = jnp.where(mask_BTU[:, None, None], score_BGRTU, jnp.finfo(precise).min)
+    p_BGRTU = jax.nn.softmax(score_BGRTU, axis=-1).astype(v_BUGV.dtype)
+    y_BTGRV = jnp.einsum("bgrtu,bugv->btgrv", p_BGRTU, v_BUGV)
+    return y_BTGRV.reshape(*q_BTHK.shape[:3], v_BUGV.shape[-1])
+
+
+def fused_attention(
+    q_BTHK: Array, k_BUGK: Array, v_BUGV: Array, mask_BTU: Array, scale: float
+) -> Array:
+    """The same by cuDNN's flash kernel: GPU, bfloat16 or float16, differentiable once."""
     with jax.numpy_dtype_promotion("standard"):  # the library mixes bfloat16 with its float32
         return jax.nn.dot_product_attention(
-            q_BTHK,
-            k_BUGK,
-            v_BUGV,
-            mask=mask_BTU[:, None],
-            scale=scale,
-            implementation=implementation,
+            q_BTHK, k_BUGK, v_BUGV, mask=mask_BTU[:, None], scale=scale, implementation="cudnn"
         )
+
+
+ATTENTION = {"xla": softmax_attention, "cudnn": fused_attention}
 
 
 def full_mask(slot_BT: Array, segment_BT: Array, slot_segment_BU: Array) -> Array:
@@ -73,18 +93,17 @@ def window_mask(segment_BT: Array, slot_segment_BW: Array) -> Array:
 
 
 def window_attend(
-    q_BTHK: Array, k_BUGK: Array, v_BUGV: Array, mask: Array, scale: float, implementation: str
+    implementation: str, q_BTHK: Array, k_BUGK: Array, v_BUGV: Array, mask: Array, scale: float
 ) -> Array:
     """Attend to the last W tokens in O(T·W): the keys are the W of the cache, then the call's T."""
     tokens, window = q_BTHK.shape[1], k_BUGK.shape[1] - q_BTHK.shape[1]
     blocks, size = window_blocks(tokens, window)
-    out = attend(
+    out = ATTENTION[implementation](
         _blocked(q_BTHK, blocks, size),
         _overlapping(k_BUGK, blocks, size, window),
         _overlapping(v_BUGV, blocks, size, window),
         mask,
         scale,
-        implementation,
     )
     return out.reshape(q_BTHK.shape[0], blocks * size, *out.shape[2:])[:, :tokens]
 

@@ -1,4 +1,4 @@
-"""Unit vectors with a gradient that is finite everywhere."""
+"""The one dtype policy, and unit vectors with a gradient that is finite everywhere."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ import numpy as np
 from nested_jax.types import Array
 
 
+def state_dtype(compute: str) -> np.dtype:
+    """Return the dtype of fast weights, inner gradients, gates and losses beside `compute`.
+
+    float32, or float64 in a float64 computation.
+    """
+    return np.promote_types(jnp.dtype(compute), np.float32)
+
+
 def widen(x: Array) -> Array:
     """Return x in float32, or in float64 if it is: the precision that fast weights are kept in."""
-    return x.astype(np.promote_types(x.dtype, np.float32))
+    return x.astype(state_dtype(x.dtype.name))
 
 
 def l2_normalize(x: Array, eps: float = 1e-6) -> Array:

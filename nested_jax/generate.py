@@ -1,0 +1,142 @@
+"""Write text with a checkpoint: ``python -m nested_jax.generate --checkpoint runs/NAME --prompt "..."``.
+
+    --checkpoint DIR       a workdir, or one of its checkpoints/STEP
+    --prompt TEXT          or --prompt-file FILE
+    --max-tokens N         tokens to write (default 128); writing stops at the end of a document
+    --temperature X --top-k N --top-p X --seed N
+    --adapt                go on learning: the fast weights are written with the prompt and the output
+
+Exit status: 0 done, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from nested_jax.checkpoint import load_checkpoint
+from nested_jax.config import Config, require
+from nested_jax.data.tokenizer import Tokenizer, load_tokenizer
+from nested_jax.models.decode import Learn, Sampling, generate
+from nested_jax.models.lm import LanguageModel, build_model
+from nested_jax.teach import teach
+from nested_jax.types import PyTree
+
+
+def main(arguments: list[str]) -> int:
+    flags = parse(arguments)
+    try:
+        for piece in write(flags):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write("\n")
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m nested_jax.generate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path)
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--prompt")
+    text.add_argument("--prompt-file", type=Path)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--top-p", type=float, default=0.95)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--adapt", action="store_true")
+    return parser.parse_args(arguments)
+
+
+def write(flags: argparse.Namespace) -> Iterator[str]:
+    """Yield the prompt, then text as it is written."""
+    require(flags.max_tokens >= 1, "--max-tokens", flags.max_tokens, "wants at least 1")
+    how = Sampling(flags.temperature, flags.top_k, flags.top_p)
+    prompt = flags.prompt if flags.prompt_file is None else flags.prompt_file.read_text("utf-8")
+    require(prompt != "", "--prompt", prompt, "wants some text")
+    params, cfg, _ = load_checkpoint(flags.checkpoint)
+    tokenizer = workdir_tokenizer(flags.checkpoint, cfg)
+    model = build_model(cfg.model)
+    learn = learner(model, params, cfg) if flags.adapt else None
+    tokens = np.asarray([tokenizer.encode(prompt)], np.int32)
+    steps = generate(
+        model,
+        params,
+        tokens,
+        flags.max_tokens,
+        jax.random.key(flags.seed),
+        how,
+        learn=learn,
+        chunk=cfg.teach.chunk,
+    )
+    yield prompt
+    yield from decoded(tokenizer, steps)
+
+
+def decoded(tokenizer: Tokenizer, steps: Iterator[np.ndarray]) -> Iterator[str]:
+    """Yield text as soon as it is whole: a character may be made of several byte tokens."""
+    tokens: list[int] = []
+    shown = 0
+    for token_B in steps:
+        token = int(token_B[0])
+        if token == tokenizer.eos_id:
+            break
+        tokens.append(token)
+        text = tokenizer.decode(tokens)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[shown:]
+            shown = len(text)
+    yield tokenizer.decode(tokens)[shown:]
+
+
+def learner(model: LanguageModel, params: PyTree, cfg: Config) -> Learn:
+    """Return the jitted write of the fast weights.
+
+    Raises:
+      ValueError: the model has no fast weights.
+    """
+    require(
+        model.cfg.fast_layers > 0,
+        "--adapt",
+        model.cfg.block,
+        "the checkpoint's model has no CMS levels that could be written",
+    )
+    mode = "exact" if cfg.teach.mode == "off" else cfg.teach.mode
+    teaching = replace(cfg.teach, mode=mode)
+    step = jax.jit(partial(teach, model, cfg=teaching))
+    return lambda state, tokens, targets: step(params, state, tokens, targets)[0]
+
+
+def workdir_tokenizer(checkpoint: Path, cfg: Config) -> Tokenizer:
+    """Load the tokenizer that the run keeps beside its checkpoints.
+
+    Raises:
+      ValueError: there is none, or it has more symbols than the model.
+    """
+    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+    tokenizer = load_tokenizer(folder / "tokenizer.model")
+    require(
+        tokenizer.vocab_size <= cfg.model.vocab_size,
+        "tokenizer",
+        str(folder / "tokenizer.model"),
+        f"has {tokenizer.vocab_size} symbols, the model {cfg.model.vocab_size}",
+    )
+    return tokenizer
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,144 @@
+"""Sampling, and the loop that reads a prompt once and then writes token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nested_jax.config import require
+from nested_jax.models.lm import LanguageModel
+from nested_jax.models.state import State
+from nested_jax.types import Array, PyTree
+
+# state, tokens [B, T], targets [B, T] -> state
+Learn = Callable[[State, Array, Array], State]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. Temperature 0 takes the most probable one."""
+
+    temperature: float = 1.0
+    top_k: int = 0  # keep the k most probable; 0 is all
+    top_p: float = 1.0  # keep the most probable whose mass reaches p (Holtzman et al. 2020)
+
+    def __post_init__(self) -> None:
+        require(self.temperature >= 0, "temperature", self.temperature, "wants 0 or more")
+        require(self.top_k >= 0, "top_k", self.top_k, "wants 0 (all) or a count of tokens")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "wants a probability in (0, 1]")
+
+
+def sample(logits_BS: Array, key: Array, how: Sampling) -> Array:
+    """Draw one token a sequence from float32 logits; int32 [B]."""
+    if how.temperature == 0:
+        return jnp.argmax(logits_BS, axis=-1).astype(jnp.int32)
+    logits_BS = logits_BS / how.temperature
+    if how.top_k:
+        kth_B1 = jax.lax.top_k(logits_BS, min(how.top_k, logits_BS.shape[-1]))[0][:, -1:]
+        logits_BS = jnp.where(logits_BS < kth_B1, -jnp.inf, logits_BS)
+    if how.top_p < 1:
+        logits_BS = _nucleus(logits_BS, how.top_p)
+    return jax.random.categorical(key, logits_BS, axis=-1).astype(jnp.int32)
+
+
+def _nucleus(logits_BS: Array, top_p: float) -> Array:
+    """Drop the tokens behind those whose probabilities, largest first, reach `top_p`."""
+    ranked_BS = jnp.flip(jnp.sort(logits_BS, axis=-1), axis=-1)
+    p_BS = jax.nn.softmax(ranked_BS, axis=-1)
+    before_BS = jnp.cumsum(p_BS, axis=-1) - p_BS  # the first token is always kept
+    kept_BS = jnp.where(before_BS < top_p, ranked_BS, jnp.inf)
+    return jnp.where(logits_BS < jnp.min(kept_BS, axis=-1, keepdims=True), -jnp.inf, logits_BS)
+
+
+def generate(
+    model: LanguageModel,
+    params: PyTree,
+    prompt_BT: np.ndarray,
+    count: int,
+    key: Array,
+    how: Sampling,
+    *,
+    learn: Learn | None = None,
+    chunk: int = 0,
+) -> Iterator[np.ndarray]:
+    """Yield `count` tokens, int32 [B] each, that follow the prompts.
+
+    The prompt is read in one call; every later call reads one token, in constant shape. Token i is
+    drawn with ``fold_in(key, i)``.
+
+    Args:
+      model: from `build_model`.
+      params: of the model.
+      prompt_BT: int32 prompts of one length, at least 1 token.
+      count: tokens to generate.
+      key: of the draws.
+      how: temperature, top-k, top-p.
+      learn: reads tokens and their targets and writes the fast weights (`nested_jax.teach`); it is
+        given the prompt, and what was generated as soon as a chunk of it is complete.
+      chunk: tokens of a teach chunk; with `learn` only.
+    Raises:
+      ValueError: an empty prompt, or a count below 1.
+    """
+    batch, length = prompt_BT.shape
+    require(length >= 1, "prompt", prompt_BT.shape, "wants at least one token")
+    require(count >= 1, "count", count, "wants at least one token")
+    stream = _Stream(model, params, prompt_BT, length + count, learn, chunk)
+    draw = jax.jit(partial(sample, how=how))
+    for i in range(count):
+        token_B = np.asarray(draw(stream.logits_BS, jax.random.fold_in(key, i)))
+        yield token_B
+        if i + 1 < count:
+            stream.push(token_B)
+
+
+class _Stream:
+    """A state that follows the text, and the logits of what comes next."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        params: PyTree,
+        prompt_BT: np.ndarray,
+        capacity: int,
+        learn: Learn | None,
+        chunk: int,
+    ) -> None:
+        # The state is donated: its caches are updated in place.
+        donate: dict[str, Any] = {} if learn else {"donate_argnums": 1}
+        self.step = jax.jit(model.apply, **donate)
+        self.params, self.learn, self.chunk = params, learn, chunk
+        init = partial(model.init_state, batch_size=prompt_BT.shape[0], capacity=capacity)
+        fresh = jax.jit(init)(params)  # under jit no two arrays share a buffer, as donation wants
+        self.unlearned = [prompt_BT[:, :1]]  # read, target unknown; then whole pairs of an open chunk
+        self.taught = 0
+        if learn is None:
+            self.state, logits = self.step(params, fresh, jnp.asarray(prompt_BT))
+        else:
+            # `base` has read all tokens whose targets it was taught; `state` runs ahead of it.
+            self.base = fresh
+            if prompt_BT.shape[1] > 1:
+                self.base = learn(fresh, jnp.asarray(prompt_BT[:, :-1]), jnp.asarray(prompt_BT[:, 1:]))
+            self.taught = prompt_BT.shape[1] - 1
+            self.unlearned = [prompt_BT[:, -1:]]
+            self.state, logits = self.step(params, self.base, jnp.asarray(prompt_BT[:, -1:]))
+        self.logits_BS = logits[:, -1]
+
+    def push(self, token_B: np.ndarray) -> None:
+        """Read one more token."""
+        token_B1 = token_B[:, None]
+        if self.learn is not None:
+            self.unlearned.append(token_B1)
+            pairs = len(self.unlearned) - 1
+            if (self.taught + pairs) % self.chunk == 0:
+                text = jnp.asarray(np.concatenate(self.unlearned, axis=1))
+                self.base = self.learn(self.base, text[:, :-1], text[:, 1:])
+                self.taught, self.unlearned = self.taught + pairs, [token_B1]
+                self.state = self.base
+        self.state, logits = self.step(self.params, self.state, jnp.asarray(token_B1))
+        self.logits_BS = logits[:, -1]
