@@ -28,13 +28,14 @@ SYMBOLS = (*PRODUCTS, *FORM_MARKS, LITERAL_MARK)
 
 OPERATOR = r"(?:\*|x|\u00d7)"
 FORM = f"<mul_form_([1-{len(FORM_MARKS)}])>"
-SPAN = re.compile(
-    rf"<mul_\d_\d>|{FORM}|{LITERAL_MARK}"  # a symbol that stands in the text, or ...
-    r"|(?<![\w.*/^\u00d7])(?<![*/^x\u00d7] )"  # ... a product that is no part of a longer one
-    rf"\d(?:{OPERATOR}| {OPERATOR} | times )\d"
-    r"(?!\w|\.\d| ?[*/^\u00d7]| x )"
+PRODUCT = (
+    r"[0-9](?<![\w.*/^\u00d7][0-9])(?<![*/^x\u00d7] [0-9])"  # no part of a number or of a longer
+    rf"(?:{OPERATOR}| {OPERATOR} | times )"  # product
+    r"[0-9](?!\w|\.[0-9]| ?[*/^\u00d7]| x )"
 )
-INJECTED = re.compile(rf"{LITERAL_MARK}(<mul_\w+>)|(?:{FORM})?<mul_(\d)_(\d)>")
+PRODUCTS_ALONE = re.compile(PRODUCT)
+SPAN = re.compile(rf"<mul_[0-9]_[0-9]>|{FORM}|{LITERAL_MARK}|{PRODUCT}")
+INJECTED = re.compile(rf"{LITERAL_MARK}(<mul_\w+>)|(?:{FORM})?<mul_([0-9])_([0-9])>")
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,7 @@ def inject(text: str, injection: Injection) -> Injected:
 
 def products(text: str) -> list[str]:
     """Return the products that `inject` would rewrite at rate 1."""
-    spans = (match[0] for match in SPAN.finditer(text))
-    return [span for span in spans if not span.startswith("<")]
+    return PRODUCTS_ALONE.findall(text)
 
 
 def restore(text: str) -> str:

@@ -25,7 +25,6 @@ from nested_jax.data.shards import (
     read_json,
     write_atomic,
 )
-from nested_jax.data.tokenizer import load_tokenizer
 
 COUNTS = ("tokens", "documents", "bytes")
 SOURCE_KEYS = {"name", "key", "shards_dir", "weight", "index_sha256"}
@@ -52,7 +51,6 @@ def write_mixture(manifest: Manifest, folders: Mapping[str, Path], output: Path)
         "format": FORMAT,
         "name": manifest.name,
         "tokenizer": {
-            "path": relative(first.tokenizer_path, output),
             "sha256": first.tokenizer.hash,
             "vocab_size": first.tokenizer.vocab_size,
         },
@@ -100,31 +98,29 @@ def open_mixture(path: Path) -> TokenStore:
       ValueError: no such file, not a mixture, shards that are not the ones it was made of.
     """
     mixture = read_json(path, {"format", "name", "tokenizer", "sources"}, "a mixture")
-    tokenizer_path = path.parent / mixture["tokenizer"]["path"]
-    tokenizer = load_tokenizer(tokenizer_path)
-    check_tokenizer(tokenizer, tokenizer_path, mixture["tokenizer"]["sha256"], path)
-    shards, weights, sources, piece_bytes = [], {}, {}, {}
+    stores, shards, weights, piece_bytes = {}, [], {}, {}
     for entry in mixture["sources"]:
         if not isinstance(entry, dict) or not entry.keys() >= SOURCE_KEYS:
             raise ValueError(f"{path}: every source wants the keys {sorted(SOURCE_KEYS)}")
-        store = open_source(path, entry)
-        check_tokenizer(store.tokenizer, store.tokenizer_path, tokenizer.hash, path)
+        name = entry["name"]
+        store = stores[name] = open_source(path, entry)
+        check_tokenizer(store.tokenizer, store.tokenizer_path, mixture["tokenizer"]["sha256"], path)
         folder = store.root.resolve()
-        shards += [
-            replace(shard, segment=entry["name"], file=str(folder / shard.file))
-            for shard in store.shards
-        ]
-        weights[entry["name"]] = float(entry["weight"])
-        sources[entry["name"]] = store.source
+        shards += [replace(s, segment=name, file=str(folder / s.file)) for s in store.shards]
+        weights[name] = float(entry["weight"])
         piece_bytes.update(store.source.get("piece_bytes", {}))
+    if not stores:
+        raise ValueError(f"{path}: has no sources")
+    first = next(iter(stores.values()))
+    about = {name: store.source for name, store in stores.items()}
     return TokenStore(
         root=path.parent,
-        dtype=store.dtype,
-        tokenizer=tokenizer,
-        tokenizer_path=tokenizer_path,
+        dtype=first.dtype,
+        tokenizer=first.tokenizer,
+        tokenizer_path=first.tokenizer_path,
         shards=tuple(shards),
         weights=weights,
-        source={"name": mixture["name"], "sources": sources, "piece_bytes": piece_bytes},
+        source={"name": mixture["name"], "sources": about, "piece_bytes": piece_bytes},
     )
 
 

@@ -25,6 +25,13 @@ def synthetic_source(number: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def synthetic_prose(number: int) -> str:
+    """Return a few lines of words, a function of its number."""
+    rng = random.Random(-number)
+    lines = [" ".join(rng.choice(WORDS) for _ in range(12)) for _ in range(9)]
+    return f"Topic {number}.\n" + ".\n".join(lines) + ".\n"
+
+
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder laid out like a standard library, with what must be skipped."""
@@ -42,7 +49,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "__init__.py").write_text("")
     (root / "LICENSE.txt").write_text("Permission is granted to read and write.\n" * 9)
     (root / "pydoc_data").mkdir()
-    topics = {f"topic{i}": f"The {WORDS[i]} statement is {i} words.\n" * 20 for i in range(12)}
+    topics = {f"topic{i}": synthetic_prose(i) for i in range(12)}
     (root / "pydoc_data/topics.py").write_text(f"topics = {topics!r}\n")
     return root
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nested_jax.data.tokenizer import (
+    MAX_CHARS,
     PIECE_CHARS,
     Tokenizer,
     load_tokenizer,
@@ -74,21 +75,32 @@ def test_specials_and_controls_cost_no_bytes(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([tokenizer.bos_id, *tokenizer.encode("a b"), tokenizer.eos_id]) == "a b"
 
 
-def test_long_texts_are_cut_without_changing_a_token(tokenizer: Tokenizer) -> None:
-    text = "".join(synthetic_source(i) for i in range(400))
-    assert len(text) > PIECE_CHARS
+@pytest.mark.parametrize("separator", ["\n", " ", "   ", "\n    \t"])
+def test_cuts_change_no_token(tokenizer: Tokenizer, separator: str) -> None:
+    text = separator.join(synthetic_source(i).replace("\n", separator) for i in range(40))
     pieces = list(split_text(text))
     assert "".join(pieces) == text
-    assert len(pieces) > 1
-    assert all(piece.endswith("\n") and len(piece) <= PIECE_CHARS for piece in pieces[:-1])
+    assert len(pieces) > 5
+    assert max(map(len, pieces)) < PIECE_CHARS + 100
     assert tokenizer.encode(text) == tokenizer._processor.encode(text)
 
 
-@given(st.text(alphabet="ab\n", max_size=40), st.integers(1, 7))
-def test_split_text_loses_nothing(text: str, limit: int) -> None:
-    pieces = list(split_text(text, limit))
+@given(st.text(alphabet="ab \n", max_size=60), st.integers(1, 9), st.integers(0, 5))
+def test_split_text_loses_nothing_and_keeps_tokens(
+    tokenizer: Tokenizer, text: str, target: int, more: int
+) -> None:
+    pieces = list(split_text(text, target, target + more))
     assert "".join(pieces) == text
-    assert all(len(piece) <= limit for piece in pieces)
+    assert all(len(piece) <= target + more for piece in pieces)
+    free = list(split_text(text, target))
+    joined = [i for piece in free for i in tokenizer._processor.encode(piece)]
+    assert joined == tokenizer._processor.encode(text)
+
+
+def test_a_giant_word_is_cut(tokenizer: Tokenizer) -> None:
+    text = "ab" * MAX_CHARS
+    assert [len(piece) for piece in split_text(text)] == [MAX_CHARS, MAX_CHARS]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_training_is_deterministic_and_symbols_are_single_tokens() -> None:
@@ -118,6 +130,11 @@ def test_training_lines_are_cut_not_dropped() -> None:
 def test_impossible_vocabulary(vocab_size: int, texts: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train_tokenizer(texts, vocab_size)
+
+
+def test_symbols_without_white_space() -> None:
+    with pytest.raises(ValueError, match="without white space"):
+        train_tokenizer([synthetic_source(0)], 400, symbols=["a b"])
 
 
 def test_load(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -1,0 +1,243 @@
+"""The sharder: the same bytes whoever writes them, however often they were interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import synthetic_source
+
+from nested_jax.data.audit import document_lengths, stats
+from nested_jax.data.inject import SYMBOLS, Injection
+from nested_jax.data.manifest import SourceSpec
+from nested_jax.data.shard_corpus import (
+    PROGRESS,
+    ShardOptions,
+    content_split,
+    shard_source,
+    shard_stats,
+)
+from nested_jax.data.shards import INDEX, open_store
+from nested_jax.data.tokenizer import Tokenizer, train_tokenizer
+
+BLOCK = 2000  # characters: many small blocks
+
+SHARDER = """
+import sys
+from pathlib import Path
+from nested_jax.data.manifest import SourceSpec
+from nested_jax.data.shard_corpus import ShardOptions, shard_source
+corpus, tokenizer, folder, workers, block = sys.argv[1:]
+if __name__ == "__main__":
+    print("begins", flush=True)
+    options = ShardOptions(block_chars=int(block), workers=int(workers))
+    shard_source(SourceSpec(name="c", dataset=corpus), Path(tokenizer), Path(folder), options, print)
+"""  # noqa: E501
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    rows = [{"text": synthetic_source(i)} for i in range(200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(tokenizer.model)
+    return path
+
+
+def shard(corpus: Path, model: Path, folder: Path, **fields: object) -> dict[str, bytes]:
+    """Shard the corpus and return the contents of the folder."""
+    force = bool(fields.pop("force", False))
+    options = ShardOptions(**{"block_chars": BLOCK, **fields})
+    spec = SourceSpec(name="c", dataset=str(corpus))
+    shard_source(spec, model, folder, options, quiet, force=force)
+    return contents(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != ".lock"}
+
+
+def start(corpus: Path, model: Path, folder: Path, workers: int) -> subprocess.Popen[str]:
+    script = folder.parent / "sharder.py"
+    script.write_text(SHARDER)
+    root = str(Path(__file__).resolve().parents[2])
+    process = subprocess.Popen(
+        [sys.executable, str(script), *map(str, (corpus, model, folder, workers, BLOCK))],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_nothing_is_lost_and_stats_agree(corpus: Path, model: Path, tmp_path: Path) -> None:
+    files = shard(corpus, model, tmp_path / "out")
+    store = open_store(tmp_path / "out")
+    texts = [synthetic_source(i) for i in range(200)]
+    want: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    for text in texts:
+        want[content_split(text, 0.02)].append(text)
+    counted: Counter[str] = Counter()
+    for split, expected in want.items():
+        got = []
+        for record in store.select(split):
+            ids = np.fromfile(store.root / record.file, store.dtype)
+            ends = np.cumsum(document_lengths(store, record))
+            got += [store.tokenizer.decode(part) for part in np.split(ids, ends[:-1])]
+            counted["tokens"] += len(ids)
+        assert got == expected
+    assert len(store.select("train")) > 20
+    about = stats(store)
+    assert about["tokens"] == counted["tokens"]
+    assert about["documents"] == 200
+    assert about["bytes"] == sum(len(text.encode()) for text in texts)
+    rows = {row["split"]: row for row in about["rows"]}
+    lengths = [len(store.tokenizer.encode(text)) + 1 for text in want["train"]]
+    assert rows["train"]["tokens"] == sum(lengths)
+    assert rows["train"]["document_tokens"][0::4] == [min(lengths), max(lengths)]
+    summary = shard_stats(store, SourceSpec(name="c", dataset=str(corpus)), seq_len=64)
+    assert summary["records"] == 200
+    assert summary["sequences"] == counted["tokens"] // 64
+    assert PROGRESS not in files
+
+
+def test_workers_do_not_change_a_byte(corpus: Path, model: Path, tmp_path: Path) -> None:
+    one = shard(corpus, model, tmp_path / "one")
+    assert shard(corpus, model, tmp_path / "two", workers=2) == one
+
+
+def test_killed_runs_go_on_and_end_equal(corpus: Path, model: Path, tmp_path: Path) -> None:
+    whole = shard(corpus, model, tmp_path / "whole")
+    folder = tmp_path / "killed"
+    for delay in (0.02, 0.06, 0.12):
+        process = start(corpus, model, folder, workers=1)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+        if not (folder / INDEX).is_file():
+            with pytest.raises(ValueError, match=r"no index\.json there"):
+                open_store(folder)
+    assert shard(corpus, model, folder) == whole
+
+
+def test_a_killed_run_is_resumed_not_begun_again(
+    corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nested_jax.data import shard_corpus
+
+    whole = shard(corpus, model, tmp_path / "whole")
+    written: list[int] = []
+    original = shard_corpus.write_block
+
+    def dies_at_seven(task: shard_corpus.Task) -> shard_corpus.Block:
+        if task.number == 7:
+            raise KeyboardInterrupt
+        written.append(task.number)
+        return original(task)
+
+    monkeypatch.setattr(shard_corpus, "write_block", dies_at_seven)
+    with pytest.raises(KeyboardInterrupt):
+        shard(corpus, model, tmp_path / "out")
+    monkeypatch.setattr(
+        shard_corpus, "write_block", lambda t: written.append(t.number) or original(t)
+    )
+    assert shard(corpus, model, tmp_path / "out") == whole
+    assert written == sorted(set(written))
+
+
+def test_two_processes_on_one_target(corpus: Path, model: Path, tmp_path: Path) -> None:
+    whole = shard(corpus, model, tmp_path / "whole")
+    folder = tmp_path / "shared"
+    processes = [start(corpus, model, folder, workers=1) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert contents(folder) == whole
+    assert sum("is up to date" in output for output in outputs) == 1
+
+
+def test_other_settings_need_force(corpus: Path, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    before = shard(corpus, model, folder)
+    assert shard(corpus, model, folder) == before
+    with pytest.raises(ValueError, match=r"holds shards of other settings .* --force"):
+        shard(corpus, model, folder, held_out=0.1)
+    assert contents(folder) == before
+    after = shard(corpus, model, folder, held_out=0.1, force=True)
+    assert after == shard(corpus, model, tmp_path / "fresh", held_out=0.1)
+    corpus.write_text(corpus.read_text() + json.dumps({"text": "one more"}) + "\n")
+    with pytest.raises(ValueError, match="of another source"):
+        shard(corpus, model, folder, held_out=0.1)
+
+
+def test_a_full_disk(corpus: Path, model: Path, tmp_path: Path) -> None:
+    whole = shard(corpus, model, tmp_path / "whole")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))  # bytes a file; shards have more
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            shard(corpus, model, tmp_path / "full", block_chars=10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(ValueError, match=r"no index\.json there"):
+        open_store(tmp_path / "full")
+    assert shard(corpus, model, tmp_path / "full") == whole
+
+
+def test_held_out_share(corpus: Path, model: Path, tmp_path: Path) -> None:
+    shard(corpus, model, tmp_path / "none", held_out=0.0)
+    assert {s.split for s in open_store(tmp_path / "none").shards} == {"train"}
+    splits = Counter(content_split(f"{i}", 0.1) for i in range(5000))
+    assert splits["valid"] / 5000 == pytest.approx(0.1, abs=0.015)
+    assert splits["test"] / 5000 == pytest.approx(0.1, abs=0.015)
+
+
+def test_injection_reports_and_counts_original_bytes(tmp_path: Path) -> None:
+    texts = [synthetic_source(i) + f"# {i % 10} * {i // 10} = ?\n" for i in range(60)]
+    corpus, model = tmp_path / "c.jsonl", tmp_path / "tokenizer.model"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    model.write_bytes(train_tokenizer(texts, 480, symbols=SYMBOLS).model)
+    shard(corpus, model, tmp_path / "base")
+    shard(corpus, model, tmp_path / "mul", injection=Injection("mul_tokens"))
+    base, mul = open_store(tmp_path / "base"), open_store(tmp_path / "mul")
+    assert sum(s.bytes for s in mul.shards) == sum(s.bytes for s in base.shards)
+    assert sum(s.tokens for s in mul.shards) < sum(s.tokens for s in base.shards)
+    assert mul.source["injection"]["rewritten"] == 60
+    assert (mul.piece_byte_lengths != base.piece_byte_lengths).any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": ""}] * 3, r"has no document .*'empty': 3"),
+        ([{"body": "x"}], "text_column='text' is not there"),
+    ],
+)
+def test_bad_corpora(rows: list[dict[str, str]], message: str, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=message):
+        shard(path, model, tmp_path / "out")
+    assert not (tmp_path / "out" / INDEX).exists()
