@@ -20,7 +20,7 @@ from nested_jax import machine
 from nested_jax.checkpoint import Checkpoints, Restored, run_meta
 from nested_jax.config import Config, require, to_dict
 from nested_jax.data.pipeline import make_train_iterator
-from nested_jax.heldout import HeldOut
+from nested_jax.heldout import HeldOut, trigram_baseline
 from nested_jax.metrics import Meter, MetricsFile, Summary, Tracker, open_trackers, write_json
 from nested_jax.plan import Plan, make_plan
 from nested_jax.progress import Clock, Display
@@ -239,10 +239,11 @@ class Run:
         )
         if jax.process_index() == 0:
             write_json(self.plan.workdir / "summary.json", summary._asdict())
-        self.display.say(
-            f"done: step {self.step}, valid loss {summary.valid_loss:.4f}, "
-            f"{summary.valid_bits_per_byte:.4f} bits per byte, {summary.seconds:.0f} s"
-        )
+            self.display.say(
+                f"done: step {self.step}, valid loss {summary.valid_loss:.4f}, "
+                f"{summary.valid_bits_per_byte:.4f} bits per byte (a byte trigram model of the "
+                f"same text: {trigram_baseline(self.plan.cfg.data):.4f}), {summary.seconds:.0f} s"
+            )
         return summary
 
     def profile(self) -> None:
