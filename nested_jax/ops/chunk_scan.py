@@ -1,5 +1,4 @@
-"""The scan over chunks that the chunk-parallel memories share: layout, carry, anchors,
-documents."""
+"""The scan over chunks that the chunk-parallel memories share: layout, carry, anchors, starts."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ class Chunk(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The memory that a chunk finds. `anchor` is () where it is `fast`, so that one copy is
-    carried."""
+    """What the scan carries. `anchor` is () while it equals `fast`: one copy instead of two."""
 
     fast: Matrices
     anchor: Matrices

@@ -7,7 +7,7 @@ the tokens of a chunk gives, for any matrix of the memory,
 
     D_ts = prod_{s < r <= t} a_r    P_ts = prod_{s < r <= t} mu_r    E = D P (no momentum: E = D)
 
-(x: inputs, d: deltas at the anchor; u, e: direction and answer of what a delta rule erases). D, P
+(x: inputs, d: deltas at the anchor; u, e: direction and content of what a delta rule erases). D, P
 and E depend on the gates only: they serve all matrices, and all chunks are prepared in parallel.
 All arrays here are of one head of one chunk.
 """
@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from nested_jax.ops.memory_spec import MemorySpec
+from nested_jax.ops.precision import full_precision
 from nested_jax.types import Array
 
 
@@ -29,14 +31,14 @@ class ChunkGates(NamedTuple):
     keep_C: Array
     momentum_C: Array | None
     live_C: Array | None  # 1 where the slot holds a token; None: everywhere
-    start_C: Array | None  # 1 where the token finds the memory reset to its initial value
+    start_C: Array | None  # 1 where the token finds a fresh memory; None: nowhere
 
 
 class Mix(NamedTuple):
     """Memories as mixtures of what they are made of, one row a memory.
 
-    `sources` has one coefficient vector for each source matrix: fast, then momentum if the rule has
-    it, then the same of the initial state if documents may start inside the chunk.
+    `sources` has one coefficient vector for each source matrix: fast, then momentum if the spec has
+    it, then the same of the fresh memory if documents may start inside the chunk.
     """
 
     sources: tuple[Array | None, ...]  # [R] each; None is 0
@@ -47,48 +49,72 @@ class Mix(NamedTuple):
 class ChunkWeights(NamedTuple):
     after: Mix  # row t: W_t
     before: Mix  # row t: the memory that token t finds, W_{t-1} or a fresh one
-    end: Mix  # one row: the running memory behind the chunk
-    end_momentum: Mix | None  # one row: S behind the chunk
+    end: Mix  # one row: the memory behind the chunk
+    end_momentum: Mix | None  # one row: its momentum
 
 
+@jax.custom_jvp
 def gate_products(gate_C: Array) -> Array:
     """Return P [C, C] with P_ts = prod_{s < r <= t} gate_r for s <= t and 0 above the diagonal.
 
-    Formed as products, not as exp of differences of log sums: exact at gate 0, in value and in
-    gradient, ten times more accurate in float32, and as fast; factors in [0, 1] cannot overflow.
+    Formed as products, not as exp of differences of log sums: exact where a gate is 0, in value and
+    in gradient, and 6 times more accurate in float32 (7e-7 against 4e-6 relative at C = 64).
+    Factors in [0, 1] cannot overflow. Blocks are joined in pairs: below the diagonal, a pair is the
+    outer product of the later block's prefix products and the earlier one's suffix products.
     """
     size = gate_C.shape[0]
-    below_CC = jnp.tril(jnp.ones((size, size), bool), -1)
-    factors_CC = jnp.where(below_CC, gate_C[:, None], jnp.ones((), gate_C.dtype))
-    return jnp.tril(jnp.cumprod(factors_CC, axis=0))
+    padding = (1 << (size - 1).bit_length()) - size
+    prefix_XM = jnp.pad(gate_C, (0, padding), constant_values=1.0)[:, None]
+    suffix_XM = jnp.ones_like(prefix_XM)
+    block_XMM = suffix_XM[:, None, :]
+    while block_XMM.shape[0] > 1:
+        early_XMM, late_XMM = block_XMM[0::2], block_XMM[1::2]
+        cross_XMM = prefix_XM[1::2, :, None] * suffix_XM[0::2, None, :]
+        upper_XMM = jnp.concatenate([early_XMM, jnp.zeros_like(early_XMM)], axis=2)
+        lower_XMM = jnp.concatenate([cross_XMM, late_XMM], axis=2)
+        block_XMM = jnp.concatenate([upper_XMM, lower_XMM], axis=1)
+        early_X1, late_X1 = prefix_XM[0::2, -1:], prefix_XM[1::2, -1:]
+        prefix_XM = jnp.concatenate([prefix_XM[0::2], early_X1 * prefix_XM[1::2]], axis=1)
+        suffix_XM = jnp.concatenate([suffix_XM[0::2] * late_X1, suffix_XM[1::2]], axis=1)
+    return block_XMM[0, :size, :size]
 
 
+@gate_products.defjvp
+@full_precision
+def _gate_products_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """dP_ts = sum_r P_tr dgate_r P_{r-1,s}: one matrix product, where autodiff walks the joins."""
+    products_CC = gate_products(*primals)
+    earlier_CC = jnp.concatenate([jnp.zeros_like(products_CC[:1]), products_CC[:-1]])
+    return products_CC, (products_CC * tangents[0][None, :]) @ earlier_CC
+
+
+@full_precision
 def chunk_weights(spec: MemorySpec, gates: ChunkGates) -> ChunkWeights:
-    """Return the mixtures of one head of one chunk (derivation: module docstring)."""
-    stay_C = None if gates.start_C is None else 1.0 - gates.start_C
-    keep_C = gates.keep_C if stay_C is None else gates.keep_C * stay_C
-    keep_CC = gate_products(keep_C)
-    sources, grad_CC, end_momentum = [jnp.cumprod(keep_C)], keep_CC, None
+    """Return the mixtures of one head of one chunk (derivation: module docstring).
+
+    A token that finds a fresh memory has a_t W_fresh for a_t W_{t-1}: products that reach past it
+    are 0, and the fresh memory enters like a write of weight a_t (its momentum, of mu_t).
+    """
+    stay_C = 1.0 if gates.start_C is None else 1.0 - gates.start_C
+    keep_CC = gate_products(gates.keep_C * stay_C)
+    carried, grad_CC, end_momentum = [jnp.cumprod(gates.keep_C * stay_C)], keep_CC, None
     fresh = [] if gates.start_C is None else [keep_CC @ (gates.start_C * gates.keep_C)]
     if gates.momentum_C is not None:
-        momentum_C = gates.momentum_C if stay_C is None else gates.momentum_C * stay_C
-        momentum_CC = gate_products(momentum_C)
-        decay_C = jnp.cumprod(momentum_C)
-        live_CC = keep_CC if gates.live_C is None else keep_CC * gates.live_C[None, :]
-        grad_CC = live_CC @ momentum_CC
-        sources.append(live_CC @ decay_C)
-        carried: tuple[Array | None, ...] = (None, decay_C)
+        momentum_CC = gate_products(gates.momentum_C * stay_C)
+        decay_C = jnp.cumprod(gates.momentum_C * stay_C)
+        # Without a token M = aM + S would add S once more, although keep and momentum are 1.
+        adds_CC = keep_CC if gates.live_C is None else keep_CC * gates.live_C[None, :]
+        grad_CC = adds_CC @ momentum_CC
+        carried.append(adds_CC @ decay_C)
+        sources: tuple[Array | None, ...] = (None, decay_C)
         if gates.start_C is not None:
             begun_C = gates.start_C * gates.momentum_C
             fresh.append(grad_CC @ begun_C)
-            carried += (None, momentum_CC @ begun_C)
-        end_momentum = _last(Mix(carried, momentum_CC * gates.rate_C[None, :], None))
-    after = Mix(
-        (*sources, *fresh),
-        grad_CC * gates.rate_C[None, :],
-        keep_CC * gates.rate_C[None, :] if spec.rule == "dgd" else None,
-    )
-    return ChunkWeights(after, _before(after, len(sources), gates), _last(after), end_momentum)
+            sources += (None, momentum_CC @ begun_C)
+        end_momentum = _last(Mix(sources, momentum_CC * gates.rate_C[None, :], None))
+    erase_CC = keep_CC * gates.rate_C[None, :] if spec.rule == "dgd" else None
+    after = Mix((*carried, *fresh), grad_CC * gates.rate_C[None, :], erase_CC)
+    return ChunkWeights(after, _before(after, len(carried), gates), _last(after), end_momentum)
 
 
 def _before(after: Mix, carried: int, gates: ChunkGates) -> Mix:
@@ -104,10 +130,11 @@ def _before(after: Mix, carried: int, gates: ChunkGates) -> Mix:
     sources = [shifted(c, 1.0 if i == 0 else 0.0) for i, c in enumerate(after.sources)]
     if gates.start_C is not None:
         sources[carried] = sources[carried] + gates.start_C
-    erase = None if after.erase_RC is None else shifted(after.erase_RC, 0.0)
-    return Mix(tuple(sources), shifted(after.grad_RC, 0.0), erase)
+    erase_CC = None if after.erase_RC is None else shifted(after.erase_RC, 0.0)
+    return Mix(tuple(sources), shifted(after.grad_RC, 0.0), erase_CC)
 
 
 def _last(mix: Mix) -> Mix:
-    erase = None if mix.erase_RC is None else mix.erase_RC[-1:]
-    return Mix(tuple(None if c is None else c[-1:] for c in mix.sources), mix.grad_RC[-1:], erase)
+    sources = tuple(None if c is None else c[-1:] for c in mix.sources)
+    erase_1C = None if mix.erase_RC is None else mix.erase_RC[-1:]
+    return Mix(sources, mix.grad_RC[-1:], erase_1C)

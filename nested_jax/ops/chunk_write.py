@@ -1,7 +1,7 @@
-"""Rank-one algebra of one chunk: answers and end states from products of [C, C] and [C, I] blocks.
+"""Rank-one algebra of one chunk: answers and end states from [C, C] and [C, I] products.
 
-Everything is of one head of one chunk; no per-token memory is ever formed. Notation:
-`chunk_weights`.
+Everything is of one head of one chunk; no memory of a single token is formed (notation:
+`chunk_weights`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from nested_jax.types import Array
 
 
 class Writes(NamedTuple):
-    """What the tokens of a chunk write into one matrix: -eta (x d^T), and -eta (u e^T) if it
-    erases."""
+    """What the tokens write into one matrix: -eta x d^T, and -eta u e^T if the rule erases."""
 
     input_CI: Array
     delta_CO: Array
@@ -25,19 +24,29 @@ class Writes(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """How much of each write a probe meets: the mixture's weights times inner products."""
+    """How much of each write a probe meets: weights of a mixture times inner products."""
 
     grad_RC: Array
     erase_RC: Array | None
 
 
 def scores(mix: Mix, probe_RI: Array, input_CI: Array, direction_CI: Array | None) -> Scores:
-    """Weigh the inner products of R probes with the C written inputs and directions."""
+    """Weigh the inner products of R probes with the inputs and directions of C writes."""
     grad_RC = mix.grad_RC * (probe_RI @ input_CI.T)
     if direction_CI is None:
         return Scores(grad_RC, None)
     assert mix.erase_RC is not None
     return Scores(grad_RC, mix.erase_RC * (probe_RI @ direction_CI.T))
+
+
+def from_sources(mix: Mix, probe_RI: Array, sources: tuple[Array, ...]) -> Array:
+    """Return what the probes find of the memories that the chunk started from, [R, O]."""
+    parts = [
+        (coefficient_R[:, None] * probe_RI) @ source_IO
+        for coefficient_R, source_IO in zip(mix.sources, sources, strict=True)
+        if coefficient_R is not None
+    ]
+    return sum(parts[1:], parts[0])
 
 
 def recall(
@@ -51,15 +60,6 @@ def recall(
     return answer_RO - score.erase_RC @ writes.erased_CO
 
 
-def from_sources(mix: Mix, probe_RI: Array, sources: tuple[Array, ...]) -> Array:
-    parts = [
-        (coefficient_R[:, None] * probe_RI) @ source_IO
-        for coefficient_R, source_IO in zip(mix.sources, sources, strict=True)
-        if coefficient_R is not None
-    ]
-    return sum(parts[1:], parts[0])
-
-
 def erased(
     weights: ChunkWeights,
     direction_CI: Array,
@@ -69,8 +69,8 @@ def erased(
 ) -> Array:
     """Return what a delta rule takes out: e_t = u_t^T W_{t-1}, [C, O].
 
-    Each e_t depends on those before it, (I + L) e = rhs with L_ts = D_{t-1,s} eta_s <u_t, u_s>, s
-    < t: one unit-triangular solve (the WY form; DeltaNet, arXiv 2406.06484).
+    Each e_t depends on those before it: (I + L) e = rhs with L_ts = D_{t-1,s} eta_s <u_t, u_s> for
+    s < t, one unit-triangular solve (the WY form of DeltaNet, arXiv 2406.06484).
     """
     before = weights.before
     score = scores(before, direction_CI, input_CI, direction_CI)
@@ -80,7 +80,7 @@ def erased(
 
 
 def mixed(mix: Mix, sources: tuple[Array, ...], writes: Writes) -> Array:
-    """Return the memory [I, O] of a mixture of one row: the end state of a chunk."""
+    """Return the memory [I, O] that a mixture of one row describes: the end of a chunk."""
     parts = [
         coefficient_1[0] * source_IO
         for coefficient_1, source_IO in zip(mix.sources, sources, strict=True)

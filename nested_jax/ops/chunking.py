@@ -1,5 +1,4 @@
-"""Cut rows of tokens into chunks, each row on its own grid, and scan over chunks in bounded
-memory."""
+"""Cut rows of tokens into chunks, each row on its own grid; scan over them in bounded memory."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ class ChunkGrid(NamedTuple):
 
 
 def aligned_grid(batch: int, tokens: int, chunk: int, lengths_B: Array | None) -> ChunkGrid:
-    """Lay out rows that all start on a chunk boundary; `lengths_B` tokens of each exist (None:
-    all)."""
+    """Lay out rows that all start on a boundary and have `lengths_B` tokens each (None: all)."""
     width = min(tokens, chunk)
     chunks = -(-tokens // width)
     if lengths_B is None and tokens % chunk == 0:
@@ -143,8 +141,7 @@ def remat_scan(
 
 
 def group_size(steps: int) -> int:
-    """Return the divisor of `steps` nearest to its square root, or the root if none is within
-    2x."""
+    """Return the divisor of `steps` nearest to its root, or the root if none is within 2x."""
     root = math.sqrt(steps)
     near = [d for d in range(1, steps + 1) if steps % d == 0 and root / 2 <= d <= root * 2]
     return min(near, key=lambda d: abs(math.log(d / root)), default=max(1, math.isqrt(steps)))

@@ -4,8 +4,7 @@ With one linear matrix and the gradient at W_{t-1} itself, every rule is affine 
 e_t = k_t^T W_{t-1} and the delta d_t = c_t e_t - v_t (c = 1 for `l2`, 0 for `dot`, a_t or 0 for
 gradients at a_t W_{t-1}),
 
-    W_t = a_t W_{t-1} + U_t - [dgd] eta_t k_t e_t^T,     U_t = -eta_t k_t d_t^T, or S_t with
-    momentum,
+    W_t = a_t W_{t-1} + U_t - [dgd] eta_t k_t e_t^T,    U_t = -eta_t k_t d_t^T (momentum: S_t),
 
 so e solves one unit-triangular system a block (the WY form: DeltaNet, arXiv 2406.06484; with gates
 2412.06464; here with momentum and the erase term of NL Eq. 88 too):
@@ -41,6 +40,7 @@ from nested_jax.ops.memory_state import (
     mask_tokens,
 )
 from nested_jax.ops.objectives import CURVATURE
+from nested_jax.ops.precision import full_precision
 from nested_jax.types import Array
 
 
@@ -54,6 +54,7 @@ class Block(NamedTuple):
     target_CV: Array  # R v
 
 
+@full_precision
 def prepare_block(spec: MemorySpec, chunk: Chunk) -> Block:
     weights = chunk_weights(spec, chunk.gates)
     k_CK, before = chunk.k_CK, weights.before
@@ -69,6 +70,7 @@ def prepare_block(spec: MemorySpec, chunk: Chunk) -> Block:
     return Block(chunk, weights, curvature_C, solve_CC, score.grad_RC @ chunk.v_CV)
 
 
+@full_precision
 def write_block(
     spec: MemorySpec, memory: Memory, fresh: Memory | None, block: Block
 ) -> tuple[Matrices, Matrices, Array]:

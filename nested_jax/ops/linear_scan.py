@@ -1,5 +1,4 @@
-"""First-order linear recurrences h_t = a_t h_{t-1} + b_t along an axis: sequential and
-associative."""
+"""Linear recurrences h_t = a_t h_{t-1} + b_t along an axis: sequential and associative."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ def linear_scan_sequential(
     """Return every h_t of h_t = a_t h_{t-1} + b_t, one step after the other.
 
     `a` and `b` have one shape and dtype; `initial` (h_{-1}, zeros if None) lacks `axis`. With
-    `reverse` the recurrence runs from the last index to the first. T sequential steps, T
-    multiplies.
+    `reverse` the recurrence runs from the last index to the first.
     """
     a, b = jnp.moveaxis(a, axis, 0), jnp.moveaxis(b, axis, 0)
     start = jnp.zeros_like(b[0]) if initial is None else initial

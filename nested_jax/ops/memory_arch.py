@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from nested_jax.ops.memory_spec import MemorySpec
 from nested_jax.ops.objectives import OBJECTIVES
+from nested_jax.ops.precision import full_precision
 from nested_jax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": jax.nn.gelu, "silu": jax.nn.silu}
@@ -28,6 +29,7 @@ def matrix_shapes(
     return tuple(pairwise(widths))
 
 
+@full_precision
 def memory_forward(
     spec: MemorySpec, fast: Matrices, x: Array, probes: Sequence[Array] | None = None
 ) -> tuple[Array, Matrices]:

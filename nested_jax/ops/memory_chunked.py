@@ -34,6 +34,7 @@ from nested_jax.ops.memory_state import (
     mask_tokens,
 )
 from nested_jax.ops.normalize import l2_normalize
+from nested_jax.ops.precision import full_precision
 from nested_jax.types import Array
 
 
@@ -48,6 +49,7 @@ def prepare_chunk(spec: MemorySpec, chunk: Chunk) -> Prepared:
     return Prepared(chunk, chunk_weights(spec, chunk.gates))
 
 
+@full_precision
 def write_chunk(
     spec: MemorySpec, memory: Memory, fresh: Memory | None, prepared: Prepared
 ) -> tuple[Matrices, Matrices, Array]:
@@ -98,12 +100,12 @@ def memory_chunked(
     Args:
       lengths_B: int32, tokens of each row that exist; the others change nothing and their y is 0.
       starts_BT: bool, true where a document starts: there the row's state becomes `initial` before
-      the
-        token. A start must lie on the row's own chunk boundary, or be the first token of the call.
+        the token. A start lies on the row's own chunk boundary or is the first token of the call;
+        a linear memory of chunk 1 has a boundary at every token.
       initial: fresh memories (`init_state`), given with `starts_BT`.
-      aligned: promise that all rows are on a chunk boundary (phase 0), as in training; saves
-      gathers. remat: keep about sqrt(T / chunk) states for the backward pass and recompute the
-      others.
+      aligned: the caller's promise that all rows are on a boundary (phase 0, so that anchor is
+        fast), as in training: chunks are then a reshape instead of a gather.
+      remat: keep about sqrt(T / chunk) states for the backward pass and recompute the others.
     Raises:
       ValueError: shapes or gates that do not belong to the spec.
     """
@@ -125,7 +127,8 @@ def memory_chunked(
         grid = aligned_grid(batch, tokens, spec.chunk, lengths_B)
     else:
         if starts_BT is not None:  # a document that starts the call starts its own grid
-            phase_B = jnp.where(starts_BT[:, 0], 0, phase_B)
+            first_B = starts_BT[:, 0] & (True if lengths_B is None else lengths_B > 0)
+            phase_B = jnp.where(first_B, 0, phase_B)
         grid = phased_grid(tokens, spec.chunk, phase_B, lengths_B)
 
     def carried(s: MemoryState) -> Memory:

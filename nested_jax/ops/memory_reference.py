@@ -1,5 +1,4 @@
-"""Memories token by token: `jax.grad` inside `lax.scan`. Slow, plain, and the definition of
-correct."""
+"""Memories token by token, `jax.grad` inside `lax.scan`: slow, and the definition of correct."""
 
 from __future__ import annotations
 
@@ -20,6 +19,7 @@ from nested_jax.ops.memory_state import (
 )
 from nested_jax.ops.normalize import l2_normalize
 from nested_jax.ops.objectives import OBJECTIVES
+from nested_jax.ops.precision import full_precision
 from nested_jax.ops.update_rules import RETAIN, TokenGates, increment
 from nested_jax.types import Array
 
@@ -33,6 +33,7 @@ class HeadToken(NamedTuple):
     gates: TokenGates
 
 
+@full_precision
 def write_token(
     spec: MemorySpec, fast: Matrices, anchor: Matrices, momentum: Matrices, token: HeadToken
 ) -> tuple[Matrices, Matrices]:

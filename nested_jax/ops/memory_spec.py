@@ -13,29 +13,26 @@ class MemorySpec:
     """An associative memory M: keys -> values, and how it is written and read.
 
     At token t the gradient g_t of the objective is taken at the *anchor*, the memory as of the last
-    multiple of `chunk` tokens (NL Eq. 90), and the rule moves the running memory W (per matrix,
-    input x on the left, y = x W; u is the unit direction of x):
+    multiple of `chunk` tokens (NL Eq. 90), and the rule moves the running memory W; per matrix,
+    with inputs on the left, y = x W, and u the unit direction of x:
 
         gd      W_t = W_{t-1} + U_t
         titans  W_t = a_t W_{t-1} + U_t                         (Titans Eq. 13; its 1 - alpha is a)
         dgd     W_t = (a_t I - eta_t u_t u_t^T) W_{t-1} + U_t   (NL Eq. 57 and 88)
 
-    with U_t = -eta_t g_t, or with `momentum` U_t = S_t = mu_t S_{t-1} - eta_t g_t. The direction
-    u_t is the key for the matrix that the key feeds; a matrix fed by a hidden activation z takes z
-    / |z| (`erase_hidden="unit"`) or is only retained (`"none"`).
+    where U_t = -eta_t g_t, or with `momentum` U_t = S_t = mu_t S_{t-1} - eta_t g_t. The direction u
+    of the matrix that keys feed is the key; a matrix fed by a hidden activation z takes z / |z|
+    (`erase_hidden="unit"`) or is only retained (`"none"`).
 
     `read="token"` answers a query from the running memory, W_t (`order="write_read"`) or W_{t-1}
-    (`"read_write"`); `read="chunk"` answers it from the anchor, where the order makes no
-    difference.
+    (`"read_write"`); `read="chunk"` answers it from the anchor, and the order makes no difference.
 
-    `gradient_at="decayed"` takes the gradient at a_t W_{t-1}; with chunk 1, `linear`, `l2` and
-    `titans` without momentum that is Gated DeltaNet, W_t = a_t (I - eta_t k_t k_t^T) W_{t-1} +
-    eta_t k_t v_t^T, while `"previous"` gives (a_t I - eta_t k_t k_t^T) W_{t-1} + eta_t k_t v_t^T,
-    as Titans prints it.
+    `gradient_at="decayed"` takes the gradient at a_t W_{t-1} instead. For `titans` with `l2` that
+    is Gated DeltaNet, W_t = a_t (I - eta_t k_t k_t^T) W_{t-1} + eta_t k_t v_t^T, where Titans as
+    printed (`"previous"`) is (a_t I - eta_t k_t k_t^T) W_{t-1} + eta_t k_t v_t^T.
 
     Raises:
-      ValueError: an unknown name (the message lists the known ones) or a combination without
-      meaning.
+      ValueError: an unknown name (with the known ones) or a combination without meaning.
     """
 
     arch: Literal["linear", "mlp"] = "linear"

@@ -11,8 +11,7 @@ from nested_jax.ops.normalize import widen
 from nested_jax.types import Array
 
 # p(s) = a s + b s^3 + c s^5 acts on every singular value.
-# quintic: Muon (Jordan 2024). Five steps move [0.003, 1] into [0.68, 1.21]; more do not come
-# nearer to 1.
+#   quintic: Muon (Jordan 2024). Five steps take [0.003, 1] to [0.68, 1.21]; more come no nearer.
 #   cubic: the classical iteration, quadratic convergence to 1 from (0, sqrt 3), slow from near 0.
 COEFFICIENTS: dict[str, tuple[float, float, float]] = {
     "quintic": (3.4445, -4.7750, 2.0315),

@@ -1,4 +1,7 @@
-"""The losses that a write descends: prediction M(k) against target v, for one token."""
+"""The losses that a write descends: prediction M(k) against target v.
+
+Of one token by definition; given several, the sum of their losses.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,7 @@ def l2(prediction: Array, target: Array) -> Array:
 
 
 def dot(prediction: Array, target: Array) -> Array:
-    """Return -<M(k), v>: Hebbian similarity (linear attention; NL Eq. 92, with the sign that
-    learns)."""
+    """Return -<M(k), v>, Hebbian: NL Eq. 92 with the sign that moves M(k) toward v."""
     return -jnp.sum(prediction * target)
 
 

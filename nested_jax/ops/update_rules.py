@@ -1,5 +1,4 @@
-"""How one token's gradient moves one matrix of a memory: the definition that the fast forms
-equal."""
+"""How one token's gradient moves one matrix of a memory: the definition of every rule."""
 
 from __future__ import annotations
 
