@@ -253,6 +253,11 @@ def test_noise_has_its_odds():
     np.testing.assert_array_equal(tokens[:, 1:-1:2] >= 16, noisy)
 
 
+def test_a_row_of_noise_still_holds_a_pair():
+    task = InContextRecall(vocab=8, noise_vocab=4, noise=0.95, tokens=6)
+    assert all(task.example(0, i, "test").weights_T.any() for i in range(200))
+
+
 def test_test_keys_of_fuzzy_recall_have_three_different_tokens():
     task = task_of("fuzzy_recall,tokens=60")
     lengths = {"train": set(), "test": set()}
@@ -261,6 +266,33 @@ def test_test_keys_of_fuzzy_recall_have_three_different_tokens():
             tokens = "".join("k" if t < 7 else "." for t in task.example(2, i, split).tokens_T)
             found |= {len(run) for run in re.findall(r"(?<=\.)k+(?=\.)", tokens)}
     assert lengths == {"train": {1, 2, 3}, "test": {3}}
+
+
+def test_needle_rows_by_hand():
+    """Hay, needles in one piece, and a question that shows all but the last token of its value."""
+    task = task_of("needle,vocab=34,tokens=27,keys=3,value_tokens=2")
+    kinds = "".join("k" * 8 + "v" * 8 + "h" * 16 + "MA")
+    for i in range(100):
+        row = task.example(0, i)
+        pattern = "".join(kinds[t] for t in row.tokens_T)
+        assert re.fullmatch("(h|Mkvv){15}Akv", pattern), pattern
+        assert pattern.count("M") == 3
+        first = pattern.index("A") + 1
+        shown = row.tokens_T.tolist()
+        place = next(j for j, t in enumerate(shown) if t == shown[first])
+        assert row.targets_T[first:].tolist() == shown[place + 1 : place + 3]
+        assert shown[first + 1] == shown[place + 1]
+        assert np.flatnonzero(row.weights_T).tolist() == [first, first + 1]
+
+
+def test_several_needles_have_independent_depths():
+    task = task_of("needle,tokens=10,keys=2,value_tokens=1")
+    found = set()
+    for i in range(500):
+        tokens = task.example(0, i).tokens_T[:8].tolist()
+        marks = [j for j, t in enumerate(tokens) if t == task.vocab - 2]
+        found.add(tuple(j - 3 * n for n, j in enumerate(marks)))  # hay in front of each
+    assert found == {(a, b) for a in range(3) for b in range(a, 3)}
 
 
 def test_needles_lie_at_every_depth():
