@@ -20,7 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from nested_jax.config import Config, TrainConfig, difference, from_config_dict, to_dict
+from nested_jax.config import Config, TrainConfig, from_config_dict
+from nested_jax.conversion import difference, to_dict
 from nested_jax.integrity import fingerprint, seal, unseal
 from nested_jax.models.lm import build_model
 from nested_jax.train_state import TrainState

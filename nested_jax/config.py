@@ -1,28 +1,25 @@
 """The typed, frozen configuration, and the strict conversion into it.
 
-A config file is a Python program, ``get_config(arg) -> ConfigDict``, that ends in plain data. It stops
-here: below this module only frozen dataclasses travel, and each layer receives its own. An unknown
-field, a wrong type and a combination that cannot work are ``ValueError`` before anything is allocated.
+A config file is a Python program, ``get_config(arg) -> ConfigDict``, that ends in plain data. It
+stops here: below this module only frozen dataclasses travel, and each layer receives its own. An
+unknown field, a wrong type and a combination that cannot work are ``ValueError`` before anything is
+allocated.
 """
 
 from __future__ import annotations
 
 import ast
-import dataclasses
-import difflib
 import importlib.util
 import math
 import sys
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import ml_collections
 
-ConfigT = TypeVar("ConfigT")
+from nested_jax.conversion import from_dict
 
 BLOCKS = (
     "transformer",
@@ -45,13 +42,18 @@ def require(ok: bool, name: str, value: object, want: str) -> None:
         raise ValueError(f"{name}={value!r}: {want}")
 
 
+def at_least(config: Any, block: str, bound: int, *names: str) -> None:
+    """Raise for a field of `config` that is below `bound`."""
+    for name in names:
+        value = getattr(config, name)
+        require(value >= bound, f"{block}.{name}", value, f"wants {bound} or more")
+
+
 @dataclass(frozen=True)
 class MemoryConfig:
-    """A neural memory: what it is, how it is written and read. docs/equations.md maps the papers."""
+    """A neural memory: what it is, how it is written, how it is read."""
 
-    arch: Literal["linear", "mlp"] = (
-        "linear"  # M(x) = W x, or x + W1 act(W2 x) with `depth` matrices
-    )
+    arch: Literal["linear", "mlp"] = "linear"  # W x, or x + W1 act(W2 x) of `depth` matrices
     depth: int = 2  # matrices of an `mlp` memory
     hidden: float = 1.0  # hidden width of an `mlp` memory, times its head width
     activation: Literal["gelu", "silu"] = "gelu"  # of an `mlp` memory
@@ -74,21 +76,14 @@ class MemoryConfig:
     adaptive_k: bool = True  # `hope`: keys come from a memory that is written in context
     adaptive_v: bool = True  # `hope`: values likewise
     adaptive_q: bool = False  # `hope`: queries likewise (NL finds it slightly better without)
+    targets: Literal["self", "value"] = "self"  # `hope`: written with unit(M(v)), or with v itself
     frozen: bool = False  # ablation: the memory is read and never written
 
     def __post_init__(self) -> None:
-        require(self.depth >= 1, "memory.depth", self.depth, "wants at least 1 matrix")
+        at_least(self, "memory", 1, "depth", "chunk", "generator_chunk", "segment")
+        at_least(self, "memory", 0, "heads", "head_width", "persistent")
         require(self.hidden > 0, "memory.hidden", self.hidden, "wants a factor above 0")
-        require(self.chunk >= 1, "memory.chunk", self.chunk, "wants at least 1 token")
-        require(
-            self.generator_chunk >= 1,
-            "memory.generator_chunk",
-            self.generator_chunk,
-            "wants at least 1 token",
-        )
-        require(
-            0 < self.keep_init < 1, "memory.keep_init", self.keep_init, "wants a value in (0, 1)"
-        )
+        require(0 < self.keep_init < 1, "memory.keep_init", self.keep_init, "wants it in (0, 1)")
         require(0 < self.max_rate <= 2, "memory.max_rate", self.max_rate, "wants a value in (0, 2]")
         require(
             0 < self.inner_lr < self.max_rate,
@@ -102,27 +97,18 @@ class MemoryConfig:
             self.conv,
             "wants a width of 2 or more, or 0 for none",
         )
-        require(
-            self.persistent >= 0, "memory.persistent", self.persistent, "wants 0 or more tokens"
-        )
-        require(self.segment >= 1, "memory.segment", self.segment, "wants at least 1 token")
 
 
 @dataclass(frozen=True)
 class CMSConfig:
     """The continuum memory system: a chain of MLP levels, each written at its own period."""
 
-    periods: tuple[int, ...] = (
-        64,
-        256,
-    )  # tokens between writes, one level each, slower to the right
+    periods: tuple[int, ...] = (64, 256)  # tokens between a level's writes, the fastest first
     chain: Literal["sequential", "nested", "independent"] = "sequential"  # how levels are arranged
     hidden: int = 0  # hidden width of a level; 0 takes model.mlp_hidden
     inner_lr: tuple[float, ...] = (0.005,)  # rate a token of summed loss; one, or one a level
     learned_rate: bool = True  # every matrix of a level learns a factor on its rate
-    optimizer: Literal["sgd", "momentum", "dgd", "adam", "muon"] = (
-        "sgd"  # inner optimizer of a level
-    )
+    optimizer: Literal["sgd", "momentum", "dgd", "adam", "muon"] = "sgd"  # of a level
     momentum: float = 0.9  # of the inner `momentum`, `adam` and `muon`, a write
     keep: float = 1.0  # retention of a fast weight at a write: 1 forgets nothing
     fast_layers: int = 1  # blocks, counted from the last, whose levels are written; -1 is all
@@ -130,18 +116,13 @@ class CMSConfig:
 
     def __post_init__(self) -> None:
         require(len(self.periods) > 0, "cms.periods", self.periods, "wants at least one level")
-        require(
-            all(p >= 1 for p in self.periods),
-            "cms.periods",
-            self.periods,
-            "wants periods of 1 or more",
-        )
+        require(min(self.periods) >= 1, "cms.periods", self.periods, "wants periods of 1 or more")
         for fast, slow in zip(self.periods, self.periods[1:], strict=False):
             require(
                 slow % fast == 0,
                 "cms.periods",
                 self.periods,
-                f"each period must be a multiple of the one before; {slow} is no multiple of {fast}",
+                f"each must be a multiple of the one before; {slow} is no multiple of {fast}",
             )
         require(
             len(self.inner_lr) in (1, len(self.periods)),
@@ -149,18 +130,11 @@ class CMSConfig:
             self.inner_lr,
             f"wants one rate, or one for each of the {len(self.periods)} periods",
         )
-        require(
-            all(r >= 0 for r in self.inner_lr),
-            "cms.inner_lr",
-            self.inner_lr,
-            "wants rates of 0 or more",
-        )
+        require(min(self.inner_lr) >= 0, "cms.inner_lr", self.inner_lr, "wants rates of 0 or more")
         require(0 <= self.momentum < 1, "cms.momentum", self.momentum, "wants a value in [0, 1)")
         require(0 < self.keep <= 1, "cms.keep", self.keep, "wants a value in (0, 1]")
-        require(
-            self.fast_layers >= -1, "cms.fast_layers", self.fast_layers, "wants -1 (all) or more"
-        )
-        require(self.fast_rank >= 0, "cms.fast_rank", self.fast_rank, "wants 0 (full) or a rank")
+        at_least(self, "cms", -1, "fast_layers")
+        at_least(self, "cms", 0, "fast_rank", "hidden")
 
     def level_lr(self, level: int) -> float:
         return self.inner_lr[level] if len(self.inner_lr) > 1 else self.inner_lr[0]
@@ -170,7 +144,7 @@ class CMSConfig:
 class ModelConfig:
     """The language model: embedding, a stack of equal blocks, head."""
 
-    block: Literal[BLOCKS] = "transformer"  # type: ignore[valid-type]  # kind of block, see models/blocks.py
+    block: Literal[BLOCKS] = "transformer"  # type: ignore[valid-type]  # see models/blocks.py
     size: str = "custom"  # the name of the size, for logs and reports
     vocab_size: int = 8192  # symbols of embedding and head; at least the tokenizer's
     dim: int = 256  # model width
@@ -192,10 +166,8 @@ class ModelConfig:
     cms: CMSConfig = field(default_factory=CMSConfig)
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "dim", "layers", "heads", "max_len"):
-            require(
-                getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "wants 1 or more"
-            )
+        at_least(self, "model", 1, "vocab_size", "dim", "layers", "heads", "max_len")
+        at_least(self, "model", 0, "kv_heads", "mlp_hidden", "window", "loss_chunk")
         require(
             self.dim % self.heads == 0,
             "model.heads",
@@ -209,15 +181,11 @@ class ModelConfig:
             f"gives heads of width {self.head_width}; rotary positions want an even width",
         )
         require(
-            self.kv_heads >= 0 and self.heads % self.num_kv_heads == 0,
+            self.heads % self.num_kv_heads == 0,
             "model.kv_heads",
             self.kv_heads,
             f"must divide model.heads={self.heads}",
         )
-        for name in ("mlp_hidden", "window", "loss_chunk"):
-            require(
-                getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "wants 0 or more"
-            )
         require(
             self.attention != "cudnn" or self.compute_dtype == "bfloat16",
             "model.attention",
@@ -231,12 +199,28 @@ class ModelConfig:
             f"wants at most model.layers={self.layers}",
         )
         require(
-            self.memory.heads >= 0
-            and self.dim % self.memory_heads == 0
-            or self.memory.head_width > 0,
+            self.memory.head_width > 0 or self.dim % self.memory_heads == 0,
             "memory.heads",
             self.memory.heads,
             f"must divide model.dim={self.dim}, or memory.head_width must be given",
+        )
+        self._check_chunks()
+
+    def _check_chunks(self) -> None:
+        chunk, other, segment = (
+            getattr(self.memory, name) for name in ("chunk", "generator_chunk", "segment")
+        )
+        require(
+            self.block != "hope" or max(chunk, other) % min(chunk, other) == 0,
+            "memory.generator_chunk",
+            other,
+            f"must divide memory.chunk={chunk}, or be a multiple of it",
+        )
+        require(
+            self.block != "titans_mac" or segment % chunk == 0,
+            "memory.segment",
+            segment,
+            f"must be a multiple of memory.chunk={chunk}",
         )
 
     @property
@@ -262,6 +246,10 @@ class ModelConfig:
     @property
     def memory_width(self) -> int:
         return self.memory.head_width or self.dim // self.memory_heads
+
+    @property
+    def memory_hidden(self) -> int:
+        return max(1, round(self.memory.hidden * self.memory_width))
 
     @property
     def has_cms(self) -> bool:
@@ -317,10 +305,7 @@ class TeachConfig:
 
     def __post_init__(self) -> None:
         require(self.chunk >= 1, "teach.chunk", self.chunk, "wants at least 1 token")
-        for name in ("scale", "clip", "warmup_steps", "decay_start", "decay_steps"):
-            require(
-                getattr(self, name) >= 0, f"teach.{name}", getattr(self, name), "wants 0 or more"
-            )
+        at_least(self, "teach", 0, "scale", "clip", "warmup_steps", "decay_start", "decay_steps")
         if isinstance(self.meta_gradient, int):
             require(
                 self.meta_gradient >= 1,
@@ -368,10 +353,7 @@ class OptimConfig:
             self.learning_rate,
             "wants a rate above 0",
         )
-        for name in ("warmup_steps", "weight_decay", "clip_norm", "final_fraction"):
-            require(
-                getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "wants 0 or more"
-            )
+        at_least(self, "optim", 0, "warmup_steps", "weight_decay", "clip_norm", "final_fraction")
         for name in ("beta1", "beta2", "muon_momentum", "m3_beta3"):
             require(
                 0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "wants [0, 1)"
@@ -442,10 +424,7 @@ class TrainConfig:
     wandb: str = ""  # W&B project; "" is off (extra `log`, mode from WANDB_MODE)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "grad_accum", "log_every", "keep_latest"):
-            require(
-                getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "wants 1 or more"
-            )
+        at_least(self, "train", 1, "steps", "batch_size", "grad_accum", "log_every", "keep_latest")
         require(
             self.batch_size % self.grad_accum == 0,
             "train.grad_accum",
@@ -490,7 +469,7 @@ class Config:
             self.data.seq_len % align == 0,
             "data.seq_len",
             self.data.seq_len,
-            f"must be a multiple of the chunk, {align} tokens (teach.chunk, memory.chunk, data.align)",
+            f"must be a multiple of the chunk, {align} tokens (of teach, memory and data.align)",
         )
         check_teach(self.model, self.teach)
         require(
@@ -502,7 +481,7 @@ class Config:
 
     @property
     def align(self) -> int:
-        """Tokens to whose multiples documents are aligned: a multiple of every chunk of the model."""
+        """Tokens to whose multiples documents are aligned: every chunk of the model divides it."""
         taught = self.teach.chunk if self.teaches else 1
         return math.lcm(self.data.align or 1, taught, self.model.memory_chunk)
 
@@ -531,122 +510,18 @@ def check_teach(model: ModelConfig, teach: TeachConfig) -> None:
         )
 
 
-# --- strict conversion -------------------------------------------------------------------------
+# --- config files ------------------------------------------------------------------------------
 
 
-def from_config_dict(
-    config: ml_collections.ConfigDict | Mapping[str, Any],
-    cls: type[ConfigT] = Config,
-    path: str = "",
-) -> ConfigT:
-    """Convert plain nested data into the dataclass `cls`.
+def from_config_dict(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
+    """Convert plain nested data into a validated `Config`.
 
     Raises:
-      ValueError: an unknown field (with its nearest known name) or a value of the wrong type.
+      ValueError: an unknown field (with its nearest known name), a value of the wrong type, or a
+        combination that cannot work.
     """
-    data = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-    hints = typing.get_type_hints(cls)
-    unknown_fields(path, data, hints)
-    values = {}
-    for name, value in data.items():
-        hint, where = hints[name], f"{path}{name}"
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, Mapping):
-                raise ValueError(
-                    f"{where}={value!r}: wants a block of fields, got {type(value).__name__}"
-                )
-            values[name] = from_config_dict(value, typing.cast(type, hint), f"{where}.")
-        else:
-            values[name] = convert(where, value, hint)
-    return cls(**values)
-
-
-def unknown_fields(path: str, data: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    for name in data:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(sorted(known))}"
-            )
-            raise ValueError(f"{path}{name}={data[name]!r}: unknown field; {hint}")
-
-
-def convert(where: str, value: Any, hint: Any) -> Any:
-    """Return `value` as the annotated type `hint`, or raise saying what came and what is wanted."""
-    matched, result = _match(value, hint)
-    if not matched:
-        raise ValueError(f"{where}={value!r}: got {type(value).__name__}, wants {_describe(hint)}")
-    return result
-
-
-def _match(value: Any, hint: Any) -> tuple[bool, Any]:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        for option in args:
-            matched, result = _match(value, option)
-            if matched:
-                return True, result
-        return False, None
-    if origin is Literal:
-        return value in _literals(args), value
-    if origin is tuple:
-        items = value if isinstance(value, (tuple, list)) else (value,)
-        results = [_match(item, args[0]) for item in items]
-        return all(ok for ok, _ in results), tuple(item for _, item in results)
-    if hint is type(None):
-        return value is None, None
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool), _number(value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool), value
-    return isinstance(value, hint), value
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, (int, float)) else value
-
-
-def _literals(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x for a in args for x in (a if isinstance(a, tuple) else (a,)))
-
-
-def _describe(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(repr(a) for a in _literals(args))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(a) for a in args)
-    if origin is tuple:
-        return f"a list of {_describe(args[0])}"
-    return "None" if hint is type(None) else hint.__name__
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Return the dataclass as JSON-ready nested data (tuples become lists)."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return list(value) if isinstance(value, tuple) else value
-
-    return plain(config)
-
-
-def difference(old: Config, new: Config) -> list[str]:
-    """Return one line for each field whose value differs: ``name: old -> new``."""
-
-    def flat(prefix: str, value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        return {
-            k: v for name, sub in value.items() for k, v in flat(f"{prefix}.{name}", sub).items()
-        }
-
-    a, b = flat("config", to_dict(old)), flat("config", to_dict(new))
-    return [f"{name}: {a.get(name)!r} -> {b[name]!r}" for name in b if a.get(name) != b[name]]
-
-
-# --- config files ------------------------------------------------------------------------------
+    data = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    return from_dict(data, Config)
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
@@ -706,7 +581,8 @@ def _run_config_file(file: Path, arg: str | None) -> dict[str, Any]:
     if root not in sys.path:
         sys.path.insert(0, root)  # config files import configs.common
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nested_jax.config import Config, require, to_dict
+from nested_jax.config import Config, require
+from nested_jax.conversion import to_dict
 
 Report = Callable[[str], None]
 # Of these the value of the last step is logged; counts add up, the rest are means over tokens.

@@ -150,7 +150,7 @@ class Teacher:
 
         (x_BCD, recall_B), pull, now = jax.vjp(blocks, deltas, has_aux=True)
         delta_BCD, (loss_BC, h_BCD) = jax.grad(self._head, argnums=1, has_aux=True)(tokens, x_BCD)
-        signal_BCD, norm_BC = self._signal(delta_BCD)
+        signal_BCD, norm_BC = self.signal(delta_BCD)
         (grads,) = pull((signal_BCD, jnp.ones_like(recall_B)))
         return now, loss_BC, h_BCD, norm_BC, grads
 
@@ -174,7 +174,7 @@ class Teacher:
             return loss, (cursor_, loss_BC, h_BCD, out.cms_in_LBTD)
 
         delta_LBCD, (now, loss_BC, h_BCD, cms_in_LBCD) = jax.grad(blocks, has_aux=True)(taps_LBCD)
-        signal_LBCD, norm_LBC = self._signal(jax.lax.stop_gradient(delta_LBCD))
+        signal_LBCD, norm_LBC = self.signal(jax.lax.stop_gradient(delta_LBCD))
         block = model.block("suffix")
 
         def layer(p: PyTree, x_BCD: Array, deltas: tuple[PyTree, ...], signal_BCD: Array) -> PyTree:
@@ -187,7 +187,7 @@ class Teacher:
         )
         return now, loss_BC, h_BCD, norm_LBC[-1], grads
 
-    def _signal(self, delta: Array) -> tuple[Array, Array]:
+    def signal(self, delta: Array) -> tuple[Array, Array]:
         """Scale and clip the teach signal; return it and the norm of each token before that.
 
         The signal is the gradient of the *summed* loss, so neither the norm nor the clip moves with

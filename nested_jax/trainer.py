@@ -18,7 +18,8 @@ import jax
 
 from nested_jax import machine
 from nested_jax.checkpoint import Checkpoints, Restored, run_meta
-from nested_jax.config import Config, require, to_dict
+from nested_jax.config import Config, require
+from nested_jax.conversion import to_dict
 from nested_jax.data.pipeline import make_train_iterator
 from nested_jax.heldout import HeldOut, trigram_baseline
 from nested_jax.metrics import Meter, MetricsFile, Summary, Tracker, open_trackers, write_json

@@ -19,8 +19,12 @@ def assert_close(got: Any, want: Any, rtol: float, atol: float = 0.0) -> None:
     """Every leaf within `rtol` relative L2 error, or within `atol` everywhere; names the worst leaf."""
     assert jax.tree.structure(got) == jax.tree.structure(want)
     worst, where = 0.0, ""
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
-        assert np.shape(a) == np.shape(b), f"{jax.tree_util.keystr(path)}: {np.shape(a)} {np.shape(b)}"
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+    ):
+        assert np.shape(a) == np.shape(b), (
+            f"{jax.tree_util.keystr(path)}: {np.shape(a)} {np.shape(b)}"
+        )
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         assert np.isfinite(a).all(), f"{jax.tree_util.keystr(path)}: not finite"
         if np.size(a) and np.max(np.abs(a - b)) > atol:
@@ -33,5 +37,9 @@ def assert_close(got: Any, want: Any, rtol: float, atol: float = 0.0) -> None:
 def assert_equal(got: Any, want: Any) -> None:
     """Every leaf bit-identical."""
     assert jax.tree.structure(got) == jax.tree.structure(want)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path))
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+    ):
+        np.testing.assert_array_equal(
+            np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path)
+        )

@@ -7,14 +7,8 @@ import json
 import jax
 import pytest
 
-from nested_jax.config import (
-    Config,
-    difference,
-    from_config_dict,
-    load_config,
-    parse_overrides,
-    to_dict,
-)
+from nested_jax.config import Config, from_config_dict, load_config, parse_overrides
+from nested_jax.conversion import difference, to_dict
 
 FILES = ["pilot", "mid", "target", "test", "transformer", "titan_baseline"]
 SIZES = ["test", "smoke", "pilot", "mid", "target"]
@@ -90,7 +84,9 @@ def test_baselines_match_in_parameters_within_two_percent():
 
 
 def test_overrides():
-    cfg = load_config("configs/test.py", {"optim.learning_rate": 0.5, "model.cms.periods": (32, 64)})
+    cfg = load_config(
+        "configs/test.py", {"optim.learning_rate": 0.5, "model.cms.periods": (32, 64)}
+    )
     assert cfg.optim.learning_rate == 0.5
     assert cfg.model.cms.periods == (32, 64)
     with pytest.raises(ValueError, match=r"optim\.lerning_rate=1: unknown field; did you mean"):

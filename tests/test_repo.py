@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # An import goes from a layer to its own or to one before it.
 LAYERS = [
-    {"types", "config"},
+    {"types", "config", "conversion"},
     {"ops", "sharding", "data", "losses"},
     {"layers", "optim"},
     {"models"},

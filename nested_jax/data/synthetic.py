@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nested_jax.config import from_config_dict, require
+from nested_jax.config import require
+from nested_jax.conversion import from_dict
 from nested_jax.data.formal import Formal
 from nested_jax.data.mad import (
     Compression,
@@ -64,7 +65,7 @@ def task_of(spec: str) -> Task:
         field, equals, text = part.partition("=")
         require(bool(equals), f"task {name}", part, "wants FIELD=VALUE")
         settings[field] = number_or_text(text)
-    return from_config_dict(settings, TASKS[name], f"{name}.")
+    return from_dict(settings, TASKS[name], f"{name}.")
 
 
 def number_or_text(text: str) -> int | float | str:

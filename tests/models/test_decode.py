@@ -74,7 +74,9 @@ def test_seed_decides_the_draws():
 
 
 def frequencies(how, probabilities, draws=4000):
-    logits = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities))[None], (draws, len(probabilities)))
+    logits = jnp.broadcast_to(
+        jnp.log(jnp.asarray(probabilities))[None], (draws, len(probabilities))
+    )
     tokens = np.asarray(sample(logits, jax.random.key(0), how))
     return np.bincount(tokens, minlength=len(probabilities)) / draws
 
