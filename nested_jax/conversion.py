@@ -20,7 +20,7 @@ def from_dict(data: Mapping[str, Any], cls: type[ConfigT], path: str = "") -> Co
     """
     hints = typing.get_type_hints(cls)
     unknown_fields(path, data, hints)
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in data.items():
         hint, where = hints[name], f"{path}{name}"
         if dataclasses.is_dataclass(hint):

@@ -148,7 +148,9 @@ class Teacher:
             cursor_, out = self.model.run_suffix(self.params, cursor, tokens.x_BTD, span, deltas)
             return (out.x_BTD, out.recall_B), cursor_
 
-        (x_BCD, recall_B), pull, now = jax.vjp(blocks, deltas, has_aux=True)
+        outputs: tuple[Array, Array]
+        outputs, pull, now = jax.vjp(blocks, deltas, has_aux=True)
+        x_BCD, recall_B = outputs
         delta_BCD, (loss_BC, h_BCD) = jax.grad(self._head, argnums=1, has_aux=True)(tokens, x_BCD)
         signal_BCD, norm_BC = self.signal(delta_BCD)
         (grads,) = pull((signal_BCD, jnp.ones_like(recall_B)))
@@ -179,8 +181,9 @@ class Teacher:
 
         def layer(p: PyTree, x_BCD: Array, deltas: tuple[PyTree, ...], signal_BCD: Array) -> PyTree:
             read = lambda d: block.apply({"params": p}, x_BCD, d, method="read_cms")  # noqa: E731
-            (_, recall_B), pull = jax.vjp(read, deltas)
-            return pull((signal_BCD, jnp.ones_like(recall_B)))[0]
+            outputs: Any
+            outputs, pull = jax.vjp(read, deltas)
+            return pull((signal_BCD, jnp.ones_like(outputs[1])))[0]
 
         grads = jax.vmap(layer, in_axes=(0, 0, 1, 0), out_axes=1)(
             self.params["suffix"], cms_in_LBCD, deltas, signal_LBCD
@@ -324,7 +327,7 @@ def teach(  # noqa: PLR0913 - the options of one call, all of them named
     if lengths_B is not None:
         exists_BT = jnp.arange(targets_BT.shape[1])[None, :] < lengths_B[:, None]
         weights_BT = jnp.where(exists_BT, weights_BT, 0.0)
-    if cfg.mode == "off" or not state.fast:
+    if cfg.mode == "off" or not isinstance(state.open, OpenChunk):
         return _score_only(
             model, params, state, tokens_BT, targets_BT, starts_BT, lengths_B, origin
         )

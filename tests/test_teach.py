@@ -340,7 +340,9 @@ def test_units_do_not_move_with_batch_or_chunk():
     cfg = config(scale=0.0)
     model, params, tokens, targets = make(cfg, tokens=16)
     larger = config(scale=0.0, chunk=8, cms={"periods": (8, 16)})
-    norm = lambda c, *text: float(run(c, model, params, *text)[1].stats["signal_norm"])  # noqa: E731
+    norm = lambda c, *text: float(  # noqa: E731
+        run(c, nested_jax.build_model(c.model), params, *text)[1].stats["signal_norm"]
+    )
     both = norm(cfg, tokens, targets)
     np.testing.assert_allclose(norm(larger, tokens, targets), both, rtol=1e-5)
     rows = [norm(cfg, tokens[r : r + 1], targets[r : r + 1]) for r in (0, 1)]

@@ -77,7 +77,8 @@ class Layer(nn.Module):
         def make(key: Array) -> Declared:
             return Declared(init(key, shape).astype(jnp.float32), axes, kind, level)
 
-        return self.param(name, make)
+        value: Any = self.param(name, make)  # flax hands back what the record holds
+        return value
 
 
 def normal(std: float) -> Init:

@@ -113,9 +113,12 @@ class CMS(Layer):
         for i in range(len(self.weights)):
             lr = jnp.full((3,), self.cfg.cms.level_lr(i), dtype)
             lr_3 = lr * jnp.exp(self.log_rate[i]) if self.cfg.cms.learned_rate else lr
-            leaf = (lambda r: LowRank(r, r)) if self.cfg.cms.fast_rank else (lambda r: r)
-            rates.append(MLPWeights(*(leaf(lr_3[j]) for j in range(3))))
+            rates.append(MLPWeights(*(self._per_part(lr_3[j]) for j in range(3))))
         return tuple(rates)
+
+    def _per_part(self, rate: Array) -> PyTree:
+        """Both factors of a low-rank delta move at the rate of their matrix."""
+        return LowRank(rate, rate) if self.cfg.cms.fast_rank else rate
 
     def written(self, level: int, delta: PyTree) -> MLPWeights:
         """Return what the delta of a level adds to its slow weights, [B, D, F] in float32."""

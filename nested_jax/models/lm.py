@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from nested_jax.layers.basic import (
 )
 from nested_jax.layers.cms import no_recall
 from nested_jax.losses import logits_of
-from nested_jax.models.blocks import Block
+from nested_jax.models.blocks import Block, BlockOutput
 from nested_jax.models.state import Cursor, OpenChunk, State
 from nested_jax.models.stream import advance, count, empty_context, make_span, started
 from nested_jax.ops.fast_weights import init_level, per_row, select
@@ -172,7 +172,7 @@ class LanguageModel:
         """Return |delta| / |slow weights|, float32 [B, L], for each CMS level."""
         block, deltas = self.block("suffix"), self.deltas(state)
 
-        def one(p: PyTree, deltas: tuple[PyTree, ...]) -> tuple[Array, ...]:
+        def one(p: PyTree, deltas: PyTree) -> Any:
             return block.apply({"params": p}, deltas, method="change")
 
         return jax.vmap(one, in_axes=(0, 1), out_axes=1)(params["suffix"], deltas)
@@ -212,7 +212,7 @@ class LanguageModel:
 
         def body(x_BTD: Array, layer: Any) -> tuple[Array, Any]:
             p, state, delta, tap_BTD = layer
-            out = block.apply({"params": p}, state, x_BTD, span, mask, delta)
+            out = cast(BlockOutput, block.apply({"params": p}, state, x_BTD, span, mask, delta))
             x_BTD = constrain(out.x_BTD, ("batch", None, None))
             if tap_BTD is not None:
                 x_BTD = x_BTD + tap_BTD
@@ -267,7 +267,7 @@ class LanguageModel:
             h_BTD = jnp.where(after_BT[..., None], slow_out.x_BTD, h_BTD)
             now = select(after_BT[:, -1], slow, now)
             state = _forget(state, after_BT[:, -1])
-        if state.fast:
+        if isinstance(state.open, OpenChunk):
             boundary = select(state.open.count_B == 0, now, state.open.boundary)
             state = state._replace(open=state.open._replace(boundary=boundary))
         state = state._replace(prefix=prefix, now=now)
@@ -369,7 +369,8 @@ class LanguageModel:
         want = _abstract_state(self, batch, max(capacity, 1))
         got_leaves = jax.tree_util.tree_leaves_with_path(state)
         want_leaves = jax.tree_util.tree_leaves_with_path(want)
-        if jax.tree.structure(state) != jax.tree.structure(want):
+        same: bool = jax.tree.structure(state) == jax.tree.structure(want)  # type: ignore[operator]
+        if not same:
             raise ValueError(
                 f"state: is of another model; it has {len(got_leaves)} arrays, "
                 f"{self.cfg.block} with {self.cfg.layers} layers wants {len(want_leaves)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,8 @@ def save_state(path: str | Path, state: PyTree) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         # bfloat16 caches are stored as float32, which holds them exactly.
-        np.savez(file, **{k: _storable(x) for k, x in named.items()})
+        arrays: dict[str, Any] = {k: _storable(x) for k, x in named.items()}
+        np.savez(file, **arrays)
     temporary.replace(path)
 
 
