@@ -135,7 +135,7 @@ def outer(function, params, tokens):
         pytest.param("through", (), "sqrt", marks=pytest.mark.slow),
         pytest.param("through", (), "chunk", marks=pytest.mark.slow),
         pytest.param("stop", (0, 1, 2), "chunk", marks=pytest.mark.slow),
-        (2, (0,), "none"),
+        pytest.param(2, (0,), "none", marks=pytest.mark.slow),
     ],
 )
 def test_equals_the_reference_in_values_and_gradients(meta, stop, remat):

@@ -115,17 +115,17 @@ class _Stream:
         self.params, self.learn, self.chunk = params, learn, chunk
         init = partial(model.init_state, batch_size=prompt_BT.shape[0], capacity=capacity)
         fresh = jax.jit(init)(params)  # under jit no two arrays share a buffer, as donation wants
-        self.unlearned = [prompt_BT[:, :1]]  # read, target unknown; then whole pairs of an open chunk
-        self.taught = 0
+        self.taught = prompt_BT.shape[1] - 1  # pairs of a token and its target
+        self.unlearned = [prompt_BT[:, -1:]]  # tokens read since, the last without a target
         if learn is None:
             self.state, logits = self.step(params, fresh, jnp.asarray(prompt_BT))
         else:
             # `base` has read all tokens whose targets it was taught; `state` runs ahead of it.
             self.base = fresh
             if prompt_BT.shape[1] > 1:
-                self.base = learn(fresh, jnp.asarray(prompt_BT[:, :-1]), jnp.asarray(prompt_BT[:, 1:]))
-            self.taught = prompt_BT.shape[1] - 1
-            self.unlearned = [prompt_BT[:, -1:]]
+                self.base = learn(
+                    fresh, jnp.asarray(prompt_BT[:, :-1]), jnp.asarray(prompt_BT[:, 1:])
+                )
             self.state, logits = self.step(params, self.base, jnp.asarray(prompt_BT[:, -1:]))
         self.logits_BS = logits[:, -1]
 
