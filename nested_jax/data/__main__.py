@@ -206,7 +206,7 @@ def run_copy(args: argparse.Namespace) -> int:
 def run_sample(args: argparse.Namespace) -> int:
     """Prepare a small mixture from what is on the machine."""
     spec = args.manifest or f"{MANIFESTS / 'sample.py'}:{args.root}"
-    return run_recipe_command(args, load_manifest(spec), 8192)
+    return run_recipe_command(args, load_manifest(spec), 2048)  # of pilot.py:smoke
 
 
 def run_full(args: argparse.Namespace) -> int:
@@ -240,7 +240,8 @@ def run_recipe_command(args: argparse.Namespace, manifest: Manifest, vocab_size:
     prepared = recipes.run_recipe(manifest, options, say, limits)
     say(
         f"done; train on it with\n  python launch.py --config configs/pilot.py:smoke "
-        f"--config.data.source={prepared.mixture}"
+        f"--config.data.source={prepared.mixture} "
+        f"--config.model.vocab_size={load_tokenizer(prepared.tokenizer).vocab_size}"
     )
     return 0
 

@@ -125,7 +125,7 @@ def recipe_flags(parser: argparse.ArgumentParser) -> None:
     add(parser, "--root", default="", help="folder with lm/NAME/*.jsonl.gz (sample only)")
     add(parser, "--manifest", default="", help="another manifest, FILE.py[:ARG]")
     add(parser, "--limit", action="append", default=[], metavar="[NAME=]N", help="documents")
-    add(parser, "--vocab-size", type=int, default=0, help="default 8192 (sample), 32000 (full)")
+    add(parser, "--vocab-size", type=int, default=0, help="default 2048 (sample), 32000 (full)")
     add(parser, "--force-filter", action="store_true")
     add(parser, "--retrain-tokenizer", action="store_true")
     add(parser, "--tokenizer-model", default="", help="use this one, train none")

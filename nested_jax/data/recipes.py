@@ -31,7 +31,7 @@ class RecipeOptions:
     """Settings of a recipe; each can be set by the variable named beside it."""
 
     out: Path  # everything is written below it
-    vocab_size: int = 8192  # VOCAB_SIZE
+    vocab_size: int = 2048  # VOCAB_SIZE
     force_filter: bool = False  # FORCE_FILTER: filter again what is filtered
     retrain_tokenizer: bool = False  # RETRAIN_TOKENIZER
     tokenizer_model: str = ""  # TOKENIZER_MODEL: use this one, train none
