@@ -14,7 +14,8 @@ def main(workdir: Path) -> int:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     failures = []
     if not summary["valid_bits_per_byte"] < BITS_PER_BYTE:
-        failures.append(f"valid_bits_per_byte={summary['valid_bits_per_byte']}, wants < {BITS_PER_BYTE}")
+        reached = summary["valid_bits_per_byte"]
+        failures.append(f"valid_bits_per_byte={reached}, wants < {BITS_PER_BYTE}")
     if not summary["writes"] or any(count <= 0 for count in writes(summary)):
         failures.append(f"writes={summary['writes']}, wants every level above 0")
     steps = [line["step"] for line in lines if "loss" in line]

@@ -1,13 +1,13 @@
 """Step time of the models as ratios within one run, one JSON line each.
 
     python benchmarks/throughput.py                  what this machine can run
-    python benchmarks/throughput.py --torch          beside eager PyTorch (pip install torch==2.13.0)
-    python benchmarks/throughput.py --only teach     transformer | teach | compile
+    python benchmarks/throughput.py --torch          beside eager PyTorch (pip install
+    torch==2.13.0) python benchmarks/throughput.py --only teach     transformer | teach | compile
 
 The Transformer has 4 layers, width 256, vocabulary 8192 and reads 8 x 512 tokens, forward, backward
 and AdamW. `teach` is the same model with two CMS levels in its last block and 64-token chunks.
-Times are medians of steps after warm-up; what is compared runs in turn, so that a machine whose speed
-drifts slows all alike.
+Times are medians of steps after warm-up; what is compared runs in turn, so that a machine whose
+speed drifts slows all alike.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """HOPE with attention at about 760 M parameters: `pilot` one size up.
 
-    python launch.py --config configs/mid.py --config.mesh.fsdp=8      one host of eight GPUs
+python launch.py --config configs/mid.py --config.mesh.fsdp=8      one host of eight GPUs
 """
 
 from __future__ import annotations

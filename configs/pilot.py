@@ -1,4 +1,5 @@
-"""HOPE with attention: a Transformer whose last blocks carry a continuum memory that learns in context.
+"""HOPE with attention: a Transformer whose last blocks carry a continuum memory that learns in
+context.
 
     python launch.py --config configs/pilot.py:smoke       minutes on two CPU cores
     python launch.py --config configs/pilot.py             about 160 M parameters, one GPU or a mesh

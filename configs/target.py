@@ -1,6 +1,6 @@
 """HOPE with attention at about 1.3 B parameters: `pilot` two sizes up, sharded over a mesh.
 
-    python launch.py --config configs/target.py --config.mesh.fsdp=8 --config.mesh.data=-1
+python launch.py --config configs/target.py --config.mesh.fsdp=8 --config.mesh.data=-1
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`pilot` at the size of the tests: seconds on one core.
 
-    python launch.py --config configs/test.py
+python launch.py --config configs/test.py
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Write text with a checkpoint: ``python -m nested_jax.generate --checkpoint runs/NAME --prompt "..."``.
+"""Write text with a checkpoint: ``python -m nested_jax.generate --checkpoint runs/NAME --prompt
+"..."``.
 
     --checkpoint DIR       a workdir, or one of its checkpoints/STEP
     --prompt TEXT          or --prompt-file FILE
     --max-tokens N         tokens to write (default 128); writing stops at the end of a document
     --temperature X --top-k N --top-p X --seed N
-    --adapt                go on learning: the fast weights are written with the prompt and the output
+    --adapt                go on learning: prompt and output are written into the fast weights
 
 Exit status: 0 done, 2 bad input.
 """

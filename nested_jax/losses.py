@@ -14,7 +14,10 @@ from nested_jax.types import Array
 def logits_of(h_BTD: Array, head_SD: Array) -> Array:
     """Return float32 logits [B, T, S]: products in the dtype of `h`, sums in float32."""
     return jnp.einsum(
-        "btd,sd->bts", h_BTD, head_SD.astype(h_BTD.dtype), preferred_element_type=state_dtype(h_BTD.dtype.name)
+        "btd,sd->bts",
+        h_BTD,
+        head_SD.astype(h_BTD.dtype),
+        preferred_element_type=state_dtype(h_BTD.dtype.name),
     )
 
 

@@ -5,8 +5,9 @@
         gradient of the chunk's summed loss with respect to the fast weights of the CMS levels
         a level whose period is complete takes one step of its inner optimizer       (NL Eq. 71)
 
-The outer loss is differentiated through all of it (`meta_gradient`). Only the blocks that carry fast
-weights are in the scan; those below them run once over the whole call (TTT-E2E, arXiv 2512.23675).
+The outer loss is differentiated through all of it (`meta_gradient`). Only the blocks that carry
+fast weights are in the scan; those below them run once over the whole call (TTT-E2E, arXiv
+2512.23675).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from nested_jax.losses import token_entropy, token_loss
 from nested_jax.models.lm import LanguageModel
 from nested_jax.models.state import Cursor, OpenChunk, State, detach
 from nested_jax.models.stream import make_span
+from nested_jax.models.teach_grid import Chunk, Tokens, lay_out
 from nested_jax.ops.chunking import remat_scan
 from nested_jax.ops.fast_weights import (
     LevelState,
@@ -41,22 +43,6 @@ class Taught(NamedTuple):
 
     loss_BT: Array  # float32, nats a token, each scored before the write that it causes
     stats: dict[str, Array]  # float32 scalars; see `teach`
-
-
-class Tokens(NamedTuple):
-    """Tokens of rows, [B, T, ...], or laid on the chunk grid, [N, B, C, ...]."""
-
-    x_BTD: Array  # what the taught blocks read
-    targets_BT: Array
-    weights_BT: Array
-    starts_BT: Array | None
-
-
-class Chunk(NamedTuple):
-    """One step of the scan."""
-
-    tokens: Tokens
-    lengths_B: Array | None  # tokens that exist; None: all C
 
 
 class Carry(NamedTuple):
@@ -278,7 +264,7 @@ def _restart_faster(levels: list[LevelState], events: list[WriteEvents]) -> None
         levels[i] = restart(levels[i], levels[i + 1].delta, moved_B)
 
 
-# --- the call --------------------------------------------------------------------------------------
+# --- the call -------------------------------------------------------------------------------------
 
 
 def teach(  # noqa: PLR0913 - the options of one call, all of them named
@@ -341,7 +327,10 @@ def teach(  # noqa: PLR0913 - the options of one call, all of them named
     x_BTD, prefix = model.run_prefix(params, state, model.inputs(params, tokens_BT), span)
     teacher = Teacher(model, params, cfg, cfg.scale if scale is None else scale, _inner(model, cfg))
     tokens = Tokens(x_BTD, targets_BT, weights_BT, starts_BT)
-    grid, chunks, carry = lay_out(cfg.chunk, state, tokens, lengths_B, origin)
+    grid, chunks = lay_out(cfg.chunk, state, tokens, lengths_B, origin)
+    carry = Carry(state.open.boundary, state.now, state.fast)
+    if grid.offset_B is None:
+        carry = Carry(state.now, None, state.fast)
     carry, (loss_NBC, signal_NBC, events) = _scan(teacher, carry, chunks)
     loss_BT = grid.back(loss_NBC)
     loss_BT = model.poison(loss_BT, span)
@@ -447,103 +436,7 @@ def _stats(
     return stats
 
 
-# --- the chunk grid --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where the tokens of a call lie on the chunks of their rows; each row has its own phase."""
-
-    tokens: int
-    chunk: int
-    offset_B: Array | None  # tokens of the open chunk before the call's; None: all rows at 0, full
-    total_B: Array | None  # tokens on the grid, those of the open chunk included
-
-    def back(self, x_NBC: Array) -> Array:
-        """[N, B, C] -> [B, T]: the values of the call's own tokens."""
-        x_BS = _slots(x_NBC)
-        if self.offset_B is None:
-            return x_BS
-        slot_BT = self.offset_B[:, None] + jnp.arange(self.tokens, dtype=jnp.int32)[None, :]
-        return jnp.take_along_axis(x_BS, slot_BT, axis=1)
-
-    def open_chunk(self, old: OpenChunk, tokens: Tokens, boundary: Cursor) -> OpenChunk:
-        """Return the chunk that the call leaves open; slots without a token are 0."""
-        if self.offset_B is None or self.total_B is None:
-            return jax.tree.map(jnp.zeros_like, old)._replace(boundary=boundary)
-        count_B = self.total_B % self.chunk
-        first_B = self.total_B - count_B
-        used_BC = jnp.arange(old.targets_BC.shape[1])[None, :] < count_B[:, None]
-
-        def tail(x_NBC: Array) -> Array:
-            x_BS = _slots(x_NBC)
-            pad = [(0, 0), (0, used_BC.shape[1]), *[(0, 0)] * (x_BS.ndim - 2)]
-            cut = jax.vmap(lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, used_BC.shape[1]))
-            x_BC = cut(jnp.pad(x_BS, pad), first_B)
-            used = used_BC.reshape(*used_BC.shape, *[1] * (x_BC.ndim - 2))
-            return jnp.where(used, x_BC, jnp.zeros_like(x_BC))
-
-        assert tokens.starts_BT is not None
-        return OpenChunk(
-            boundary,
-            tail(tokens.x_BTD),
-            tail(tokens.targets_BT),
-            tail(tokens.weights_BT),
-            tail(tokens.starts_BT)[:, 0],
-            count_B,
-        )
-
-
-def _slots(x_NBC: Array) -> Array:
-    """[N, B, C, ...] -> [B, N·C, ...]."""
-    x_BNC = jnp.moveaxis(x_NBC, 0, 1)
-    return x_BNC.reshape(x_BNC.shape[0], -1, *x_BNC.shape[3:])
-
-
-def _chunks(x_BS: Array, chunk: int) -> Array:
-    """[B, N·C, ...] -> [N, B, C, ...]."""
-    return jnp.moveaxis(x_BS.reshape(x_BS.shape[0], -1, chunk, *x_BS.shape[2:]), 1, 0)
-
-
-def lay_out(
-    chunk: int, state: State, tokens: Tokens, lengths_B: Array | None, origin: str
-) -> tuple[Grid, Chunk, Carry]:
-    """Lay a call's tokens on chunks, behind those of the open chunk, which are read again."""
-    batch, count = tokens.weights_BT.shape
-    if origin != "any" and lengths_B is None and count % chunk == 0:
-        chunks = Chunk(jax.tree.map(lambda x: _chunks(x, chunk), tokens), None)
-        return Grid(count, chunk, None, None), chunks, Carry(state.now, None, state.fast)
-    assert isinstance(state.open, OpenChunk)
-    offset_B = state.open.count_B
-    total_B = offset_B + (jnp.full((batch,), count, jnp.int32) if lengths_B is None else lengths_B)
-    number = -(-(count + (chunk - 1 if origin == "any" else 0)) // chunk)
-    slot_BS = jnp.arange(number * chunk, dtype=jnp.int32)[None, :]
-    new_BS = chunk + jnp.clip(slot_BS - offset_B[:, None], 0, count - 1)
-    index_BS = jnp.where(slot_BS < offset_B[:, None], slot_BS, new_BS)
-    exists_BS = slot_BS < total_B[:, None]
-
-    def join(old_BC: Array, new_BT: Array) -> Array:
-        both = jnp.concatenate([old_BC[:, :chunk], new_BT], axis=1)
-        return jax.vmap(lambda x, i: x[i])(both, index_BS)
-
-    starts_BT = tokens.starts_BT
-    if starts_BT is None:
-        starts_BT = jnp.zeros((batch, count), jnp.bool_)
-    first_BC = jnp.zeros((batch, chunk), jnp.bool_).at[:, 0].set(state.open.start_B)
-    laid = Tokens(
-        join(state.open.x_BCD, tokens.x_BTD),
-        join(state.open.targets_BC, tokens.targets_BT),
-        join(state.open.weights_BC, tokens.weights_BT) * exists_BS.astype(jnp.float32),
-        join(first_BC, starts_BT) & exists_BS,
-    )
-    chunk_N = jnp.arange(number, dtype=jnp.int32)[:, None]
-    lengths_NB = jnp.clip(total_B[None, :] - chunk_N * chunk, 0, chunk)
-    chunks = Chunk(jax.tree.map(lambda x: _chunks(x, chunk), laid), lengths_NB)
-    carry = Carry(state.open.boundary, state.now, state.fast)
-    return Grid(count, chunk, offset_B, total_B), chunks, carry
-
-
-# --- what the outer loop differentiates ------------------------------------------------------------
+# --- what the outer loop differentiates -----------------------------------------------------------
 
 
 def loss_fn(
@@ -553,7 +446,8 @@ def loss_fn(
     cfg: Config,
     step: Array | int | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Return the token-weighted mean loss of packed rows, each read from a fresh state, and metrics.
+    """Return the token-weighted mean loss of packed rows, each read from a fresh state, and
+    metrics.
 
     Args:
       model: from `build_model`.
@@ -562,8 +456,8 @@ def loss_fn(
       cfg: the experiment.
       step: outer step, for the schedule of the teach scale; None is the full scale.
     Returns:
-      The loss in nats, float32, and a flat dict of float32 scalars: ``loss``, ``tokens`` (sum of the
-      weights) and, prefixed ``teach/``, the stats of `teach`.
+      The loss in nats, float32, and a flat dict of float32 scalars: ``loss``, ``tokens`` (sum of
+      the weights) and, prefixed ``teach/``, the stats of `teach`.
     """
     tokens_BT, targets_BT, weights_BT, segments_BT = batch
     state = model.init_state(params, tokens_BT.shape[0], capacity=tokens_BT.shape[1])

@@ -52,8 +52,8 @@ class ParamInfo:
 class Span(NamedTuple):
     """What a block has to know about the tokens of one call, beside their activations.
 
-    A call reads T tokens of each row. Rows are streams of documents: `segment_BT` numbers them from 1
-    and `position_BT` counts tokens from the start of the token's own document.
+    A call reads T tokens of each row. Rows are streams of documents: `segment_BT` numbers them from
+    1 and `position_BT` counts tokens from the start of the token's own document.
     """
 
     position_BT: Array  # int32

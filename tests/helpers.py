@@ -16,7 +16,7 @@ def relative_error(got: Any, want: Any) -> float:
 
 
 def assert_close(got: Any, want: Any, rtol: float, atol: float = 0.0) -> None:
-    """Every leaf within `rtol` relative L2 error, or within `atol` everywhere; names the worst leaf."""
+    """Every leaf within `rtol` relative L2 error, or `atol` everywhere; names the worst leaf."""
     assert jax.tree.structure(got) == jax.tree.structure(want)
     worst, where = 0.0, ""
     for (path, a), b in zip(

@@ -1,4 +1,4 @@
-"""The inner loop against a slow twin: a Python loop over chunks with `jax.grad` of the chunk's loss."""
+"""The inner loop against its slow twin, a Python loop over chunks with `jax.grad` of the loss."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def reading(model):
     return jax.jit(model.apply)
 
 
-# --- the slow twin -----------------------------------------------------------------------------------
+# --- the slow twin --------------------------------------------------------------------------------
 
 
 def teach_reference(cfg: Config, model, params, tokens, targets, *, stop: tuple[int, ...] = ()):
@@ -191,7 +191,7 @@ def test_stop_zeroes_exactly_the_write_path():
     assert all(float(jnp.abs(r).max()) > 0 for r in rates(grad(through)))
 
 
-# --- one semantics -----------------------------------------------------------------------------------
+# --- one semantics --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_apply_reads_what_teach_wrote_and_leaves_it():
     assert float(jnp.abs(slow - logits).max()) > 1e-4
 
 
-# --- cadence, gate, filters ----------------------------------------------------------------------------
+# --- cadence, gate, filters -----------------------------------------------------------------------
 
 
 def test_cadence_is_exact():
@@ -338,7 +338,7 @@ def test_gate_decides_for_each_sequence():
 def test_units_do_not_move_with_batch_or_chunk():
     """The signal's norm a token is that of the summed loss: batch and chunk do not scale it."""
     cfg = config(scale=0.0)
-    model, params, tokens, targets = make(cfg, tokens=16)
+    _, params, tokens, targets = make(cfg, tokens=16)
     larger = config(scale=0.0, chunk=8, cms={"periods": (8, 16)})
     norm = lambda c, *text: float(  # noqa: E731
         run(c, nested_jax.build_model(c.model), params, *text)[1].stats["signal_norm"]
@@ -371,11 +371,11 @@ def test_level_and_layer_filters():
     assert float(taught.stats["level1/writes"]) == 2 * 2 * 1
 
 
-# --- modes, chains, inner optimizers ---------------------------------------------------------------------
+# --- modes, chains, inner optimizers --------------------------------------------------------------
 
 
 def test_local_mode_writes_what_exact_mode_writes():
-    """A regression toward output - delta, with the later levels' Jacobian, is the exact gradient."""
+    """Regression toward output - delta, through the later levels, is the exact gradient."""
     exact, local = config(), config(mode="local")
     model, params, tokens, targets = make(exact, tokens=16)
     want, _ = run(exact, model, params, tokens, targets)
@@ -474,7 +474,7 @@ def test_flush_writes_what_is_pending():
     assert_equal(again, flushed)
 
 
-# --- what the outer loop sees ----------------------------------------------------------------------------
+# --- what the outer loop sees ---------------------------------------------------------------------
 
 
 def test_loss_fn_weights_tokens_and_reports():

@@ -18,7 +18,8 @@ from nested_jax.types import Array, Span
 class AttentionState(NamedTuple):
     """Keys and values of the tokens read so far: U slots in the order of reading.
 
-    With a window U = W and the last slot is the last token; without, token i of the stream is slot i.
+    With a window U = W and the last slot is the last token; without, token i of the stream is slot
+    i.
     """
 
     k_BUGK: Array
@@ -54,15 +55,15 @@ def next_slot_segments(cfg: ModelConfig, span: Span) -> Array:
 
 
 def fills_cache(span: Span) -> bool:
-    """The state is fresh and the call has as many tokens as the cache: it holds the call's alone."""
+    """A fresh state whose cache the call fills: it holds the call's own tokens and no others."""
     return span.origin == "fresh" and span.slot_segment_BU.shape[1] == span.segment_BT.shape[1]
 
 
 class Attention(Layer):
     """Multi-head attention (Vaswani et al. 2017) with grouped key heads and optional qk-norm.
 
-    qk-norm: queries and keys are L2-normalised and the cosine is multiplied by a learned temperature
-    a head, which starts at sqrt(K) (Henry et al. 2020).
+    qk-norm: queries and keys are L2-normalised and the cosine is multiplied by a learned
+    temperature a head, which starts at sqrt(K) (Henry et al. 2020).
     """
 
     cfg: ModelConfig

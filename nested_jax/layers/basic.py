@@ -95,7 +95,7 @@ def constant(value: float) -> Init:
 
 
 def residual_scale(layers: int) -> float:
-    """Factor on what a block adds to the residual stream, so that its variance is independent of L."""
+    """Factor on what a block adds, so that the residual stream's variance does not grow with L."""
     return 1.0 / math.sqrt(2 * layers)
 
 

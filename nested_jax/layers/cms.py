@@ -1,7 +1,8 @@
 """The continuum memory system (NL Eq. 70-74): a chain of MLPs, each written at its own period.
 
-The slow weights of a level are ordinary parameters. What a sequence writes is a delta on them, carried
-in its state: with zero deltas the chain is an MLP stack, and one level is a Transformer's MLP.
+The slow weights of a level are ordinary parameters. What a sequence writes is a delta on them,
+carried in its state: with zero deltas the chain is an MLP stack, and one level is a Transformer's
+MLP.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class LowRank(NamedTuple):
 class CMS(Layer):
     """The levels of one block. `fast` blocks have deltas and learned rates; the others are MLPs.
 
-    Arrangements: `sequential` y = MLP_M(... MLP_1(x)); `independent` y = x + sum_l c_l MLP_l(x) with
-    learned c; `nested` is sequential in the forward pass, all levels share one set of slow weights and
-    a level starts each period of the next slower level at that level's weights.
+    Arrangements: `sequential` y = MLP_M(... MLP_1(x)); `independent` y = x + sum_l c_l MLP_l(x)
+    with learned c; `nested` is sequential in the forward pass, all levels share one set of slow
+    weights and a level starts each period of the next slower level at that level's weights.
     """
 
     cfg: ModelConfig
@@ -149,8 +150,8 @@ class CMS(Layer):
         """Return the chain's output, residuals included, and the recall of the deltas.
 
         The recall, ½ Σ_t |delta x̂_t|² over matrices and tokens, is what delta gradient descent
-        descends beside the loss: its gradient is delta x̂ x̂ᵀ, the erasing term of NL Eq. 57. It is 0
-        for the other inner optimizers.
+        descends beside the loss: its gradient is delta x̂ x̂ᵀ, the erasing term of NL Eq. 57. It is
+        0 for the other inner optimizers.
         """
         y_BTD, recall_B = x_BTD, no_recall(x_BTD)
         for level, (norm, base) in enumerate(zip(self.norms, self.weights, strict=True)):

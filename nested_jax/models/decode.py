@@ -85,7 +85,7 @@ def generate(
     Raises:
       ValueError: an empty prompt, or a count below 1.
     """
-    batch, length = prompt_BT.shape
+    length = prompt_BT.shape[1]
     require(length >= 1, "prompt", prompt_BT.shape, "wants at least one token")
     require(count >= 1, "count", count, "wants at least one token")
     stream = _Stream(model, params, prompt_BT, length + count, learn, chunk)

@@ -1,7 +1,8 @@
 """The language model: embedding, a stack of equal blocks, head, and the state of its sequences.
 
-The last `cms.fast_layers` blocks are the *suffix*: they carry fast weights, and the teach loop reads
-them chunk by chunk. All blocks below are the *prefix*, which runs over all tokens of a call at once.
+The last `cms.fast_layers` blocks are the *suffix*: they carry fast weights, and the teach loop
+reads them chunk by chunk. All blocks below are the *prefix*, which runs over all tokens of a call
+at once.
 """
 
 from __future__ import annotations
@@ -204,7 +205,8 @@ class LanguageModel:
           name: "prefix" or "suffix".
           states: mixer states, leaves [B, L, ...].
           deltas: fast weights of every CMS level, leaves [B, L, ...]; None runs the slow model.
-          taps_LBTD: added to the output of every block; its gradient is the teach signal of a block.
+          taps_LBTD: added to the output of every block; its gradient is the teach signal of a
+          block.
           collect: also return the inputs of the CMS chains.
         """
         block = self.block(name)
@@ -347,8 +349,9 @@ class LanguageModel:
           params: from `init`.
           state: from `init_state`, or from a call before.
           tokens_BT: int32 tokens, or embeddings [B, T, D].
-          starts_BT: bool, tokens that begin a document: their sequence's state is reset before them.
-            Starts lie on the boundaries of the model's chunks, as the data pipeline aligns them.
+          starts_BT: bool, tokens that begin a document: their sequence's state is reset before
+            them. Starts lie on the boundaries of the model's chunks, as the data pipeline aligns
+            them.
           lengths_B: int32, how many tokens of each row exist; the others change no state.
           origin: "any"; or a promise that saves work: "aligned", every chunk grid of the state is
             at a boundary, or "fresh", the state has read nothing.

@@ -1,4 +1,4 @@
-"""Everything a sequence carries, as one value: batch first, fixed shapes, zeros when nothing was read."""
+"""Everything a sequence carries, as one value: batch first, fixed shapes, zeros when unread."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Cursor(NamedTuple):
 class OpenChunk(NamedTuple):
     """A chunk whose last target is not known yet, and the boundary at which it began.
 
-    The gradient of a chunk is taken over all of it at once, so it never depends on the pieces in which
-    its tokens arrived.
+    The gradient of a chunk is taken over all of it at once, so it never depends on the pieces in
+    which its tokens arrived.
     """
 
     boundary: Cursor
@@ -47,7 +47,7 @@ class OpenChunk(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state of a language model; see the fields' types. `fast` and `open` are () without CMS."""
+    """The state of a language model; `fast` and `open` are () without CMS levels."""
 
     prefix: PyTree  # mixer states of the blocks that are never taught, leaves [B, L, ...]
     now: Cursor
@@ -113,7 +113,8 @@ def load_state(path: str | Path, like: StateT) -> StateT:
     for name, (_, leaf) in zip(names, leaves, strict=True):
         if stored[name].shape != leaf.shape:
             raise ValueError(
-                f"{path}: {name} has shape {stored[name].shape}, this model and batch want {leaf.shape}"
+                f"{path}: {name} has shape {stored[name].shape}, "
+                f"this model and batch want {leaf.shape}"
             )
     values = [
         jnp.asarray(stored[name], leaf.dtype) for name, (_, leaf) in zip(names, leaves, strict=True)

@@ -1,7 +1,7 @@
 """Softmax attention over a cache and the tokens of a call: full, and in a sliding window.
 
-Both read keys in the order in which they came, so that a sequence may be split anywhere: the cache of
-the calls before and the keys of this call are one sequence.
+Both read keys in the order in which they came, so that a sequence may be split anywhere: the cache
+of the calls before and the keys of this call are one sequence.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _overlapping(x: Array, blocks: int, size: int, window: int) -> Array:
 
 
 def window_mask(segment_BT: Array, slot_segment_BW: Array) -> Array:
-    """The mask of `window_attend`: [B·blocks, size, W + size], causal, of one document, i - j < W."""
+    """The mask of `window_attend`, [B·blocks, size, W + size]: one document, 0 <= i - j < W."""
     window = slot_segment_BW.shape[1]
     blocks, size = window_blocks(segment_BT.shape[1], window)
     query = _blocked(segment_BT, blocks, size)

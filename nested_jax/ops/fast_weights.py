@@ -1,7 +1,8 @@
 """Fast weights of a CMS level: gradients gathered over a period, then one inner optimizer step.
 
-NL Eq. 71: theta <- theta - sum over the period of eta · f(theta; x_t). Every function is pure and works
-on the deltas of all sequences (B) and layers (L) at once; a state of zeros is a level never written.
+NL Eq. 71: theta <- theta - sum over the period of eta · f(theta; x_t). Every function is pure and
+works on the deltas of all sequences (B) and layers (L) at once; a state of zeros is a level never
+written.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def init_level(cfg: CMSConfig, delta: PyTree, batch: int) -> LevelState:
 def gather(
     level: LevelState, grads: PyTree, tokens_B: Array, supervised_B: Array, accepted_B: Array
 ) -> LevelState:
-    """Add one chunk to the open period: its gradient where it was accepted, its tokens everywhere."""
+    """Add one chunk to the open period: its gradient where accepted, its tokens everywhere."""
     added = jax.tree.map(jnp.add, level.pending, grads)
     return level._replace(
         pending=select(accepted_B, added, level.pending),
@@ -160,7 +161,7 @@ def write_level(
 
 
 def restart(level: LevelState, delta: PyTree, rows_B: Array) -> LevelState:
-    """Give the rows the initial value `delta` and an open period without tokens (`nested` chain)."""
+    """Start the rows again at `delta`, with an empty open period (`nested` chain)."""
     zeros = jax.tree.map(jnp.zeros_like, level)
     fresh = zeros._replace(delta=delta, writes_B=level.writes_B)
     return select(rows_B, fresh, level)
