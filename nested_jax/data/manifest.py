@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from nested_jax.config import convert, from_config_dict, require
+from nested_jax.config import require
+from nested_jax.conversion import convert, from_dict
 
 ENV_FIELDS = {  # KEY_SUFFIX of the environment -> field of a source
     "DATASET": "dataset",
@@ -103,7 +104,7 @@ def make_manifest(data: Mapping[str, Any], where: str) -> Manifest:
     if not isinstance(data, Mapping) or not isinstance(data.get("sources"), (list, tuple)):
         raise ValueError(f"{where}: wants {{'name': ..., 'sources': [{{...}}, ...]}}")
     sources = tuple(
-        from_environment(from_config_dict(source, SourceSpec, f"{where}: sources[{i}]."))
+        from_environment(from_dict(source, SourceSpec, f"{where}: sources[{i}]."))
         for i, source in enumerate(data["sources"])
     )
     names = [source.name for source in sources]
