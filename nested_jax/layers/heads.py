@@ -110,17 +110,23 @@ def is_delta(spec: MemorySpec) -> bool:
     return spec.is_online_linear or (spec.rule == "dgd" and spec.objective == "dot")
 
 
-def rate_gate(cfg: MemoryConfig, spec: MemorySpec, logits_BTH: Array) -> Array:
-    """Return the write rate of every token and head.
+class RateRange(NamedTuple):
+    """A write rate is ceiling * sigmoid(logit); `bias` is the logit that it starts at."""
+
+    ceiling: float
+    bias: float
+
+
+def rate_range(cfg: MemoryConfig, spec: MemorySpec) -> RateRange:
+    """Return the range of a memory's rate.
 
     A delta write starts at `inner_lr` and may rise to `max_rate`. For all others the ceiling is
     `inner_lr` and the start half of it: their gradients are taken where the chunk began, and C
     tokens of one key overshoot as soon as C times the rate exceeds 2.
     """
     if is_delta(spec):
-        start = logit(cfg.inner_lr / cfg.max_rate)
-        return cfg.max_rate * jax.nn.sigmoid(logits_BTH + start)
-    return cfg.inner_lr * jax.nn.sigmoid(logits_BTH)
+        return RateRange(cfg.max_rate, logit(cfg.inner_lr / cfg.max_rate))
+    return RateRange(cfg.inner_lr, 0.0)
 
 
 def head_output(layer: Layer, cfg: ModelConfig, *, gated: bool) -> HeadOutput:

@@ -22,7 +22,7 @@ from nested_jax.layers.heads import (
     logit,
     project,
     projections,
-    rate_gate,
+    rate_range,
     run_memory,
 )
 from nested_jax.ops.memory_arch import Matrices, matrix_shapes, memory_read
@@ -31,8 +31,8 @@ from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state
 from nested_jax.ops.normalize import l2_normalize
 from nested_jax.types import Array, Span
 
-# Initial matrices relative to fan-in. A linear memory tends to the size of what it is written with, a
-# deep one keeps its own: over 4096 tokens of text neither loses half its norm or grows tenfold.
+# Initial matrices relative to fan-in. A linear memory tends to the size of what it is written with,
+# a deep one keeps its own: over 4096 tokens of text neither loses half its norm or grows tenfold.
 FAST0_SCALE = {"linear": 0.25, "mlp": 1.0}
 
 
@@ -70,8 +70,7 @@ def memory_spec(cfg: MemoryConfig) -> MemorySpec:
 def fast0_weights(layer: Layer, cfg: ModelConfig, name: str) -> Matrices:
     """Declare the learned initial value of a memory, one [H, I, O] a matrix."""
     width = cfg.memory_width
-    hidden = max(1, round(cfg.memory.hidden * width))
-    shapes = matrix_shapes(memory_spec(cfg.memory), width, width, hidden)
+    shapes = matrix_shapes(memory_spec(cfg.memory), width, width, cfg.memory_hidden)
     return tuple(
         layer.weight(
             f"{name}_{i}",
@@ -94,7 +93,7 @@ def memory_weights(layer: Layer, cfg: ModelConfig) -> MemoryWeights:
         momentum = gate(layer, cfg, "momentum", constant(0.0))
     return MemoryWeights(
         projections(layer, cfg, ("q", "k", "v")),
-        gate(layer, cfg, "rate", constant(0.0)),
+        gate(layer, cfg, "rate", constant(rate_range(memory, spec).bias)),
         keep,
         momentum,
         fast0_weights(layer, cfg, "fast0"),
@@ -113,7 +112,7 @@ def memory_inputs(
     """
     q_BTHK, k_BTHK, v_BTHV = (z.astype(jnp.float32) for z in qkv)
     spec = memory_spec(cfg)
-    rate_BTH = rate_gate(cfg, spec, gate_logits(weights.rate, x_BTD))
+    rate_BTH = rate_range(cfg, spec).ceiling * jax.nn.sigmoid(gate_logits(weights.rate, x_BTD))
     keep_BTH = momentum_BTH = None
     if spec.has_keep:
         keep_BTH = jnp.ones_like(rate_BTH)

@@ -13,12 +13,14 @@ from nested_jax.layers.attention import Attention
 from nested_jax.layers.basic import MLP, Layer, RMSNorm, residual_scale
 from nested_jax.layers.cms import CMS, no_recall
 from nested_jax.layers.deltanet import DeltaNet, GatedDeltaNet
+from nested_jax.layers.selfmod import SelfModifying
 from nested_jax.layers.titans import NeuralMemory
 from nested_jax.types import Array, PyTree, Span
 
 MIXERS: dict[str, Any] = {
     "transformer": Attention,
     "hope_attention": Attention,
+    "hope": SelfModifying,
     "titans_lmm": NeuralMemory,
     "gated_deltanet": GatedDeltaNet,
     "deltanet": DeltaNet,

@@ -1,0 +1,160 @@
+"""`hope`: self-modifying Titans (NL Sec. 8.1), a memory whose projections are memories."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nested_jax.config import MemoryConfig, ModelConfig
+from nested_jax.layers.basic import Layer, constant, fan_in
+from nested_jax.layers.heads import (
+    enter,
+    from_heads,
+    gate,
+    gate_logits,
+    head_output,
+    init_tails,
+    leave,
+    logit,
+    project,
+    projections,
+    rate_range,
+)
+from nested_jax.layers.titans import FAST0_SCALE, memory_spec
+from nested_jax.ops.memory_arch import Matrices, matrix_shapes
+from nested_jax.ops.normalize import l2_normalize
+from nested_jax.ops.self_modifying import (
+    GateReadout,
+    SelfModInputs,
+    SelfModSpec,
+    SelfModState,
+    init_self_modifying,
+    self_modifying_chunked,
+)
+from nested_jax.types import Array, Span
+
+
+class SelfModifyingState(NamedTuple):
+    memories: SelfModState
+    tails: tuple[Array, ...]  # of the convolutions of the slow projections
+
+
+def self_modifying_spec(cfg: MemoryConfig) -> SelfModSpec:
+    """Return which projections are memories; rate is one always, keep where the rule retains."""
+    memory = memory_spec(cfg)
+    chosen = {
+        "k": cfg.adaptive_k,
+        "v": cfg.adaptive_v,
+        "q": cfg.adaptive_q,
+        "rate": True,
+        "keep": cfg.retention and memory.has_keep,
+    }
+    return SelfModSpec(
+        memory,
+        replace(memory, chunk=cfg.generator_chunk, read="chunk"),
+        tuple(name for name, yes in chosen.items() if yes),
+        max_rate=rate_range(cfg, memory).ceiling,
+        targets=cfg.targets,
+        writes="none" if cfg.frozen else "all",
+    )
+
+
+class SelfModifying(Layer):
+    """Self-modifying Titans in heads (ops/self_modifying.py).
+
+    The generators read x_t = unit(silu(conv(x W))), one slow projection. Queries, and keys and
+    values that are not adaptive, have slow projections of their own.
+    """
+
+    cfg: ModelConfig
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        spec = self_modifying_spec(cfg.memory)
+        self.spec = replace(spec, remat=cfg.remat != "none")
+        self.slow = tuple(n for n in ("q", "k", "v") if n not in self.spec.generators)
+        self.in_heads = projections(self, cfg, ("x", *self.slow))
+        self.readout = self._readout()
+        if self.spec.memory.momentum:
+            self.momentum = gate(self, cfg, "momentum", constant(0.0))
+        each = [self._fast0(name) for name in self.spec.generators]
+        self.generators0 = tuple(jnp.stack(w, axis=1) for w in zip(*each, strict=True))
+        self.memory0 = self._fast0("memory")
+        self.out = head_output(self, cfg, gated=True)
+
+    def _fast0(self, name: str) -> Matrices:
+        """Declare the learned initial value of one memory, [H, I, O] a matrix."""
+        cfg, width = self.cfg, self.cfg.memory_width
+        shapes = matrix_shapes(self.spec.memory, width, width, cfg.memory_hidden)
+        scale = FAST0_SCALE[cfg.memory.arch]
+        return tuple(
+            self.weight(
+                f"{name}0_{i}",
+                (cfg.memory_heads, *shape),
+                ("heads", None, None),
+                kind="fast0",
+                init=fan_in(shape[0], scale),
+            )
+            for i, shape in enumerate(shapes)
+        )
+
+    def _readout(self) -> GateReadout:
+        memory, heads, width = self.cfg.memory, self.cfg.memory_heads, self.cfg.memory_width
+
+        def vector(name: str) -> Array:
+            axes = ("heads", "head_width")
+            return self.weight(name, (heads, width), axes, kind="vector", init=fan_in(width))
+
+        def bias(name: str, value: float) -> Array:
+            return self.weight(name, (heads,), ("heads",), kind="vector", init=constant(value))
+
+        start = rate_range(memory, self.spec.memory).bias
+        rate = vector("rate_readout"), bias("rate_bias", start)
+        if "keep" not in self.spec.generators:
+            return GateReadout(*rate, None, None)
+        return GateReadout(
+            *rate, vector("keep_readout"), bias("keep_bias", logit(memory.keep_init))
+        )
+
+    def _fresh(self, batch: int) -> SelfModState:
+        return init_self_modifying(self.spec, self.generators0, self.memory0, batch)
+
+    def init_state(self, batch: int, capacity: int) -> SelfModifyingState:
+        del capacity
+        zeros = jax.tree.map(jnp.zeros_like, self._fresh(batch))
+        return SelfModifyingState(zeros, init_tails(self.cfg, 1 + len(self.slow), batch))
+
+    def __call__(
+        self, state: SelfModifyingState, x_BTD: Array, span: Span, mask: Array | None
+    ) -> tuple[SelfModifyingState, Array]:
+        del mask
+        cfg = self.cfg
+        tails, heads = project(self.in_heads, state.tails, x_BTD, span)
+        inputs = self._inputs(dict(zip(("x", *self.slow), heads, strict=True)), x_BTD)
+        fresh = self._fresh(x_BTD.shape[0])
+        memories, y_BTHV = self_modifying_chunked(
+            self.spec,
+            self.readout,
+            enter(span, fresh, state.memories),
+            inputs,
+            lengths_B=span.lengths_B,
+            starts_BT=span.starts_BT,
+            initial=None if span.starts_BT is None else fresh,
+            aligned=span.origin != "any",
+        )
+        state = SelfModifyingState(leave(span, memories, state.memories), tails)
+        return state, from_heads(self.out, y_BTHV, x_BTD, cfg.norm_eps)
+
+    def _inputs(self, heads: dict[str, Array], x_BTD: Array) -> SelfModInputs:
+        wide = {name: z.astype(jnp.float32) for name, z in heads.items()}
+        v_BTHV = wide["v"] / math.sqrt(self.cfg.memory_width) if "v" in wide else None
+        momentum_BTH = None
+        if self.spec.memory.momentum:
+            momentum_BTH = jax.nn.sigmoid(gate_logits(self.momentum, x_BTD))
+        return SelfModInputs(
+            l2_normalize(wide["x"]), wide.get("q"), wide.get("k"), v_BTHV, momentum_BTH
+        )
