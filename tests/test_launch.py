@@ -76,7 +76,6 @@ REFUSED = {
     ),
     "no shards": (["data.source=nowhere"], "data.source='nowhere': neither 'stdlib'"),
     "segment": (["data.segments=['poems']"], "has no segment 'poems'"),
-    "package": (["train.tensorboard=True"], "train.tensorboard=True: wants tensorboardX"),
     "evaluator": (["train.eval_tasks=['niah']"], "train.eval_tasks=('niah',)"),
     "period": (
         [*TEACH, "teach.chunk=8", "data.seq_len=16", "model.cms.periods=(8,32)"],
@@ -102,6 +101,17 @@ def test_wrong_input_is_refused_before_anything_is_written(
     fields, want = REFUSED[name]
     flags = [f"--config.{field}" for field in fields]
     assert want in refused(["--config", str(config), *flags], tmp_path / "run", capsys)
+
+
+def test_a_missing_package_is_refused(
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    arguments = ["--config", str(config), "--config.train.tensorboard=True"]
+    assert "wants tensorboardX" in refused(arguments, tmp_path / "run", capsys)
 
 
 def test_foreign_and_damaged_shards_are_refused(
@@ -229,7 +239,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def kills(undisturbed: tuple[Path, Path], workdir: Path, moments: list[tuple[int, float]]) -> None:
     config, want = undisturbed
     killed = [kill_at(config, workdir, *moment) for moment in moments]
-    assert any(killed)
+    assert sum(killed) > len(moments) / 2
     finish(config, workdir)
     assert_same(workdir, want)
 
@@ -238,14 +248,17 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
     undisturbed: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """Two kills at moments when some save is under way."""
-    kills(undisturbed, tmp_path / "run", [(7, 0.005), (30, 0.03)])
+    kills(undisturbed, tmp_path / "run", [(5, 0.0), (25, 0.005)])
 
 
 @pytest.mark.slow
-def test_many_kills(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+def test_many_kills(tmp_path: Path, data: Path) -> None:
+    steps = {"train.steps": 400, "train.save_every": 2, "train.eval_every": 50}
+    config = write_config(tmp_path, data, steps)
+    finish(config, tmp_path / "undisturbed")
     rng = random.Random(5)
-    moments = [(rng.randrange(60), rng.random() * 0.1) for _ in range(12)]
-    kills(undisturbed, tmp_path / "run", sorted(moments))
+    moments = [(lines, rng.random() * 0.05) for lines in range(0, 400, 40)]
+    kills((config, tmp_path / "undisturbed"), tmp_path / "run", moments)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's tasks
