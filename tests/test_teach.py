@@ -388,7 +388,7 @@ def test_local_mode_writes_what_exact_mode_writes():
 
 
 CHAINS, INNER = ("sequential", "independent", "nested"), ("momentum", "adam", "muon", "dgd", "sgd")
-DEFAULT = {("independent", "adam"), ("nested", "muon"), ("sequential", "dgd")}
+DEFAULT = {("nested", "dgd")}  # each costs half a minute of compilation
 
 
 @pytest.mark.parametrize(
@@ -466,12 +466,12 @@ def test_flush_writes_what_is_pending():
     cfg = config()
     model, params, tokens, targets = make(cfg, tokens=6)
     state, _ = run(cfg, model, params, tokens, targets)
-    flushed = flush(model, params, state, cfg.teach)
+    close = jax.jit(partial(flush, model, cfg=cfg.teach))
+    flushed = close(params, state)
     assert np.asarray(flushed.fast[0].writes_B).tolist() == [2, 2]
     assert np.asarray(flushed.fast[1].writes_B).tolist() == [1, 1]
     assert np.asarray(flushed.open.count_B).tolist() == [0, 0]
-    again = flush(model, params, flushed, cfg.teach)
-    assert_equal(again, flushed)
+    assert_equal(close(params, flushed), flushed)
 
 
 # --- what the outer loop sees ---------------------------------------------------------------------
