@@ -13,6 +13,7 @@ cannot be written, 3 diverged, 143 or 130 stopped by SIGTERM or SIGINT after sav
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
 from pathlib import Path
@@ -26,6 +27,9 @@ from nested_jax.watch import Diverged, NotWritten
 
 def main(arguments: list[str]) -> int:
     """Run one training job; return its exit status."""
+    # Orbax logs a traceback for every failure that it also raises, from each of its threads.
+    for noisy in ("absl", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     try:
         flags, overrides = parse(arguments)
         cfg = load_config(flags.config, parse_overrides(overrides))

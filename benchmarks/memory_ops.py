@@ -3,9 +3,9 @@
     python benchmarks/memory_ops.py [--reference] [--tokens 2048] [--chunks 16 64] [--repeats 5]
 
 Each line has the configuration, device, versions, the median and the least seconds of a step (value
-and gradient with respect to every input and the initial memory) and tokens/s; with `--reference` also
-the reference's seconds and the ratio of the least times. Before a configuration is timed, both forms
-are compared at a small size, and a difference stops the run.
+and gradient with respect to every input and the initial memory) and tokens/s; with `--reference`
+also the reference's seconds and the ratio of the least times. Before a configuration is timed, both
+forms are compared at a small size, and a difference stops the run.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Nested-learning language models in JAX: HOPE, Titans, continuum memory, and their baselines."""
 
+from nested_jax.checkpoint import load_checkpoint
 from nested_jax.config import Config, load_config
 from nested_jax.models.lm import LanguageModel, build_model
 from nested_jax.models.state import State, detach, load_state, reset, save_state
-from nested_jax.teach import Taught, loss_fn, teach
+from nested_jax.teach import Taught, flush, loss_fn, teach
 from nested_jax.types import Batch
 
 __version__ = "0.1.0"
@@ -16,6 +17,8 @@ __all__ = [
     "Taught",
     "build_model",
     "detach",
+    "flush",
+    "load_checkpoint",
     "load_config",
     "load_state",
     "loss_fn",

@@ -25,14 +25,9 @@ BLOCKS = (
     "transformer",
     "hope_attention",
     "hope",
-    "hope_hybrid",
     "titans_lmm",
-    "titans_mac",
-    "titans_mag",
-    "titans_mal",
     "gated_deltanet",
     "deltanet",
-    "lstm",
 )
 
 
@@ -71,8 +66,6 @@ class MemoryConfig:
     retention: bool = True  # Titans Eq. 13: the forget gate (rules titans and dgd)
     keep_init: float = 0.9999  # retention a token at initialisation; 0.99 empties a deep memory
     conv: int = 4  # width of the causal depthwise convolution; 0 is none
-    persistent: int = 16  # persistent tokens of titans_mac, _mag and _mal
-    segment: int = 128  # tokens that one attention call of titans_mac sees
     adaptive_k: bool = True  # `hope`: keys come from a memory that is written in context
     adaptive_v: bool = True  # `hope`: values likewise
     adaptive_q: bool = False  # `hope`: queries likewise (NL finds it slightly better without)
@@ -80,8 +73,8 @@ class MemoryConfig:
     frozen: bool = False  # ablation: the memory is read and never written
 
     def __post_init__(self) -> None:
-        at_least(self, "memory", 1, "depth", "chunk", "generator_chunk", "segment")
-        at_least(self, "memory", 0, "heads", "head_width", "persistent")
+        at_least(self, "memory", 1, "depth", "chunk", "generator_chunk")
+        at_least(self, "memory", 0, "heads", "head_width")
         require(self.hidden > 0, "memory.hidden", self.hidden, "wants a factor above 0")
         require(0 < self.keep_init < 1, "memory.keep_init", self.keep_init, "wants it in (0, 1)")
         require(0 < self.max_rate <= 2, "memory.max_rate", self.max_rate, "wants a value in (0, 2]")
@@ -207,20 +200,18 @@ class ModelConfig:
         self._check_chunks()
 
     def _check_chunks(self) -> None:
-        chunk, other, segment = (
-            getattr(self.memory, name) for name in ("chunk", "generator_chunk", "segment")
+        chunk, other = self.memory.chunk, self.memory.generator_chunk
+        require(
+            self.block != "hope" or min(chunk, other) >= 2,
+            "memory.chunk, memory.generator_chunk",
+            (chunk, other),
+            "the self-modifying memory of `hope` wants chunks of 2 or more tokens",
         )
         require(
             self.block != "hope" or max(chunk, other) % min(chunk, other) == 0,
             "memory.generator_chunk",
             other,
             f"must divide memory.chunk={chunk}, or be a multiple of it",
-        )
-        require(
-            self.block != "titans_mac" or segment % chunk == 0,
-            "memory.segment",
-            segment,
-            f"must be a multiple of memory.chunk={chunk}",
         )
 
     @property
@@ -253,13 +244,12 @@ class ModelConfig:
 
     @property
     def has_cms(self) -> bool:
-        return self.block in ("hope", "hope_attention", "hope_hybrid")
+        return self.block in ("hope", "hope_attention")
 
     @property
     def attends(self) -> bool:
         """Softmax attention over the tokens read so far, with a cache of keys and values."""
-        attending = ("transformer", "hope_attention", "hope_hybrid", "titans_mag", "titans_mal")
-        return self.block in attending
+        return self.block in ("transformer", "hope_attention")
 
     @property
     def memory_chunk(self) -> int:
@@ -267,11 +257,7 @@ class ModelConfig:
         memory = self.memory
         chunks = {
             "hope": (memory.chunk, memory.generator_chunk),
-            "titans_mac": (memory.chunk, memory.segment),
             "titans_lmm": (memory.chunk,),
-            "titans_mag": (memory.chunk,),
-            "titans_mal": (memory.chunk,),
-            "hope_hybrid": (memory.chunk,),
         }
         return math.lcm(*chunks.get(self.block, (1,)))
 

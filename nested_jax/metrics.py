@@ -55,8 +55,11 @@ class MetricsFile:
         self._file.truncate(min(found, size))
 
     def write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(finite(line)).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(finite(line)).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:  # Python does not say which file was full
+            raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def sync(self) -> int:
         """Put all lines on disk; return the length of the file in bytes."""

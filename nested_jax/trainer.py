@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -257,12 +258,14 @@ class Run:
             jax.profiler.stop_trace()
 
     def close(self) -> None:
-        self.display.stop()
-        for tracker in self.trackers:
-            tracker.close()
-        if self.metrics is not None:
-            self.metrics.close()
-        self.checkpoints.close()
+        """Close everything, also what comes after something that fails to close."""
+        with ExitStack() as stack:
+            stack.callback(self.checkpoints.close)
+            if self.metrics is not None:
+                stack.callback(self.metrics.close)
+            for tracker in self.trackers:
+                stack.callback(tracker.close)
+            stack.callback(self.display.stop)
 
 
 # --- parts ---------------------------------------------------------------------------------------

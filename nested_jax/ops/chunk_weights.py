@@ -53,8 +53,16 @@ class ChunkWeights(NamedTuple):
     end_momentum: Mix | None  # one row: its momentum
 
 
-@jax.custom_jvp
 def gate_products(gate_C: Array) -> Array:
+    """Return P [C, C] with P_ts = prod_{s < r <= t} gate_r for s <= t and 0 above the diagonal."""
+    if gate_C.shape[0] == 1:
+        # Empty products, a constant: a custom derivative of it fails under vmap (jax 0.10).
+        return jnp.ones((1, 1), gate_C.dtype)
+    return _gate_products(gate_C)
+
+
+@jax.custom_jvp
+def _gate_products(gate_C: Array) -> Array:
     """Return P [C, C] with P_ts = prod_{s < r <= t} gate_r for s <= t and 0 above the diagonal.
 
     Formed as products, not as exp of differences of log sums: exact where a gate is 0, in value and
@@ -79,11 +87,11 @@ def gate_products(gate_C: Array) -> Array:
     return block_XMM[0, :size, :size]
 
 
-@gate_products.defjvp
+@_gate_products.defjvp
 @full_precision
 def _gate_products_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """dP_ts = sum_r P_tr dgate_r P_{r-1,s}: one matrix product, where autodiff walks the joins."""
-    products_CC = gate_products(*primals)
+    products_CC = _gate_products(*primals)
     earlier_CC = jnp.concatenate([jnp.zeros_like(products_CC[:1]), products_CC[:-1]])
     return products_CC, (products_CC * tangents[0][None, :]) @ earlier_CC
 
@@ -95,13 +103,14 @@ def chunk_weights(spec: MemorySpec, gates: ChunkGates) -> ChunkWeights:
     A token that finds a fresh memory has a_t W_fresh for a_t W_{t-1}: products that reach past it
     are 0, and the fresh memory enters like a write of weight a_t (its momentum, of mu_t).
     """
-    stay_C = 1.0 if gates.start_C is None else 1.0 - gates.start_C
-    keep_CC = gate_products(gates.keep_C * stay_C)
-    carried, grad_CC, end_momentum = [jnp.cumprod(gates.keep_C * stay_C)], keep_CC, None
+    keep_C = _staying(gates.keep_C, gates.start_C)
+    keep_CC = gate_products(keep_C)
+    carried, grad_CC, end_momentum = [jnp.cumprod(keep_C)], keep_CC, None
     fresh = [] if gates.start_C is None else [keep_CC @ (gates.start_C * gates.keep_C)]
     if gates.momentum_C is not None:
-        momentum_CC = gate_products(gates.momentum_C * stay_C)
-        decay_C = jnp.cumprod(gates.momentum_C * stay_C)
+        momentum_C = _staying(gates.momentum_C, gates.start_C)
+        momentum_CC = gate_products(momentum_C)
+        decay_C = jnp.cumprod(momentum_C)
         # Without a token M = aM + S would add S once more, although keep and momentum are 1.
         adds_CC = keep_CC if gates.live_C is None else keep_CC * gates.live_C[None, :]
         grad_CC = adds_CC @ momentum_CC
@@ -115,6 +124,11 @@ def chunk_weights(spec: MemorySpec, gates: ChunkGates) -> ChunkWeights:
     erase_CC = keep_CC * gates.rate_C[None, :] if spec.rule == "dgd" else None
     after = Mix((*carried, *fresh), grad_CC * gates.rate_C[None, :], erase_CC)
     return ChunkWeights(after, _before(after, len(carried), gates), _last(after), end_momentum)
+
+
+def _staying(gate_C: Array, start_C: Array | None) -> Array:
+    """Close the gate on what came before a token that finds a fresh memory."""
+    return gate_C if start_C is None else gate_C * (1.0 - start_C)
 
 
 def _before(after: Mix, carried: int, gates: ChunkGates) -> Mix:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jax.scipy.linalg import solve_triangular
-
 from nested_jax.ops.chunk_weights import ChunkWeights, Mix
+from nested_jax.ops.unit_triangular import unit_lower_inverse
 from nested_jax.types import Array
 
 
@@ -76,7 +75,7 @@ def erased(
     score = scores(before, direction_CI, input_CI, direction_CI)
     rhs_CO = from_sources(before, direction_CI, sources) - score.grad_RC @ delta_CO
     assert score.erase_RC is not None
-    return solve_triangular(score.erase_RC, rhs_CO, lower=True, unit_diagonal=True)
+    return unit_lower_inverse(score.erase_RC) @ rhs_CO
 
 
 def mixed(mix: Mix, sources: tuple[Array, ...], writes: Writes) -> Array:

@@ -23,7 +23,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
 from nested_jax.config import require
 from nested_jax.ops.chunk_scan import Chunk, ChunkForm, Memory, chunk_tokens, scan_chunks
@@ -41,6 +40,7 @@ from nested_jax.ops.memory_state import (
 )
 from nested_jax.ops.objectives import CURVATURE
 from nested_jax.ops.precision import full_precision
+from nested_jax.ops.unit_triangular import unit_lower_inverse
 from nested_jax.types import Array
 
 
@@ -65,8 +65,7 @@ def prepare_block(spec: MemorySpec, chunk: Chunk) -> Block:
     lower_CC = score.grad_RC * curvature_C[None, :]
     if score.erase_RC is not None:
         lower_CC = lower_CC + score.erase_RC
-    eye_CC = jnp.eye(k_CK.shape[0], dtype=k_CK.dtype)
-    solve_CC = solve_triangular(lower_CC, eye_CC, lower=True, unit_diagonal=True)
+    solve_CC = unit_lower_inverse(lower_CC)
     return Block(chunk, weights, curvature_C, solve_CC, score.grad_RC @ chunk.v_CV)
 
 

@@ -54,10 +54,12 @@ def make_optimizer(cfg: OptimConfig, steps: int, info: PyTree) -> optax.Gradient
 
     In this order: gradients of frozen parameters are dropped; a step that is not finite is skipped
     (`skip_non_finite`); the rest is clipped to one global norm; then each group goes its way.
-    Matrices go by ``cfg.name`` at ``muon_learning_rate`` (all of these rules give steps of RMS
-    about 0.2 a element before the rate, as AdamW does), everything else by AdamW at
-    ``learning_rate``. Weight decay is decoupled (times the rate) and only on kinds `DECAYED`. A
-    level acts once in its period, see `every`.
+    Matrices go by ``cfg.name`` at ``muon_learning_rate``, everything else by AdamW at
+    ``learning_rate``. All of these rules give steps of RMS about 0.2 a element before the rate, as
+    AdamW does. (On 200 steps of a byte model of 2 layers and width 64, the best of a few rates was
+    0.02 for muon, m3 and dgd, 0.005 for delta_momentum and deep_momentum.) Weight decay is
+    decoupled, times the rate, and only on kinds `DECAYED`. A level acts once in its period, see
+    `every`.
 
     Args:
       steps: optimizer steps of the run.

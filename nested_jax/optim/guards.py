@@ -42,20 +42,18 @@ def skip_non_finite(inner: optax.GradientTransformation) -> optax.GradientTransf
     def update(
         updates: PyTree, state: GuardState, params: PyTree | None = None
     ) -> tuple[PyTree, GuardState]:
-        # A branch, not a select: with a select an AdamW update took 5 times as long on a CPU.
-        def take(inner_state: PyTree) -> tuple[PyTree, PyTree, Array]:
-            new, inner_state = inner.update(updates, inner_state, params)
-            # Without the barrier XLA computes the update a second time inside the reduction.
-            new = jax.lax.optimization_barrier(new)
-            ok = has_finite_norm(new)
-            return jax.tree.map(lambda u: jnp.where(ok, u, 0.0), new), inner_state, ok
-
-        def skip(inner_state: PyTree) -> tuple[PyTree, PyTree, Array]:
-            return jax.tree.map(jnp.zeros_like, updates), inner_state, jnp.array(False)
-
-        new, kept, ok = jax.lax.cond(has_finite_norm(updates), take, skip, state.inner)
+        # A branch and no select on the state: with one, an AdamW update took 9 times as long (CPU).
+        finite = has_finite_norm(updates)
+        new, inner_state = jax.lax.cond(
+            finite,
+            lambda inner_state: inner.update(updates, inner_state, params),
+            lambda inner_state: (jax.tree.map(jnp.zeros_like, updates), inner_state),
+            state.inner,
+        )
+        ok = finite & has_finite_norm(new)
+        new = jax.tree.map(lambda u: jnp.where(ok, u, jnp.zeros_like(u)), new)
         bad = (~ok).astype(jnp.int32)
-        return new, GuardState(state.total + bad, (state.consecutive + 1) * bad, kept)
+        return new, GuardState(state.total + bad, (state.consecutive + 1) * bad, inner_state)
 
     return optax.GradientTransformation(init, update)
 

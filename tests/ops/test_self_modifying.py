@@ -8,13 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from helpers import assert_close, assert_equal
+from helpers import assert_close
 
-from nested_jax.ops.memory_chunked import memory_chunked
 from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryInputs
 from nested_jax.ops.normalize import l2_normalize
 from nested_jax.ops.self_modifying import (
     GateReadout,
@@ -33,7 +30,6 @@ SPECS: dict[str, dict[str, Any]] = {
     "dgd": {**DGD, "chunks": (4, 4)},
     "generators_slower": {**DGD, "chunks": (2, 6)},
     "memory_slower": {**DGD, "chunks": (6, 2), "momentum": False},
-    "online": {**DGD, "chunks": (1, 1), "momentum": False},
     "titans": {"rule": "titans", "objective": "l2", "momentum": True, "chunks": (4, 4)},
     "gd": {"rule": "gd", "objective": "l2", "generators": ("k", "v", "rate"), "chunks": (4, 8)},
     "mlp": {**DGD, "arch": "mlp", "chunks": (3, 3), "objective": "l2"},
@@ -113,7 +109,10 @@ def test_chunked_equals_reference_in_values_and_gradients(name: str, float64: No
 
     def loss(run_op: Any, readout: Any, memories: PyTree, inputs: SelfModInputs) -> Any:
         start = SelfModState(
-            *(m._replace(fast=f, anchor=a, momentum=s) for m, (f, a, s) in zip(state, memories))
+            *(
+                m._replace(fast=f, anchor=a, momentum=s)
+                for m, (f, a, s) in zip(state, memories, strict=True)
+            )
         )
         after, y = run_op(spec, readout, start, inputs, lengths_B=lengths_B)
         weigh = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
