@@ -388,16 +388,12 @@ def test_local_mode_writes_what_exact_mode_writes():
 
 
 CHAINS, INNER = ("sequential", "independent", "nested"), ("momentum", "adam", "muon", "dgd", "sgd")
-DEFAULT = {("nested", "dgd")}  # each costs half a minute of compilation
 
 
+@pytest.mark.slow  # a quarter of a minute of compilation each
 @pytest.mark.parametrize(
     ("chain", "optimizer"),
-    [
-        pytest.param(c, o, marks=() if (c, o) in DEFAULT else pytest.mark.slow)
-        for c in CHAINS
-        for o in INNER
-    ],
+    [(c, o) for c in CHAINS for o in INNER],
 )
 def test_every_chain_and_inner_optimizer_splits_and_differentiates(chain, optimizer):
     lr = 0.01 if optimizer in ("adam", "muon") else 0.3

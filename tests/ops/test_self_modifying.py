@@ -99,7 +99,12 @@ def used_state(spec: SelfModSpec, slow: PyTree) -> SelfModState:
     )
 
 
-@pytest.mark.parametrize("name", SPECS)
+DEFAULT = ("dgd", "titans", "gd", "mlp")  # the others compile for seconds each
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in SPECS]
+)
 def test_chunked_equals_reference_in_values_and_gradients(name: str, float64: None) -> None:
     """From the middle of a chunk, to the middle of another, with rows of different lengths."""
     spec = make_spec(name)
