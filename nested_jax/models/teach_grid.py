@@ -51,7 +51,7 @@ class Grid:
             return jax.tree.map(jnp.zeros_like, old)._replace(boundary=boundary)
         count_B = self.total_B % self.chunk
         first_B = self.total_B - count_B
-        used_BC = jnp.arange(old.targets_BC.shape[1])[None, :] < count_B[:, None]
+        used_BC = jnp.arange(old.targets_BC.shape[1], dtype=jnp.int32)[None, :] < count_B[:, None]
 
         def tail(x_NBC: Array) -> Array:
             x_BS = _slots(x_NBC)
@@ -101,7 +101,7 @@ def lay_out(
     exists_BS = slot_BS < total_B[:, None]
 
     def join(old_BC: Array, new_BT: Array) -> Array:
-        both = jnp.concatenate([old_BC[:, :chunk], new_BT], axis=1)
+        both = jnp.concatenate([old_BC[:, :chunk], new_BT.astype(old_BC.dtype)], axis=1)
         return jax.vmap(lambda x, i: x[i])(both, index_BS)
 
     starts_BT = tokens.starts_BT

@@ -9,9 +9,17 @@ from nested_jax.ops.precision import full_precision
 from nested_jax.types import Array
 
 
+def unit_lower_inverse(lower_CC: Array) -> Array:
+    """Return (I + L)^-1, L strictly lower triangular; only what is below its diagonal is read."""
+    if lower_CC.shape[0] == 1:
+        # A constant: a custom derivative of it fails under vmap (jax 0.10).
+        return jnp.ones_like(lower_CC)
+    return _unit_lower_inverse(lower_CC)
+
+
 @jax.custom_jvp
 @full_precision
-def unit_lower_inverse(lower_CC: Array) -> Array:
+def _unit_lower_inverse(lower_CC: Array) -> Array:
     """Return (I + L)^-1 for a strictly lower triangular L; only what is below its diagonal is read.
 
     Inverses of diagonal blocks are joined in pairs, [[A, 0], [B, D]]^-1 = [[a, 0], [-d B a, d]]
@@ -43,7 +51,7 @@ def _below(lower_CC: Array, width: int) -> Array:
     return jnp.sum(jnp.where(own, blocks, 0.0), axis=2)
 
 
-@unit_lower_inverse.defjvp
+@_unit_lower_inverse.defjvp
 @full_precision
 def _unit_lower_inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """d(I + L)^-1 = -(I + L)^-1 dL (I + L)^-1."""
