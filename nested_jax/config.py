@@ -202,12 +202,6 @@ class ModelConfig:
     def _check_chunks(self) -> None:
         chunk, other = self.memory.chunk, self.memory.generator_chunk
         require(
-            self.block != "hope" or min(chunk, other) >= 2,
-            "memory.chunk, memory.generator_chunk",
-            (chunk, other),
-            "the self-modifying memory of `hope` wants chunks of 2 or more tokens",
-        )
-        require(
             self.block != "hope" or max(chunk, other) % min(chunk, other) == 0,
             "memory.generator_chunk",
             other,

@@ -30,6 +30,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "dgd": {**DGD, "chunks": (4, 4)},
     "generators_slower": {**DGD, "chunks": (2, 6)},
     "memory_slower": {**DGD, "chunks": (6, 2), "momentum": False},
+    "online": {**DGD, "chunks": (1, 1), "momentum": False},
     "titans": {"rule": "titans", "objective": "l2", "momentum": True, "chunks": (4, 4)},
     "gd": {"rule": "gd", "objective": "l2", "generators": ("k", "v", "rate"), "chunks": (4, 8)},
     "mlp": {**DGD, "arch": "mlp", "chunks": (3, 3), "objective": "l2"},
@@ -99,7 +100,7 @@ def used_state(spec: SelfModSpec, slow: PyTree) -> SelfModState:
     )
 
 
-DEFAULT = ("dgd", "titans", "gd", "mlp")  # the others compile for seconds each
+DEFAULT = ("online", "dgd", "titans", "gd", "mlp")  # the others compile for seconds each
 
 
 @pytest.mark.parametrize(
