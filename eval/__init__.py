@@ -1,0 +1,1 @@
+"""Evaluations of checkpoints: ``python -m eval TASK --checkpoint runs/NAME``."""
