@@ -22,7 +22,7 @@ from nested_jax.layers.heads import (
 )
 from nested_jax.ops.memory_spec import MemorySpec
 from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state
-from nested_jax.ops.normalize import l2_normalize
+from nested_jax.ops.normalize import l2_normalize, state_dtype, widen
 from nested_jax.types import Array, Span
 
 STEPS = (1e-3, 1e-1)  # range of softplus(dt) at initialisation (Mamba, arXiv 2312.00752)
@@ -58,8 +58,8 @@ class DeltaNet(Layer):
         )
 
     def _zero_memory(self) -> tuple[Array, ...]:
-        width = self.cfg.memory_width
-        return (jnp.zeros((self.cfg.memory_heads, width, width), jnp.float32),)
+        shape = (self.cfg.memory_heads, self.cfg.memory_width, self.cfg.memory_width)
+        return (jnp.zeros(shape, state_dtype(self.cfg.compute_dtype)),)
 
     def keep(self, x_BTD: Array) -> Array | None:
         """Return the retention of each token and head; None forgets nothing."""
@@ -72,9 +72,9 @@ class DeltaNet(Layer):
         del mask
         tails, (q_BTHK, k_BTHK, v_BTHK) = project(self.in_heads, state.tails, x_BTD, span)
         inputs = MemoryInputs(
-            l2_normalize(q_BTHK.astype(jnp.float32)),
-            l2_normalize(k_BTHK.astype(jnp.float32)),
-            v_BTHK.astype(jnp.float32),
+            l2_normalize(widen(q_BTHK)),
+            l2_normalize(widen(k_BTHK)),
+            widen(v_BTHK),
             self.cfg.memory.max_rate * jax.nn.sigmoid(gate_logits(self.rate, x_BTD)),
             self.keep(x_BTD),
         )

@@ -19,6 +19,7 @@ from nested_jax.ops.memory_arch import Matrices
 from nested_jax.ops.memory_chunked import memory_chunked
 from nested_jax.ops.memory_spec import MemorySpec
 from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state, where_rows
+from nested_jax.ops.normalize import widen
 from nested_jax.types import Array, PyTree, Span
 
 HEAD_AXES = ("heads", "head_width")
@@ -96,9 +97,8 @@ def gate(layer: Layer, cfg: ModelConfig, name: str, bias: Init) -> Gate:
 
 
 def gate_logits(g: Gate, x_BTD: Array) -> Array:
-    """Return x W + b in float32, [B, T, H]."""
-    wide = x_BTD.astype(jnp.float32)
-    return jnp.einsum("btd,dh->bth", wide, g.weight_DH) + g.bias_H[None, None]
+    """Return x W + b in float32 (float64 for float64), [B, T, H]."""
+    return jnp.einsum("btd,dh->bth", widen(x_BTD), g.weight_DH) + g.bias_H[None, None]
 
 
 def logit(probability: float) -> float:

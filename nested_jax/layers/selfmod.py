@@ -26,7 +26,7 @@ from nested_jax.layers.heads import (
 )
 from nested_jax.layers.titans import FAST0_SCALE, memory_spec
 from nested_jax.ops.memory_arch import Matrices, matrix_shapes
-from nested_jax.ops.normalize import l2_normalize
+from nested_jax.ops.normalize import l2_normalize, widen
 from nested_jax.ops.self_modifying import (
     GateReadout,
     SelfModInputs,
@@ -150,7 +150,7 @@ class SelfModifying(Layer):
         return state, from_heads(self.out, y_BTHV, x_BTD, cfg.norm_eps)
 
     def _inputs(self, heads: dict[str, Array], x_BTD: Array) -> SelfModInputs:
-        wide = {name: z.astype(jnp.float32) for name, z in heads.items()}
+        wide = {name: widen(z) for name, z in heads.items()}
         v_BTHV = wide["v"] / math.sqrt(self.cfg.memory_width) if "v" in wide else None
         momentum_BTH = None
         if self.spec.memory.momentum:

@@ -28,7 +28,7 @@ from nested_jax.layers.heads import (
 from nested_jax.ops.memory_arch import Matrices, matrix_shapes, memory_read
 from nested_jax.ops.memory_spec import MemorySpec
 from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state
-from nested_jax.ops.normalize import l2_normalize
+from nested_jax.ops.normalize import l2_normalize, widen
 from nested_jax.types import Array, Span
 
 # Initial matrices relative to fan-in. A linear memory tends to the size of what it is written with,
@@ -104,13 +104,13 @@ def memory_weights(layer: Layer, cfg: ModelConfig) -> MemoryWeights:
 def memory_inputs(
     cfg: MemoryConfig, weights: MemoryWeights, qkv: tuple[Array, ...], x_BTD: Array
 ) -> MemoryInputs:
-    """Return unit queries and keys, values and gates, all float32.
+    """Return unit queries and keys, values and gates, at the precision of the memory.
 
     With momentum mu the rate is the gate times 1 - mu: the whole impulse of a token, which momentum
     spreads over those after it, does not depend on mu. Values are divided by sqrt(K), so that they
     are of the order of the unit keys: the inner gradient of a deep memory grows with their square.
     """
-    q_BTHK, k_BTHK, v_BTHV = (z.astype(jnp.float32) for z in qkv)
+    q_BTHK, k_BTHK, v_BTHV = (widen(z) for z in qkv)
     spec = memory_spec(cfg)
     rate_BTH = rate_range(cfg, spec).ceiling * jax.nn.sigmoid(gate_logits(weights.rate, x_BTD))
     keep_BTH = momentum_BTH = None

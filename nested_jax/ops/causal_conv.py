@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from nested_jax.ops.normalize import widen
 from nested_jax.types import Array
 
 
@@ -13,7 +14,7 @@ def causal_conv(
 ) -> tuple[Array, Array]:
     """Return the next tail and y_t = sum_j kernel_j x_{t-j}, the taps of the token's own document.
 
-    Accumulates in float32 and returns the dtype of `x`.
+    Sums in float32 (float64 for float64) and returns the dtype of `x`.
 
     Args:
       kernel: [W, ...], `kernel[j]` weighs the token j steps back.
@@ -30,8 +31,8 @@ def causal_conv(
         behind = jax.lax.slice_in_dim(joined, reach - lag, reach - lag + tokens, axis=1)
         own_BT = position_BT >= lag
         own = own_BT.reshape(own_BT.shape + (1,) * (x.ndim - 2))
-        weighed = behind.astype(jnp.float32) * kernel[lag].astype(jnp.float32)[None, None]
-        return jnp.where(own, weighed, 0.0)
+        wide = widen(behind)
+        return jnp.where(own, wide * kernel[lag].astype(wide.dtype)[None, None], 0.0)
 
     y = sum((tap(lag) for lag in range(1, reach + 1)), tap(0))
     return _next_tail(joined, reach, position_BT, lengths_B), y.astype(x.dtype)
