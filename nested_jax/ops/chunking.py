@@ -67,6 +67,39 @@ def phased_grid(tokens: int, chunk: int, phase_B: Array, lengths_B: Array | None
     return ChunkGrid(tokens, chunks, width, token_BS, slot_BT, exists_BS, complete_BN)
 
 
+def segment_grid(
+    tokens: int, segment: int, phase_B: Array, lengths_B: Array | None, *, aligned: bool
+) -> ChunkGrid:
+    """Lay out rows as `phased_grid` does, but the tokens of a chunk fill its slots from the first.
+
+    So every chunk is a call of its own, of as many tokens as it has in `exists_BS`.
+
+    Args:
+      aligned: the caller's promise that every phase is 0.
+    """
+    if aligned and lengths_B is None and tokens % segment == 0:
+        return aligned_grid(phase_B.shape[0], tokens, segment, None)
+    width = min(tokens, segment)
+    chunks = -(-(tokens + (0 if aligned else segment - 1)) // segment)
+    phase_B1 = phase_B[:, None]
+    lengths_B1 = jnp.full_like(phase_B1, tokens) if lengths_B is None else lengths_B[:, None]
+    first_BN = jnp.clip(_count(chunks) * segment - phase_B1, 0, tokens)
+    behind_BN = jnp.clip((_count(chunks) + 1) * segment - phase_B1, 0, lengths_B1)
+    token_BNW = first_BN[:, :, None] + _count(width)[:, None, :]
+    exists_BNW = token_BNW < behind_BN[:, :, None]
+    chunk_BT = (phase_B1 + _count(tokens)) // segment
+    slot_BT = chunk_BT * width + _count(tokens) - jnp.take_along_axis(first_BN, chunk_BT, axis=1)
+    return ChunkGrid(
+        tokens,
+        chunks,
+        width,
+        jnp.minimum(token_BNW, tokens - 1).reshape(phase_B.shape[0], -1),
+        slot_BT,
+        exists_BNW.reshape(phase_B.shape[0], -1),
+        None,
+    )
+
+
 def _count(size: int) -> Array:
     return jnp.arange(size, dtype=jnp.int32)[None, :]
 
