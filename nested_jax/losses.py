@@ -7,31 +7,28 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from nested_jax.ops.linear import linear
 from nested_jax.ops.normalize import state_dtype
 from nested_jax.types import Array
 
 
-def logits_of(h_BTD: Array, head_SD: Array) -> Array:
-    """Return float32 logits [B, T, S]: products in the dtype of `h`, sums in float32."""
-    return jnp.einsum(
-        "btd,sd->bts",
-        h_BTD,
-        head_SD.astype(h_BTD.dtype),
-        preferred_element_type=state_dtype(h_BTD.dtype.name),
-    )
+def logits_of(h: Array, head_SD: Array) -> Array:
+    """Return float32 logits [..., S] of h [..., D]: products in h's dtype, sums in float32."""
+    precise = state_dtype(h.dtype.name)
+    return linear(h, head_SD.astype(h.dtype).T, preferred_element_type=precise)
 
 
-def _loss(logits_BTS: Array, targets_BT: Array) -> Array:
-    symbols = jax.lax.broadcasted_iota(targets_BT.dtype, logits_BTS.shape, 2)
+def _loss(logits_NS: Array, targets_N: Array) -> Array:
+    symbols = jax.lax.broadcasted_iota(targets_N.dtype, logits_NS.shape, 1)
     # Select and sum, not a gather: the gradient of a gather is a scatter into all logits.
-    hit_BTS = jnp.where(symbols == targets_BT[..., None], logits_BTS, 0.0)
-    return jax.nn.logsumexp(logits_BTS, axis=-1) - jnp.sum(hit_BTS, axis=-1)
+    hit_NS = jnp.where(symbols == targets_N[:, None], logits_NS, 0.0)
+    return jax.nn.logsumexp(logits_NS, axis=-1) - jnp.sum(hit_NS, axis=-1)
 
 
-def _entropy(logits_BTS: Array, targets_BT: Array) -> Array:
-    del targets_BT
-    log_p_BTS = jax.nn.log_softmax(logits_BTS, axis=-1)
-    return -jnp.sum(jnp.exp(log_p_BTS) * log_p_BTS, axis=-1)
+def _entropy(logits_NS: Array, targets_N: Array) -> Array:
+    del targets_N
+    log_p_NS = jax.nn.log_softmax(logits_NS, axis=-1)
+    return -jnp.sum(jnp.exp(log_p_NS) * log_p_NS, axis=-1)
 
 
 def token_loss(h_BTD: Array, head_SD: Array, targets_BT: Array, chunk: int) -> Array:
@@ -60,8 +57,14 @@ def _by_blocks(
 ) -> Array:
     batch, tokens = targets_BT.shape
     size = max(1, chunk // batch) if chunk else tokens
+
+    def values_of(h_BTD: Array, targets_BT: Array) -> Array:
+        # One axis of tokens: [B, T, S] logits would be written once more by the reshape.
+        logits_NS = logits_of(h_BTD.reshape(-1, h_BTD.shape[-1]), head_SD)
+        return measure(logits_NS, targets_BT.reshape(-1)).reshape(targets_BT.shape)
+
     if size >= tokens:
-        return measure(logits_of(h_BTD, head_SD), targets_BT)
+        return values_of(h_BTD, targets_BT)
     blocks = -(-tokens // size)
 
     def split(x: Array) -> Array:
@@ -70,6 +73,6 @@ def _by_blocks(
         return jnp.moveaxis(padded.reshape(batch, blocks, size, *x.shape[2:]), 1, 0)
 
     # Logits are recomputed in the backward pass; only [B, size, S] of them exist at a time.
-    body = jax.checkpoint(lambda xs: measure(logits_of(xs[0], head_SD), xs[1]))
+    body = jax.checkpoint(lambda xs: values_of(*xs))
     values = jax.lax.map(body, (split(h_BTD), split(targets_BT)))
     return jnp.moveaxis(values, 0, 1).reshape(batch, blocks * size)[:, :tokens]

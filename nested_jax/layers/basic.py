@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from nested_jax.ops.linear import linear
 from nested_jax.ops.normalize import widen
 from nested_jax.types import Array, ParamInfo, PyTree
 
@@ -144,7 +145,7 @@ class MLPWeights(NamedTuple):
 def contract(x_BTD: Array, weight: Array) -> Array:
     """Multiply tokens by a matrix that is shared ([D, F]) or one a sequence ([B, D, F])."""
     if weight.ndim == 2:
-        return jnp.einsum("btd,df->btf", x_BTD, weight)
+        return linear(x_BTD, weight)
     return jnp.einsum("btd,bdf->btf", x_BTD, weight)
 
 
