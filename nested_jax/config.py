@@ -28,6 +28,8 @@ BLOCKS = (
     "titans_lmm",
     "gated_deltanet",
     "deltanet",
+    "lstm",
+    "lstm_cms",
 )
 
 
@@ -145,6 +147,7 @@ class ModelConfig:
     heads: int = 4  # query heads of attention
     kv_heads: int = 0  # key and value heads (GQA); 0 takes `heads`
     mlp_hidden: int = 0  # hidden width of the MLP; 0 takes 8/3 dim, rounded up to 32
+    lstm_hidden: int = 0  # width of the state of an LSTM; 0 takes dim
     window: int = 0  # sliding attention window in tokens; 0 is full causal attention
     max_len: int = 2048  # tokens that full attention can hold in its cache
     rope_theta: float = 10_000.0  # base of the rotary frequencies
@@ -160,7 +163,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at_least(self, "model", 1, "vocab_size", "dim", "layers", "heads", "max_len")
-        at_least(self, "model", 0, "kv_heads", "mlp_hidden", "window", "loss_chunk")
+        at_least(self, "model", 0, "kv_heads", "mlp_hidden", "lstm_hidden", "window", "loss_chunk")
         require(
             self.dim % self.heads == 0,
             "model.heads",
@@ -221,6 +224,10 @@ class ModelConfig:
         return self.mlp_hidden or -(-8 * self.dim // 3 // 32) * 32
 
     @property
+    def lstm_width(self) -> int:
+        return self.lstm_hidden or self.dim
+
+    @property
     def level_width(self) -> int:
         return self.cms.hidden or self.mlp_width
 
@@ -238,7 +245,7 @@ class ModelConfig:
 
     @property
     def has_cms(self) -> bool:
-        return self.block in ("hope", "hope_attention")
+        return self.block in ("hope", "hope_attention", "lstm_cms")
 
     @property
     def attends(self) -> bool:

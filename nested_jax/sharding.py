@@ -31,6 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("model",),  # hidden width of an MLP, a CMS level or a memory
     "layers": (),
     "levels": (),
+    "gates": (),  # of a recurrent cell
     "length": (),  # tokens, chunks
     "head_width": (),
     "conv": (),

@@ -13,6 +13,7 @@ from nested_jax.layers.attention import Attention
 from nested_jax.layers.basic import MLP, Layer, RMSNorm, residual_scale
 from nested_jax.layers.cms import CMS, no_recall
 from nested_jax.layers.deltanet import DeltaNet, GatedDeltaNet
+from nested_jax.layers.lstm import LSTM
 from nested_jax.layers.selfmod import SelfModifying
 from nested_jax.layers.titans import NeuralMemory
 from nested_jax.types import Array, PyTree, Span
@@ -24,6 +25,8 @@ MIXERS: dict[str, Any] = {
     "titans_lmm": NeuralMemory,
     "gated_deltanet": GatedDeltaNet,
     "deltanet": DeltaNet,
+    "lstm": LSTM,
+    "lstm_cms": LSTM,
 }
 
 

@@ -2,7 +2,7 @@
 
 Layers apply a weight as ``x @ W``: the input axes come first. `matrix_dims` reads the logical axes:
 
-1. "layers" and "levels" are batch axes: one matrix for each of their indices.
+1. "layers", "levels" and "gates" are batch axes: one matrix for each of their indices.
 2. Of two axes left, the first is the input and the second the output:
    ("layers", "embed", "mlp") is a batch of [embed, mlp].
 3. Of more than two left, "embed" (the residual stream) is one side and must be the first or the
@@ -27,7 +27,7 @@ import optax
 
 from nested_jax.types import Array, ParamInfo, PyTree
 
-BATCH_AXES = ("layers", "levels")
+BATCH_AXES = ("layers", "levels", "gates")
 HEAD_AXES = ("heads", "kv_heads")
 Heads = Literal["joint", "per_head"]
 
