@@ -44,13 +44,20 @@ def _head_weights(cfg: Config, info: PyTree) -> int:
 
 def _attention(cfg: Config) -> float:
     """Return the FLOPs a token of q k and p v, over the mean number of keys that it sees."""
-    if not cfg.model.attends:
+    return 4.0 * _seen(cfg) * cfg.model.dim * cfg.model.layers
+
+
+def _seen(cfg: Config) -> float:
+    """Return the mean number of keys that a token attends to."""
+    model, tokens = cfg.model, cfg.data.seq_len
+    if model.block == "titans_mac":  # tokens and what was retrieved for them, in a segment
+        return min(model.memory_segment, tokens) + 1 + model.persistent_tokens
+    if not model.attends:
         return 0.0
-    tokens, window = cfg.data.seq_len, cfg.model.window
     seen = (tokens + 1) / 2
-    if window and window < tokens:
-        seen = window - window * (window - 1) / (2 * tokens)
-    return 4.0 * seen * cfg.model.dim * cfg.model.layers
+    if model.window and model.window < tokens:
+        seen = model.window - model.window * (model.window - 1) / (2 * tokens)
+    return seen + model.persistent_tokens
 
 
 def _size(leaf: ParamInfo) -> int:
