@@ -1,0 +1,259 @@
+"""Likelihoods of texts and continuations: batched, bucketed by length, prompts read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from eval.reader import Draw, Reader
+from eval.requests import PIECE, Group, Request, Score, Start, bucket, pad, pieces, stopped, windows
+from nested_jax.config import require
+from nested_jax.data.tokenizer import Tokenizer
+
+BLOCK = 8  # tokens decoded between two looks at the stop strings
+
+
+class Scorer:
+    """Scores requests with a `Reader`; results come in the order of the requests.
+
+    Args:
+      reader: the model.
+      batch_size: rows of a batch at most.
+      batch_tokens: tokens of a batch at most, where a row does not hold more by itself.
+    """
+
+    def __init__(self, reader: Reader, batch_size: int = 32, batch_tokens: int = 16_384) -> None:
+        require(batch_size >= 1, "--batch-size", batch_size, "wants at least 1 row")
+        require(batch_tokens >= 1, "--batch-tokens", batch_tokens, "wants at least 1 token")
+        self.reader, self.batch_size, self.batch_tokens = reader, batch_size, batch_tokens
+
+    def rows(self, width: int) -> int:
+        """Return the rows of a batch whose rows have `width` tokens."""
+        fit = max(1, min(self.batch_size, self.batch_tokens // max(width, 1)))
+        return -(-fit // self.reader.row_multiple) * self.reader.row_multiple
+
+    def check(self, tokens: int) -> None:
+        """Raise unless the model can hold a row of so many tokens."""
+        limit = self.reader.limit
+        require(
+            limit is None or tokens <= limit,
+            "context length",
+            tokens,
+            f"full attention of this checkpoint holds {limit} tokens (model.max_len)",
+        )
+
+    def start(self, start: Start | None, rows: Sequence[int], count: int, tokens: int) -> Any:
+        """Return the states of a batch of `count` rows, that go on to read `tokens` tokens."""
+        held = start.held if start is not None else 0
+        capacity = bucket(held + tokens)
+        limit = self.reader.limit
+        if limit is not None:
+            capacity = min(capacity, max(limit, held + tokens))
+        if start is None:
+            return self.reader.fresh(count, capacity)
+        ids = np.zeros(count, np.int32)
+        ids[: len(rows)] = rows
+        return start(ids, capacity)
+
+    # --- likelihoods ---
+
+    def loglikelihood(
+        self,
+        requests: Sequence[Request],
+        start: Start | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> list[Score]:
+        """Return the score of each request.
+
+        Args:
+          requests: contexts with their continuations; equal contexts are read once.
+          start: states to start from; None is fresh.
+          rows: which row of `start` each request starts from; None is row 0.
+        Raises:
+          ValueError: a request longer than the model can hold, an empty context or continuation,
+            a model whose loss is not finite.
+        """
+        held = start.held if start is not None else 0
+        for context, continuation in requests:
+            require(len(context) > 0, "context", context, "wants at least one token")
+            require(len(continuation) > 0, "continuation", continuation, "wants at least one token")
+            self.check(held + len(context) + len(continuation) - 1)
+        groups: dict[tuple[int, tuple[int, ...]], Group] = {}
+        for i, request in enumerate(requests):
+            row = rows[i] if rows is not None else 0
+            key = (row, request.context)
+            groups.setdefault(key, Group(row, request.context, [])).members.append(i)
+        scores: dict[int, Score] = {}
+        for batch in self.batches(list(groups.values())):
+            scores |= self.score_groups(batch, requests, start)
+        return [scores[i] for i in range(len(requests))]
+
+    def batches(self, groups: list[Group]) -> Iterator[list[Group]]:
+        """Yield groups of similar length together, as many as make a batch."""
+        groups = sorted(groups, key=lambda g: (bucket(len(g.context) - 1), g.row))
+        at = 0
+        while at < len(groups):
+            width = bucket(len(groups[at].context) - 1)
+            count = self.rows(width)
+            batch = groups[at : at + count]
+            batch = [g for g in batch if bucket(len(g.context) - 1) == width]
+            yield batch
+            at += len(batch)
+
+    def score_groups(
+        self, groups: list[Group], requests: Sequence[Request], start: Start | None
+    ) -> dict[int, Score]:
+        """Read the contexts of the groups but their last tokens, then score all continuations."""
+        width = max(len(g.context) - 1 for g in groups)
+        members = sorted(
+            ((r, i) for r, g in enumerate(groups) for i in g.members),
+            key=lambda m: len(requests[m[1]].continuation),
+        )
+        longest = bucket(len(requests[members[-1][1]].continuation))
+        count = self.rows(bucket(width))
+        state = self.start(start, [g.row for g in groups], count, bucket(width) + longest)
+        state = self.read(state, [g.context[:-1] for g in groups], count)
+        scores = {}
+        for at in range(0, len(members), count):
+            part = members[at : at + count]
+            ids = np.zeros(count, np.int32)
+            ids[: len(part)] = [r for r, _ in part]
+            taken = self.reader.take(state, ids)
+            wanted = [requests[i] for _, i in part]
+            inputs = [(q.context[-1], *q.continuation[:-1]) for q in wanted]
+            nats, likeliest = self.score(taken, inputs, [q.continuation for q in wanted], count)
+            for (_, i), nat, hit in zip(part, nats, likeliest, strict=True):
+                scores[i] = Score(-float(nat.sum()), bool(hit.all()), len(nat))
+        return scores
+
+    def read(self, state: Any, texts: Sequence[Sequence[int]], count: int) -> Any:
+        """Return the state behind the texts."""
+        for tokens_BT, lengths_B, _ in pieces(texts, count):
+            state = self.reader.read(state, tokens_BT, lengths_B)
+        return state
+
+    def score(
+        self,
+        state: Any,
+        inputs: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+        count: int,
+        step: Callable[..., tuple[Any, np.ndarray, np.ndarray]] | None = None,
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return nats and likeliest of the targets, one array for each row.
+
+        `step` takes the place of the reader's `score`; a step that learns goes there.
+        """
+        step = step or self.reader.score
+        nats: list[list[np.ndarray]] = [[] for _ in inputs]
+        likeliest: list[list[np.ndarray]] = [[] for _ in inputs]
+        for tokens_BT, lengths_B, at in pieces(inputs, count):
+            targets_BT, _ = pad([t[at : at + PIECE] for t in targets], *tokens_BT.shape)
+            state, nats_BT, likeliest_BT = step(state, tokens_BT, targets_BT, lengths_B)
+            for i, length in enumerate(lengths_B[: len(inputs)]):
+                nats[i].append(nats_BT[i, :length])
+                likeliest[i].append(likeliest_BT[i, :length])
+        joined = [np.concatenate(parts) for parts in nats]
+        if not all(np.isfinite(x).all() for x in joined):
+            raise ValueError("checkpoint: its loss is not finite; the model has diverged")
+        return joined, [np.concatenate(parts) for parts in likeliest]
+
+    def rolling(
+        self,
+        texts: Sequence[Sequence[int]],
+        prefix: int,
+        step: Callable[..., tuple[Any, np.ndarray, np.ndarray]] | None = None,
+        start: Start | None = None,
+    ) -> list[np.ndarray]:
+        """Return the nats of every token of each text, the first one behind token `prefix`.
+
+        A model without end reads a text as one stream; full attention in the windows of `windows`.
+        """
+        cut = [(i, w) for i, text in enumerate(texts) for w in windows(text, prefix, self.limit)]
+        order = sorted(range(len(cut)), key=lambda j: -len(cut[j][1].context + cut[j][1].scored))
+        found: dict[int, np.ndarray] = {}
+        at = 0
+        while at < len(order):
+            longest = len(cut[order[at]][1].context + cut[order[at]][1].scored)
+            count = self.rows(min(bucket(longest), PIECE))
+            batch = order[at : at + count]
+            rows = [cut[j][1] for j in batch]
+            streams = [w.context + w.scored for w in rows]
+            width = max(map(len, streams))
+            state = self.start(start, [0] * len(batch), count, width)
+            inputs = [s[:-1] for s in streams]
+            nats, _ = self.score(state, inputs, [s[1:] for s in streams], count, step)
+            for j, window, nat in zip(batch, rows, nats, strict=True):
+                found[j] = nat[len(window.context) - 1 :]
+            at += len(batch)
+        parts: list[list[np.ndarray]] = [[] for _ in texts]
+        for j, (i, _) in enumerate(cut):
+            parts[i].append(found[j])
+        return [np.concatenate(p) for p in parts]
+
+    @property
+    def limit(self) -> int | None:
+        return self.reader.limit
+
+    # --- generation ---
+
+    def generate_until(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokenizer: Tokenizer,
+        until: Sequence[str],
+        max_tokens: int,
+        *,
+        draw: Draw | None = None,
+        start: Start | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> list[str]:
+        """Return what the model writes behind each prompt, up to a stop string or `max_tokens`.
+
+        Writing also stops at the end of the document. Without `draw` the likeliest token is taken.
+        """
+        require(max_tokens >= 1, "max_tokens", max_tokens, "wants at least 1 token")
+        held = start.held if start is not None else 0
+        for prompt in prompts:
+            require(len(prompt) > 0, "prompt", prompt, "wants at least one token")
+            self.check(held + len(prompt) + max_tokens - 1)
+        ids = rows if rows is not None else [0] * len(prompts)
+        groups = [Group(ids[i], tuple(prompt), [i]) for i, prompt in enumerate(prompts)]
+        texts: dict[int, str] = {}
+        for batch in self.batches(groups):
+            count = self.rows(bucket(len(batch[0].context) - 1))
+            width = max(len(g.context) for g in batch)
+            room = -(-max_tokens // BLOCK) * BLOCK
+            state = self.start(start, [g.row for g in batch], count, width + room)
+            state = self.read(state, [g.context[:-1] for g in batch], count)
+            last_B = np.zeros(count, np.int32)
+            last_B[: len(batch)] = [g.context[-1] for g in batch]
+            written = self.write(state, last_B, len(batch), tokenizer, until, max_tokens, draw)
+            texts |= {g.members[0]: text for g, text in zip(batch, written, strict=True)}
+        return [texts[i] for i in range(len(prompts))]
+
+    def write(
+        self,
+        state: Any,
+        last_B: np.ndarray,
+        used: int,
+        tokenizer: Tokenizer,
+        until: Sequence[str],
+        max_tokens: int,
+        draw: Draw | None,
+    ) -> list[str]:
+        """Decode block by block until every one of the first `used` rows has stopped."""
+        draw = draw or Draw()
+        tokens = np.zeros((used, 0), np.int32)
+        while True:
+            state, block_BT = self.reader.decode(
+                state, last_B, BLOCK, replace(draw, first=draw.first + tokens.shape[1])
+            )
+            last_B = block_BT[:, -1]
+            tokens = np.concatenate([tokens, block_BT[:used]], axis=1)
+            rows = [stopped(row[:max_tokens], tokenizer, until) for row in tokens]
+            if tokens.shape[1] >= max_tokens or all(done for _, done in rows):
+                return [text for text, _ in rows]

@@ -1,0 +1,240 @@
+"""The scorer against models of known likelihoods, and against a model of ours read plainly."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+from doubles import HandMade, bigram, order_two, uniform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval.reader import ModelReader
+from eval.requests import Request, bucket, encode_pair, windows
+from eval.scoring import Scorer
+from nested_jax.config import MeshConfig, ModelConfig
+from nested_jax.data.tokenizer import Tokenizer, train_tokenizer
+from nested_jax.models.lm import build_model
+from nested_jax.sharding import make_mesh
+
+VOCAB = 11
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["the cat sat on the mat, the dog ran at the cat. " * 40], 300)
+
+
+def requests(seed: int, count: int = 13) -> list[Request]:
+    rng = np.random.default_rng(seed)
+    draw = lambda n: tuple(int(t) for t in rng.integers(1, VOCAB, n))  # noqa: E731
+    contexts = [draw(n) for n in rng.integers(1, 30, 5)]
+    return [Request(contexts[rng.integers(5)], draw(rng.integers(1, 20))) for _ in range(count)]
+
+
+def plain(reader: HandMade, request: Request) -> tuple[float, bool]:
+    """Score one request token by token."""
+    history, total, greedy = list(request.context), 0.0, True
+    for token in request.continuation:
+        log_p = reader.log_p(tuple(history))
+        total, greedy = total + log_p[token], greedy and int(np.argmax(log_p)) == token
+        history.append(token)
+    return total, greedy
+
+
+def test_a_uniform_model_gives_t_ln_vocab():
+    scorer = Scorer(uniform(VOCAB))
+    for request, score in zip(requests(0), scorer.loglikelihood(requests(0)), strict=True):
+        assert score.logprob == pytest.approx(-len(request.continuation) * math.log(VOCAB))
+        assert score.tokens == len(request.continuation)
+    texts = [[1] * 3, [2] * 40, [5] * 2100]
+    for limit in (None, 16):
+        nats = Scorer(uniform(VOCAB, limit)).rolling(texts, prefix=0)
+        assert [len(n) for n in nats] == [3, 40, 2100]
+        assert [n.sum() for n in nats] == pytest.approx([len(t) * math.log(VOCAB) for t in texts])
+
+
+def test_a_bigram_model_gives_the_products_of_its_table():
+    table = np.random.default_rng(1).dirichlet(np.ones(VOCAB), VOCAB)
+    (score,) = Scorer(bigram(table)).loglikelihood([Request((3, 4), (5, 6, 7))])
+    assert score.logprob == pytest.approx(math.log(table[4, 5] * table[5, 6] * table[6, 7]))
+    (nats,) = Scorer(bigram(table)).rolling([[5, 6, 7]], prefix=2)
+    np.testing.assert_allclose(nats, -np.log([table[2, 5], table[5, 6], table[6, 7]]))
+    best = int(np.argmax(table[4]))
+    (score,) = Scorer(bigram(table)).loglikelihood([Request((3, 4), (best,))])
+    assert score.greedy
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 9), st.sampled_from([1, 64, 10**6]))
+def test_batching_buckets_and_order_change_no_score(seed, batch_size, batch_tokens):
+    wanted = requests(seed)
+    order = np.random.default_rng(seed).permutation(len(wanted))
+    reader = order_two(VOCAB)
+    scores = Scorer(reader, batch_size, batch_tokens).loglikelihood([wanted[i] for i in order])
+    for i, score in zip(order, scores, strict=True):
+        total, greedy = plain(reader, wanted[i])
+        assert score.logprob == pytest.approx(total, abs=1e-9)
+        assert score.greedy == greedy
+
+
+def test_equal_prompts_are_read_once():
+    reader = order_two(VOCAB)
+    context = tuple(range(1, 10)) * 3
+    Scorer(reader).loglikelihood([Request(context, (i,)) for i in range(1, 5)])
+    assert reader.tokens_read == len(context) - 1 + 4
+
+
+def test_few_shapes():
+    reader = order_two(VOCAB)
+    Scorer(reader, batch_size=8).loglikelihood([q for s in range(20) for q in requests(s)])
+    widths = {shape[1] for _, shape in reader.shapes}
+    assert widths == {8, 16, 32}
+    assert {shape[0] for _, shape in reader.shapes} == {8}
+
+
+def test_rolling_reads_every_token_behind_the_right_ones():
+    reader = order_two(VOCAB)
+    texts = [[int(t) for t in np.random.default_rng(n).integers(1, VOCAB, n)] for n in (1, 7, 1500)]
+    for text, nats in zip(texts, Scorer(reader, 2).rolling(texts, prefix=0), strict=True):
+        np.testing.assert_allclose(
+            nats[:50], [-reader.log_p((0, *text[:i]))[token] for i, token in enumerate(text[:50])]
+        )
+        assert nats[-1] == pytest.approx(-reader.log_p((0, *text[:-1]))[text[-1]])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 12))
+def test_windows_score_every_token_once_and_fit(length, limit):
+    tokens = list(range(100, 100 + length))
+    cut = windows(tokens, 7, limit)
+    assert [t for w in cut for t in w.scored] == tokens
+    stream = [7, *tokens]
+    for window in cut:
+        whole = [*window.context, *window.scored]
+        assert len(whole) - 1 <= limit
+        assert window.context
+        first = stream.index(whole[0])
+        assert stream[first : first + len(whole)] == whole
+
+
+def test_pairs_are_cut_where_the_harness_cuts_them():
+    tok = tokenizer()
+    for context, continuation in [("the cat", " sat"), ("the cat ", "sat"), ("the c", "at sat")]:
+        pair = encode_pair(tok, context, continuation)
+        stripped = context.rstrip()
+        assert list(pair.context) == tok.encode(stripped)
+        assert tok.eos_id not in (*pair.context, *pair.continuation)
+        whole = tok.encode(context + continuation)
+        assert list(pair.continuation) == whole[len(pair.context) :]
+    assert encode_pair(tok, "the cat ", "sat") == encode_pair(tok, "the cat", " sat")
+    assert encode_pair(tok, "", "the").context == (tok.eos_id,)
+    with pytest.raises(ValueError, match="continuation"):
+        encode_pair(tok, "the cat", "")
+
+
+def test_a_request_that_the_model_cannot_hold_is_refused():
+    scorer = Scorer(uniform(VOCAB, limit=8))
+    scorer.loglikelihood([Request((1,) * 4, (1,) * 5)])
+    with pytest.raises(ValueError, match="holds 8 tokens"):
+        scorer.loglikelihood([Request((1,) * 5, (1,) * 5)])
+    with pytest.raises(ValueError, match="holds 8 tokens"):
+        scorer.generate_until([[1, 2, 3]], tokenizer(), [], 7)
+
+
+def test_a_diverged_model_is_refused():
+    reader = HandMade(lambda history: np.full(VOCAB, np.nan))
+    with pytest.raises(ValueError, match="diverged"):
+        Scorer(reader).loglikelihood([Request((1,), (2,))])
+
+
+def test_generation_stops_at_stop_strings_and_at_the_end_of_the_document():
+    tok = tokenizer()
+    script = [*tok.encode("the cat sat. on the mat"), tok.eos_id, *tok.encode("never")]
+
+    def log_p(history):
+        at = len(history) - 2
+        return np.log(np.eye(300)[script[min(at, len(script) - 1)]] + 1e-9)
+
+    scorer = Scorer(HandMade(log_p), 2)
+    one = scorer.generate_until([[1, 2], [1, 2], [1, 2]], tok, ["."], 40)
+    assert one == ["the cat sat"] * 3
+    assert scorer.generate_until([[1, 2]], tok, [], 40) == ["the cat sat. on the mat"]
+    (short,) = scorer.generate_until([[1, 2]], tok, [], 3)
+    assert short == tok.decode(script[:3])
+
+
+# --- a model of ours -----------------------------------------------------------------------------
+
+
+def model_reader(block: str, devices: int = 1) -> ModelReader:
+    cfg = ModelConfig(
+        block=block, vocab_size=64, dim=16, layers=2, heads=2, mlp_hidden=24, max_len=64
+    )
+    model = build_model(cfg)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
+    return ModelReader(model, model.init(jax.random.key(0)), mesh)
+
+
+@pytest.mark.parametrize("block", ["transformer", pytest.param("hope", marks=pytest.mark.slow)])
+def test_scores_are_those_of_one_plain_call(block):
+    reader = model_reader(block)
+    model = reader.model
+    wanted = [Request(q.context, q.continuation[:9]) for q in requests(3, 7)]
+    got = Scorer(reader, 4).loglikelihood(wanted)
+
+    @jax.jit
+    def logits(tokens_BT, lengths_B):
+        state = model.init_state(reader.params, 1, 64)
+        return jax.nn.log_softmax(
+            model.apply(reader.params, state, tokens_BT, lengths_B=lengths_B)[1]
+        )
+
+    for request, score in zip(wanted, got, strict=True):
+        whole = [*request.context, *request.continuation]
+        tokens_BT = np.zeros((1, 64), np.int32)
+        tokens_BT[0, : len(whole)] = whole
+        log_p = np.asarray(logits(tokens_BT, np.asarray([len(whole)], np.int32)))[0]
+        first = len(request.context) - 1
+        want = sum(log_p[first + i, t] for i, t in enumerate(request.continuation))
+        assert score.logprob == pytest.approx(float(want), abs=1e-4)
+
+
+def test_a_mesh_changes_no_score():
+    wanted = requests(5, 7)
+    scores = [
+        [s.logprob for s in Scorer(model_reader("transformer", n), 4).loglikelihood(wanted)]
+        for n in (1, 4)
+    ]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
+
+
+def test_greedy_writing_follows_the_likeliest_token():
+    reader = model_reader("transformer")
+    tok = tokenizer()
+    prompt = [5, 6, 7]
+    state = reader.read(reader.fresh(1, 32), *_pad(prompt[:-1]))
+    _, written = reader.decode(state, np.asarray([7], np.int32), 6, _greedy())
+    scorer = Scorer(reader, 1)
+    (score,) = scorer.loglikelihood([Request(tuple(prompt), tuple(int(t) for t in written[0]))])
+    assert score.greedy
+    assert len(scorer.generate_until([prompt], tok, [], 6)) == 1
+
+
+def _pad(tokens):
+    padded = np.zeros((1, 8), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return padded, np.asarray([len(tokens)], np.int32)
+
+
+def _greedy():
+    from eval.reader import Draw
+
+    return Draw()
+
+
+def test_buckets_are_powers_of_two():
+    assert [bucket(n) for n in (0, 1, 8, 9, 16, 17, 1000)] == [0, 8, 8, 16, 16, 32, 1024]
