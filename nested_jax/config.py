@@ -26,6 +26,10 @@ BLOCKS = (
     "hope_attention",
     "hope",
     "titans_lmm",
+    "titans_mac",
+    "titans_mag",
+    "titans_mal",
+    "hope_hybrid",
     "gated_deltanet",
     "deltanet",
     "lstm",
@@ -72,11 +76,13 @@ class MemoryConfig:
     adaptive_v: bool = True  # `hope`: values likewise
     adaptive_q: bool = False  # `hope`: queries likewise (NL finds it slightly better without)
     targets: Literal["self", "value"] = "self"  # `hope`: written with unit(M(v)), or with v itself
+    persistent: int = 4  # learned tokens that attention sees first (titans_mac, _mag, _mal)
+    segment: int = 0  # tokens of a segment of titans_mac; 0 takes `chunk`
     frozen: bool = False  # ablation: the memory is read and never written
 
     def __post_init__(self) -> None:
         at_least(self, "memory", 1, "depth", "chunk", "generator_chunk")
-        at_least(self, "memory", 0, "heads", "head_width")
+        at_least(self, "memory", 0, "heads", "head_width", "persistent", "segment")
         require(self.hidden > 0, "memory.hidden", self.hidden, "wants a factor above 0")
         require(0 < self.keep_init < 1, "memory.keep_init", self.keep_init, "wants it in (0, 1)")
         require(0 < self.max_rate <= 2, "memory.max_rate", self.max_rate, "wants a value in (0, 2]")
@@ -189,6 +195,12 @@ class ModelConfig:
             "wants model.compute_dtype='bfloat16'",
         )
         require(
+            self.attention != "cudnn" or self.persistent_tokens == 0,
+            "model.attention",
+            self.attention,
+            f"has no persistent tokens; wants memory.persistent=0, got {self.memory.persistent}",
+        )
+        require(
             self.cms.fast_layers <= self.layers,
             "cms.fast_layers",
             self.cms.fast_layers,
@@ -209,6 +221,12 @@ class ModelConfig:
             "memory.generator_chunk",
             other,
             f"must divide memory.chunk={chunk}, or be a multiple of it",
+        )
+        require(
+            self.block != "titans_mac" or self.memory_segment % chunk == 0,
+            "memory.segment",
+            self.memory.segment,
+            f"must be a multiple of memory.chunk={chunk}",
         )
 
     @property
@@ -240,17 +258,34 @@ class ModelConfig:
         return self.memory.head_width or self.dim // self.memory_heads
 
     @property
+    def memory_segment(self) -> int:
+        """Tokens of a segment of `titans_mac`."""
+        return self.memory.segment or self.memory.chunk
+
+    @property
+    def persistent_tokens(self) -> int:
+        """Learned tokens that attention sees before all others."""
+        has_them = self.block in ("titans_mac", "titans_mag", "titans_mal")
+        return self.memory.persistent if has_them else 0
+
+    @property
     def memory_hidden(self) -> int:
         return max(1, round(self.memory.hidden * self.memory_width))
 
     @property
     def has_cms(self) -> bool:
-        return self.block in ("hope", "hope_attention", "lstm_cms")
+        return self.block in ("hope", "hope_attention", "hope_hybrid", "lstm_cms")
 
     @property
     def attends(self) -> bool:
         """Softmax attention over the tokens read so far, with a cache of keys and values."""
-        return self.block in ("transformer", "hope_attention")
+        return self.block in (
+            "transformer",
+            "hope_attention",
+            "hope_hybrid",
+            "titans_mag",
+            "titans_mal",
+        )
 
     @property
     def memory_chunk(self) -> int:
@@ -258,7 +293,11 @@ class ModelConfig:
         memory = self.memory
         chunks = {
             "hope": (memory.chunk, memory.generator_chunk),
+            "hope_hybrid": (memory.chunk,),
             "titans_lmm": (memory.chunk,),
+            "titans_mac": (memory.chunk, self.memory_segment),
+            "titans_mag": (memory.chunk,),
+            "titans_mal": (memory.chunk,),
         }
         return math.lcm(*chunks.get(self.block, (1,)))
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from nested_jax.config import ModelConfig
-from nested_jax.layers.basic import Layer, constant, fan_in, residual_scale, rotary
+from nested_jax.layers.basic import Layer, constant, fan_in, normal, residual_scale, rotary
 from nested_jax.ops import attention as ops
-from nested_jax.ops.normalize import l2_normalize
+from nested_jax.ops.linear import linear
+from nested_jax.ops.normalize import l2_normalize, widen
 from nested_jax.types import Array, Span
 
 
@@ -59,6 +60,70 @@ def fills_cache(span: Span) -> bool:
     return span.origin == "fresh" and span.slot_segment_BU.shape[1] == span.segment_BT.shape[1]
 
 
+class AttentionWeights(NamedTuple):
+    """The parameters of one attention layer, for the pure functions below."""
+
+    q_DHK: Array
+    k_DGK: Array
+    v_DGK: Array
+    o_HKD: Array
+    temperature_H: Array | None
+    persistent_PD: Array | None
+
+
+def attention_weights(layer: Layer, cfg: ModelConfig) -> AttentionWeights:
+    """Declare the parameters of attention; persistent tokens where the block has them."""
+    d, h, g, k = cfg.dim, cfg.heads, cfg.num_kv_heads, cfg.head_width
+    query, keys = ("embed", "heads", "head_width"), ("embed", "kv_heads", "head_width")
+    temperature_H = persistent_PD = None
+    q_DHK = layer.weight("q", (d, h, k), query, init=fan_in(d))
+    k_DGK = layer.weight("k", (d, g, k), keys, init=fan_in(d))
+    v_DGK = layer.weight("v", (d, g, k), keys, init=fan_in(d))
+    out = fan_in(d, residual_scale(cfg.layers))
+    o_HKD = layer.weight("o", (h, k, d), ("heads", "head_width", "embed"), init=out)
+    if cfg.qk_norm:
+        temperature_H = layer.weight(
+            "temperature", (h,), ("heads",), kind="vector", init=constant(math.sqrt(k))
+        )
+    if cfg.persistent_tokens:
+        persistent_PD = layer.weight(
+            "persistent", (cfg.persistent_tokens, d), (None, None), kind="vector", init=normal(1.0)
+        )
+    return AttentionWeights(q_DHK, k_DGK, v_DGK, o_HKD, temperature_H, persistent_PD)
+
+
+def score_scale(cfg: ModelConfig) -> float:
+    return 1.0 if cfg.qk_norm else 1.0 / math.sqrt(cfg.head_width)
+
+
+def queries(w: AttentionWeights, x_BTD: Array) -> Array:
+    """Return the queries of tokens before rotary positions, [B, T, H, K] in the dtype of `x`."""
+    q_BTHK = linear(x_BTD, w.q_DHK.astype(x_BTD.dtype))
+    if w.temperature_H is None:
+        return q_BTHK
+    temperature = w.temperature_H[None, None, :, None]
+    return (l2_normalize(widen(q_BTHK)) * temperature).astype(x_BTD.dtype)
+
+
+def keys_values(w: AttentionWeights, x_BTD: Array) -> tuple[Array, Array]:
+    """Return the keys, before rotary positions, and the values of tokens, [B, T, G, K]."""
+    k_BTGK = linear(x_BTD, w.k_DGK.astype(x_BTD.dtype))
+    v_BTGK = linear(x_BTD, w.v_DGK.astype(x_BTD.dtype))
+    return (k_BTGK if w.temperature_H is None else l2_normalize(k_BTGK)), v_BTGK
+
+
+def persistent_prefix(w: AttentionWeights, q_BTHK: Array) -> ops.Prefix | None:
+    """Return what every query, before rotary positions, sees of the persistent tokens."""
+    if w.persistent_PD is None:
+        return None
+    k_1PGK, v_1PGK = keys_values(w, w.persistent_PD[None].astype(q_BTHK.dtype))
+    return ops.Prefix(q_BTHK, k_1PGK[0], v_1PGK[0])
+
+
+def attention_output(w: AttentionWeights, y_BTHK: Array) -> Array:
+    return linear(y_BTHK, w.o_HKD.astype(y_BTHK.dtype), inputs=2)
+
+
 class Attention(Layer):
     """Multi-head attention (Vaswani et al. 2017) with grouped key heads and optional qk-norm.
 
@@ -69,21 +134,7 @@ class Attention(Layer):
     cfg: ModelConfig
 
     def setup(self) -> None:
-        cfg = self.cfg
-        d, h, g, k = cfg.dim, cfg.heads, cfg.num_kv_heads, cfg.head_width
-        self.q_DHK = self.weight("q", (d, h, k), ("embed", "heads", "head_width"), init=fan_in(d))
-        self.k_DGK = self.weight(
-            "k", (d, g, k), ("embed", "kv_heads", "head_width"), init=fan_in(d)
-        )
-        self.v_DGK = self.weight(
-            "v", (d, g, k), ("embed", "kv_heads", "head_width"), init=fan_in(d)
-        )
-        out = fan_in(d, residual_scale(cfg.layers))
-        self.o_HKD = self.weight("o", (h, k, d), ("heads", "head_width", "embed"), init=out)
-        if cfg.qk_norm:
-            self.temperature_H = self.weight(
-                "temperature", (h,), ("heads",), kind="vector", init=constant(math.sqrt(k))
-            )
+        self.weights = attention_weights(self, self.cfg)
 
     def init_state(self, batch: int, capacity: int) -> AttentionState:
         cfg = self.cfg
@@ -94,25 +145,22 @@ class Attention(Layer):
     def __call__(
         self, state: AttentionState, x_BTD: Array, span: Span, mask: Array
     ) -> tuple[AttentionState, Array]:
-        cfg, dtype = self.cfg, x_BTD.dtype
-        q_BTHK = jnp.einsum("btd,dhk->bthk", x_BTD, self.q_DHK.astype(dtype))
-        k_BTGK = jnp.einsum("btd,dgk->btgk", x_BTD, self.k_DGK.astype(dtype))
-        v_BTGK = jnp.einsum("btd,dgk->btgk", x_BTD, self.v_DGK.astype(dtype))
-        scale = 1.0 / math.sqrt(cfg.head_width)
-        if cfg.qk_norm:
-            temperature = self.temperature_H[None, None, :, None]
-            q_BTHK = (l2_normalize(q_BTHK) * temperature).astype(dtype)
-            k_BTGK, scale = l2_normalize(k_BTGK).astype(dtype), 1.0
+        cfg = self.cfg
+        q_BTHK = queries(self.weights, x_BTD)
+        k_BTGK, v_BTGK = keys_values(self.weights, x_BTD)
+        prefix = persistent_prefix(self.weights, q_BTHK)
         q_BTHK = rotary(q_BTHK, span.position_BT, cfg.rope_theta)
         k_BTGK = rotary(k_BTGK, span.position_BT, cfg.rope_theta)
         state, k_BUGK, v_BUGK = self._remember(state, k_BTGK, v_BTGK, span)
-        attend = (
-            partial(ops.window_attend, cfg.attention)
-            if cfg.window
-            else ops.ATTENTION[cfg.attention]
+        y_BTHK = self._attend(span)(
+            cfg.attention, q_BTHK, k_BUGK, v_BUGK, mask, score_scale(cfg), prefix
         )
-        y_BTHK = attend(q_BTHK, k_BUGK, v_BUGK, mask, scale)
-        return state, jnp.einsum("bthk,hkd->btd", y_BTHK, self.o_HKD.astype(dtype))
+        return state, attention_output(self.weights, y_BTHK)
+
+    def _attend(self, span: Span) -> Callable[..., Array]:
+        if self.cfg.window:
+            return ops.window_attend
+        return ops.causal_attend if fills_cache(span) else ops.attend
 
     def _remember(
         self, state: AttentionState, k_BTGK: Array, v_BTGK: Array, span: Span

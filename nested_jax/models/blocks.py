@@ -16,6 +16,8 @@ from nested_jax.layers.deltanet import DeltaNet, GatedDeltaNet
 from nested_jax.layers.lstm import LSTM
 from nested_jax.layers.selfmod import SelfModifying
 from nested_jax.layers.titans import NeuralMemory
+from nested_jax.layers.titans_hybrids import AttentionThenMemory, MemoryAsGate, MemoryAsLayer
+from nested_jax.layers.titans_mac import MemoryAsContext
 from nested_jax.types import Array, PyTree, Span
 
 MIXERS: dict[str, Any] = {
@@ -23,6 +25,10 @@ MIXERS: dict[str, Any] = {
     "hope_attention": Attention,
     "hope": SelfModifying,
     "titans_lmm": NeuralMemory,
+    "titans_mac": MemoryAsContext,
+    "titans_mag": MemoryAsGate,
+    "titans_mal": MemoryAsLayer,
+    "hope_hybrid": AttentionThenMemory,
     "gated_deltanet": GatedDeltaNet,
     "deltanet": DeltaNet,
     "lstm": LSTM,

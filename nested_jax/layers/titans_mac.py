@@ -1,0 +1,278 @@
+"""Memory as context (Titans' MAC): retrieve, attend, write, segment by segment.
+
+For every segment of S tokens, with the memory M of the segments before it,
+
+    h = M(q(x))                                  retrieve
+    y = attention over [persistent | h | x]      causal: token t sees h_s and x_s of s <= t
+    M' = M written with norm(y)                  write
+    o = norm(y) * silu(norm(M'(q'(norm(y)))))    the memory's answer gates
+
+M' answers as the memory's own chunk, read and order say, so that o_t depends on no later token.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nested_jax.config import ModelConfig
+from nested_jax.layers.attention import (
+    Attention,
+    AttentionState,
+    AttentionWeights,
+    attention_output,
+    keys_values,
+    persistent_prefix,
+    queries,
+    score_scale,
+)
+from nested_jax.layers.basic import Layer, RMSNorm, rms_norm, rotary
+from nested_jax.layers.heads import (
+    HeadOutput,
+    enter,
+    from_heads,
+    head_output,
+    init_tails,
+    leave,
+    project,
+    projections,
+)
+from nested_jax.layers.titans import (
+    MemoryWeights,
+    NeuralMemory,
+    NeuralMemoryState,
+    init_memory,
+    memory_spec,
+    neural_memory,
+)
+from nested_jax.layers.titans_hybrids import OutputGate, gated, output_gate
+from nested_jax.ops import attention as ops
+from nested_jax.ops.chunking import (
+    ChunkGrid,
+    from_chunks,
+    remat_scan,
+    segment_grid,
+    split_slots,
+    to_chunks,
+)
+from nested_jax.ops.memory_arch import Matrices, memory_read
+from nested_jax.ops.memory_state import init_state, where_rows
+from nested_jax.ops.normalize import l2_normalize, widen
+from nested_jax.types import Array, Span
+
+
+class MemoryAsContextState(NamedTuple):
+    """Caches have one slot a token of a segment, in order."""
+
+    memory: NeuralMemoryState
+    source: Matrices  # the memory as of the start of the open segment, which answers h
+    tokens: AttentionState  # keys and values of the segment's tokens
+    retrieved: AttentionState  # and of what was retrieved for each of them
+    tails: tuple[Array, ...]  # of the convolution of the retrieving queries
+    count_B: Array  # int32, tokens of the open segment
+
+
+class Parts(NamedTuple):
+    """The parameters that work inside the scan over segments."""
+
+    attention: AttentionWeights
+    memory: MemoryWeights
+    retrieved: HeadOutput  # heads of h -> D
+    retrieved_norm_D: Array
+    attended_norm_D: Array
+    gate: OutputGate
+
+
+class Piece(NamedTuple):
+    """The tokens of a call that lie in one segment; in front N pieces where they are stacked."""
+
+    probe_BTHK: Array  # unit queries of the retrieval
+    q_BTHK: Array  # of attention, before rotary positions
+    k_BTGK: Array
+    v_BTGK: Array
+    position_BT: Array
+    start_B: Array | None  # bool, the piece begins a document
+    lengths_B: Array | None  # int32, tokens that exist; None: a whole segment
+
+
+class MemoryAsContext(Layer):
+    """`titans_mac`. Attention never leaves a segment; what is older comes from the memory."""
+
+    cfg: ModelConfig
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        self.attention = Attention(cfg)
+        self.memory = NeuralMemory(cfg)
+        self.probe = projections(self, cfg, ("probe",))
+        self.retrieved = head_output(self, cfg, gated=False)
+        self.retrieved_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.attended_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.gate = output_gate(self, cfg)
+
+    def init_state(self, batch: int, capacity: int) -> MemoryAsContextState:
+        del capacity
+        return jax.tree.map(jnp.zeros_like, self._fresh(batch))
+
+    def _fresh(self, batch: int) -> MemoryAsContextState:
+        """Return the state before the first token: zeros, and the memory's initial value."""
+        cfg, weights = self.cfg, self.memory.weights
+        memory = init_state(memory_spec(cfg.memory), weights.fast0, batch)
+        shape = (batch, cfg.memory_segment, cfg.num_kv_heads, cfg.head_width)
+        zeros = jnp.zeros(shape, jnp.dtype(cfg.compute_dtype))
+        cache = AttentionState(zeros, zeros)
+        return MemoryAsContextState(
+            init_memory(cfg, weights, batch)._replace(memory=memory),
+            memory.fast,
+            cache,
+            cache,
+            init_tails(cfg, 1, batch),
+            jnp.zeros((batch,), jnp.int32),
+        )
+
+    def __call__(
+        self, state: MemoryAsContextState, x_BTD: Array, span: Span, mask: Array | None
+    ) -> tuple[MemoryAsContextState, Array]:
+        del mask
+        cfg, weights = self.cfg, self.attention.weights
+        fresh = self._fresh(x_BTD.shape[0])
+        entered = enter(span, fresh, state)
+        tails, (probe_BTHK,) = project(self.probe, entered.tails, x_BTD, span)
+        grid = self._grid(entered.count_B, span, x_BTD.shape[1])
+        tokens = Piece(
+            l2_normalize(widen(probe_BTHK)),
+            queries(weights, x_BTD),
+            *keys_values(weights, x_BTD),
+            span.position_BT,
+            None,
+            None,
+        )
+        parts = Parts(
+            weights,
+            self.memory.weights,
+            self.retrieved,
+            self.retrieved_norm.scale_D,
+            self.attended_norm.scale_D,
+            self.gate,
+        )
+        carry, y_NBWD = remat_scan(
+            partial(run_piece, cfg, parts, fresh._replace(tails=())),
+            entered._replace(tails=()),
+            pieces(grid, tokens, span.starts_BT),
+            remat=cfg.remat != "none",
+        )
+        return leave(span, carry._replace(tails=tails), state), from_chunks(grid, y_NBWD)
+
+    def _grid(self, count_B: Array, span: Span, tokens: int) -> ChunkGrid:
+        if span.starts_BT is not None:  # a document that starts the call starts its own segment
+            first_B = span.starts_BT[:, 0] & (span.segment_BT[:, 0] > 0)
+            count_B = jnp.where(first_B, 0, count_B)
+        return segment_grid(
+            tokens, self.cfg.memory_segment, count_B, span.lengths_B, aligned=span.origin != "any"
+        )
+
+
+def pieces(grid: ChunkGrid, tokens: Piece, starts_BT: Array | None) -> Piece:
+    """Cut a call's tokens where segments end; leaves [N, B, W, ...]."""
+    cut = jax.tree.map(partial(to_chunks, grid), tokens)
+    lengths_NB = None
+    if grid.exists_BS is not None:
+        lengths_NB = jnp.sum(split_slots(grid, grid.exists_BS), axis=-1, dtype=jnp.int32)
+    if starts_BT is not None:
+        start_NB = to_chunks(grid, starts_BT)[:, :, 0]
+        cut = cut._replace(start_B=start_NB if lengths_NB is None else start_NB & (lengths_NB > 0))
+    return cut._replace(lengths_B=lengths_NB)
+
+
+def run_piece(
+    cfg: ModelConfig,
+    parts: Parts,
+    fresh: MemoryAsContextState,
+    state: MemoryAsContextState,
+    piece: Piece,
+) -> tuple[MemoryAsContextState, Array]:
+    """Retrieve, attend, write and answer for tokens of one segment; return [B, W, D]."""
+    entered = state if piece.start_B is None else where_rows(piece.start_B, fresh, state)
+    starts_B = entered.count_B == 0
+    source = where_rows(starts_B, entered.memory.memory.fast, entered.source)
+    slot_BW = entered.count_B[:, None] + jnp.arange(piece.q_BTHK.shape[1], dtype=jnp.int32)[None]
+    h_BWD = retrieve(cfg, parts, source, piece)
+    tokens = cached(cfg, entered.tokens, (piece.k_BTGK, piece.v_BTGK), slot_BW, piece)
+    retrieved = cached(cfg, entered.retrieved, keys_values(parts.attention, h_BWD), slot_BW, piece)
+    attended_BWD = attend(cfg, parts.attention, tokens, retrieved, slot_BW, piece.q_BTHK)
+    attended_BWD = rms_norm(attended_BWD, parts.attended_norm_D, cfg.norm_eps)
+    memory, recalled_BWD = neural_memory(
+        cfg, parts.memory, entered.memory, attended_BWD, piece_span(piece)
+    )
+    count_B = entered.count_B + (slot_BW.shape[1] if piece.lengths_B is None else piece.lengths_B)
+    after = MemoryAsContextState(
+        memory, source, tokens, retrieved, (), count_B % cfg.memory_segment
+    )
+    if piece.lengths_B is not None:
+        after = where_rows(piece.lengths_B > 0, after, state)
+    return after, gated(parts.gate, attended_BWD, recalled_BWD, cfg.norm_eps)
+
+
+def retrieve(cfg: ModelConfig, parts: Parts, source: Matrices, piece: Piece) -> Array:
+    """Return what the memory of the segments before answers to each token, [B, W, D]."""
+    answer_BWHV = memory_read(memory_spec(cfg.memory), source, piece.probe_BTHK)
+    like_BW1 = piece.q_BTHK[:, :, 0, :1]  # gives the dtype: there is no gate
+    h_BWD = from_heads(parts.retrieved, answer_BWHV, like_BW1, cfg.norm_eps)
+    return rms_norm(h_BWD, parts.retrieved_norm_D, cfg.norm_eps)
+
+
+def cached(
+    cfg: ModelConfig,
+    cache: AttentionState,
+    keys_and_values: tuple[Array, Array],
+    slot_BW: Array,
+    piece: Piece,
+) -> AttentionState:
+    """Return the cache with the piece's keys, which get their rotary positions, and values."""
+    k_BWGK, v_BWGK = keys_and_values
+    k_BWGK = rotary(k_BWGK, slot_BW, cfg.rope_theta)
+    if piece.lengths_B is None:  # a whole segment
+        return AttentionState(k_BWGK, v_BWGK)
+    put = partial(ops.place, slots_B=slot_BW[:, 0], lengths_B=piece.lengths_B)
+    return AttentionState(put(cache.k_BUGK, k_BWGK), put(cache.v_BUGK, v_BWGK))
+
+
+def attend(
+    cfg: ModelConfig,
+    weights: AttentionWeights,
+    tokens: AttentionState,
+    retrieved: AttentionState,
+    slot_BW: Array,
+    q_BWHK: Array,
+) -> Array:
+    """Return causal attention over [persistent | retrieved | tokens], [B, W, D]."""
+    slots_U = jnp.arange(tokens.k_BUGK.shape[1], dtype=jnp.int32)
+    earlier_BWU = slots_U[None, None, :] <= slot_BW[:, :, None]
+    k_BUGK, v_BUGK = (jnp.concatenate(pair, 1) for pair in zip(retrieved, tokens, strict=True))
+    y_BWHK = ops.ATTENTION[cfg.attention](
+        rotary(q_BWHK, slot_BW, cfg.rope_theta),
+        k_BUGK,
+        v_BUGK,
+        jnp.concatenate([earlier_BWU, earlier_BWU], axis=-1),
+        score_scale(cfg),
+        persistent_prefix(weights, q_BWHK),
+    )
+    return attention_output(weights, y_BWHK)
+
+
+def piece_span(piece: Piece) -> Span:
+    """Return what the memory has to know of a piece whose rows have all been entered."""
+    read_B = jnp.zeros(piece.position_BT.shape[:1], jnp.bool_)
+    nothing_B0 = jnp.zeros((read_B.shape[0], 0), jnp.int32)
+    return Span(
+        position_BT=piece.position_BT,
+        segment_BT=jnp.ones_like(piece.position_BT),
+        slot_segment_BU=nothing_B0,
+        slots_B=read_B.astype(jnp.int32),
+        fresh_B=read_B,
+        lengths_B=piece.lengths_B,
+        origin="aligned" if piece.lengths_B is None else "any",
+    )
