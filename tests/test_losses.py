@@ -1,0 +1,63 @@
+"""The cross-entropy in chunks against the definition over all logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close
+
+from nested_jax.losses import logits_of, token_entropy, token_loss
+
+B, T, D, S = 2, 11, 5, 17
+
+
+def arrays(dtype: Any) -> tuple[Any, Any, Any]:
+    keys = jax.random.split(jax.random.key(0), 3)
+    h = 3.0 * jax.random.normal(keys[0], (B, T, D), dtype)
+    head = jax.random.normal(keys[1], (S, D), dtype)
+    return h, head, jax.random.randint(keys[2], (B, T), 0, S)
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 6, 8, 2 * T, 1000])
+def test_loss_and_entropy_do_not_depend_on_the_chunk(chunk: int, float64: None) -> None:
+    h, head, targets = arrays(jnp.float64)
+
+    def definition(h: Any, head: Any) -> tuple[Any, Any]:
+        log_p = jax.nn.log_softmax(jnp.einsum("btd,sd->bts", h, head))
+        loss = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+        return loss, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+    def chunked(h: Any, head: Any) -> tuple[Any, Any]:
+        return token_loss(h, head, targets, chunk), token_entropy(h, head, chunk)
+
+    def gradients(f: Any) -> Any:
+        def value(h: Any, head: Any) -> Any:
+            loss, entropy = f(h, head)
+            weights = jnp.sin(jnp.arange(B * T, dtype=h.dtype)).reshape(B, T)
+            return jnp.sum(weights * loss) + jnp.sum(jnp.square(entropy))
+
+        return jax.jit(jax.grad(value, (0, 1)))(h, head)
+
+    assert_close(chunked(h, head), definition(h, head), rtol=1e-12)
+    assert_close(gradients(chunked), gradients(definition), rtol=1e-10)
+
+
+def test_a_uniform_model_loses_ln_vocabulary() -> None:
+    h, head, targets = arrays(jnp.float32)
+    loss = token_loss(jnp.zeros_like(h), head, targets, 4)
+    np.testing.assert_array_equal(np.asarray(loss), np.float32(np.log(S)))
+
+
+def test_logits_of_bfloat16_are_summed_in_float32() -> None:
+    h, head, _ = arrays(jnp.float32)
+    logits = logits_of(h.astype(jnp.bfloat16), head)
+    assert logits.shape == (B, T, S)
+    assert logits.dtype == jnp.float32
+    rounded = jnp.einsum(
+        "btd,sd->bts", *(x.astype(jnp.bfloat16).astype(jnp.float32) for x in (h, head))
+    )
+    assert_close(logits, rounded, rtol=1e-6)
