@@ -51,7 +51,7 @@ def parse_arg(arg: str | None, default_size: str) -> tuple[str, dict[str, Any]]:
         if name == "size":
             size = text
         elif name in FIELDS:
-            fields[FIELDS[name]] = int(text) if text.lstrip("-").isdigit() else _number(text)
+            fields[FIELDS[name]] = number(text)
         else:
             raise ValueError(f"config argument {part!r}: known: size, {', '.join(FIELDS)}")
     if size not in SIZES:
@@ -59,7 +59,10 @@ def parse_arg(arg: str | None, default_size: str) -> tuple[str, dict[str, Any]]:
     return size, fields
 
 
-def _number(text: str) -> float | str:
+def number(text: str) -> int | float | str:
+    """Return the value of a field's text: a number, or the text itself."""
+    if text.lstrip("-").isdigit():
+        return int(text)
     try:
         return float(text)
     except ValueError:

@@ -394,12 +394,31 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class TaskConfig:
+    """Synthetic tasks, read where ``data.source="synthetic"``; see data/synthetic.py for specs."""
+
+    train: tuple[str, ...] = ()  # specs, "mqar,tokens=64,pairs=4"; mixed by data.weights
+    tests: tuple[str, ...] = ()  # specs that are scored, data.valid_rows rows each; () is `train`
+    rows: int = 100_000  # training rows of each spec; an epoch holds each once
+    seed: int = 0  # of the rows; their order is drawn from the run's seed
+
+    def __post_init__(self) -> None:
+        at_least(self, "data.task", 1, "rows")
+        at_least(self, "data.task", 0, "seed")
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        return self.tests or self.train
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where tokens come from and how rows are cut from them."""
 
     source: str = (
-        "stdlib"  # stdlib (embedded), or a folder of shards with an index.json, or a mixture
+        "stdlib"  # stdlib (embedded), synthetic, a folder of shards, or the JSON of a mixture
     )
+    task: TaskConfig = field(default_factory=TaskConfig)  # of the source "synthetic"
     cache_dir: str = ""  # where prepared data live; "" is the user's cache directory
     vocab_size: int = 8192  # of the tokenizer that is trained for the embedded data
     seq_len: int = 512  # tokens a row
@@ -417,15 +436,26 @@ class DataConfig:
             self.vocab_size >= 512, "data.vocab_size", self.vocab_size, "wants 512 or more symbols"
         )
         require(
-            not self.weights or len(self.weights) == len(self.segments),
+            not self.weights or len(self.weights) == len(self.task.train or self.segments),
             "data.weights",
             self.weights,
-            f"wants one weight for each of data.segments={self.segments}",
+            f"wants one weight for each of {self.task.train or self.segments} (data.task.train, "
+            "or data.segments)",
         )
         require(
             all(w > 0 for w in self.weights), "data.weights", self.weights, "wants weights above 0"
         )
         require(self.valid_rows >= 1, "data.valid_rows", self.valid_rows, "wants at least 1 row")
+        require(
+            self.is_synthetic == bool(self.task.train),
+            "data.task.train",
+            self.task.train,
+            f"wants specs of tasks exactly if data.source is 'synthetic', got {self.source!r}",
+        )
+
+    @property
+    def is_synthetic(self) -> bool:
+        return self.source == "synthetic"
 
 
 @dataclass(frozen=True)

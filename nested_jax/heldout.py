@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
@@ -49,6 +49,19 @@ class HeldOut:
             "valid_loss": nats / tokens,
             "valid_bits_per_byte": nats / math.log(2) / self.bytes,
         }
+
+
+def describe(scores: Mapping[str, float]) -> str:
+    """Return the scores of an evaluation as a phrase for the log."""
+    parts = [f"valid loss {scores['valid_loss']:.4f}"]
+    if "valid_bits_per_byte" in scores:
+        parts.append(f"{scores['valid_bits_per_byte']:.4f} bits per byte")
+    parts += [
+        f"{name.removesuffix('/accuracy')} {100 * value:.1f} %"
+        for name, value in scores.items()
+        if name.endswith("/accuracy")
+    ]
+    return ", ".join(parts)
 
 
 def trigram_baseline(cfg: DataConfig) -> float:

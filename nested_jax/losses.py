@@ -48,6 +48,15 @@ def token_entropy(h_BTD: Array, head_SD: Array, chunk: int) -> Array:
     return _by_blocks(_entropy, h_BTD, head_SD, jnp.zeros(h_BTD.shape[:2], jnp.int32), chunk)
 
 
+def token_prediction(h_BTD: Array, head_SD: Array, chunk: int) -> Array:
+    """Return the most likely symbol after each token, int32 [B, T]; arguments as `token_loss`."""
+
+    def best(logits_BTS: Array, _: Array) -> Array:
+        return jnp.argmax(logits_BTS, axis=-1).astype(jnp.int32)
+
+    return _by_blocks(best, h_BTD, head_SD, jnp.zeros(h_BTD.shape[:2], jnp.int32), chunk)
+
+
 def _by_blocks(
     measure: Callable[[Array, Array], Array],
     h_BTD: Array,

@@ -25,7 +25,7 @@ class Summary(NamedTuple):
     step: int
     train_loss: float  # nats a token, mean since the log line before the last
     valid_loss: float  # nats a token, on the fixed held-out set
-    valid_bits_per_byte: float
+    valid_bits_per_byte: float | None  # None: synthetic tasks, which have no bytes
     parameters: int
     tokens: int  # targets trained on
     seconds: float  # of wall clock over all starts, with compilation, evaluation and saving
@@ -35,6 +35,7 @@ class Summary(NamedTuple):
     versions: dict[str, str]
     device: str
     git_commit: str | None
+    scores: dict[str, float]  # of the last evaluation beside the loss: tasks and evaluators
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -99,7 +99,8 @@ def make_plan(cfg: Config, workdir: Path, say: Callable[[str], None]) -> Plan:
         cfg.model.vocab_size >= data.vocab_size,
         "model.vocab_size",
         cfg.model.vocab_size,
-        f"wants at least the {data.vocab_size} symbols of the tokenizer {data.tokenizer_path}",
+        f"wants at least the {data.vocab_size} symbols of "
+        f"{data.tokenizer_path or 'the tasks, ' + ', '.join(cfg.data.task.scored)}",
     )
     rows = process_rows(mesh, cfg.train.batch_size)
     return Plan(

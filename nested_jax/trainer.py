@@ -22,18 +22,20 @@ from nested_jax.checkpoint import Checkpoints, Restored, run_meta
 from nested_jax.config import Config, require
 from nested_jax.conversion import to_dict
 from nested_jax.data.pipeline import make_train_iterator
-from nested_jax.heldout import HeldOut, trigram_baseline
+from nested_jax.heldout import HeldOut, describe, trigram_baseline
 from nested_jax.metrics import Meter, MetricsFile, Summary, Tracker, open_trackers, write_json
 from nested_jax.plan import Plan, make_plan
 from nested_jax.progress import Clock, Display
 from nested_jax.sharding import place_batch, replicated
 from nested_jax.signals import Signals, Stopped
+from nested_jax.task_scores import TaskScores
 from nested_jax.train_state import TrainState, create_state
 from nested_jax.train_step import train_step
 from nested_jax.types import PyTree
 from nested_jax.watch import check_step, check_window
 
 Evaluator = Callable[[Any, PyTree, Config, int], dict[str, float]]  # model, params, config, step
+NOT_SCORES = ("step", "valid_loss", "valid_bits_per_byte")  # have fields of their own
 PROFILE_AFTER = 10  # steps of a start before the profiler begins
 
 
@@ -92,7 +94,7 @@ class Run:
             length = restored.meta["metrics_bytes"] if restored else 0
             self.metrics = open_workdir(plan, length, display)
             self.trackers = open_trackers(plan.cfg, plan.workdir, self.step)
-        self.held_out: HeldOut | None = None  # read at the first evaluation
+        self.held_out: HeldOut | TaskScores | None = None  # read at the first evaluation
         self.pending: tuple[int, dict[str, Any]] | None = None  # metrics not yet fetched
         self.stop_signal = 0  # the same in every process, after the same step
         self.seconds_before = self.meter.seconds
@@ -195,12 +197,11 @@ class Run:
 
     def evaluate(self) -> None:
         """Score the held-out set and run the evaluators; a line of the log."""
-        self.held_out = self.held_out or HeldOut(self.plan)
+        if self.held_out is None:
+            kind = TaskScores if self.plan.cfg.data.is_synthetic else HeldOut
+            self.held_out = kind(self.plan)
         scores = self.held_out.score(self.state)
-        self.display.say(
-            f"step {self.step}  valid loss {scores['valid_loss']:.4f}, "
-            f"{scores['valid_bits_per_byte']:.4f} bits per byte"
-        )
+        self.display.say(f"step {self.step}  {describe(scores)}")
         for evaluator in self.evaluators:
             scores |= evaluator(self.plan.model, self.state.params, self.plan.cfg, self.step)
         self.meter.valid = {"step": self.step, **scores}
@@ -228,7 +229,7 @@ class Run:
             step=self.step,
             train_loss=meter.train_loss or math.nan,
             valid_loss=meter.valid["valid_loss"],
-            valid_bits_per_byte=meter.valid["valid_bits_per_byte"],
+            valid_bits_per_byte=meter.valid.get("valid_bits_per_byte"),
             parameters=self.plan.parameters,
             tokens=tokens,
             seconds=self.seconds_before + self.clock.total(),
@@ -238,13 +239,16 @@ class Run:
             versions=machine.versions(),
             device=machine.device_name(),
             git_commit=machine.git_commit(),
+            scores={name: x for name, x in meter.valid.items() if name not in NOT_SCORES},
         )
         if jax.process_index() == 0:
             write_json(self.plan.workdir / "summary.json", summary._asdict())
+            beside = ""
+            if not self.plan.cfg.data.is_synthetic:
+                trigram = trigram_baseline(self.plan.cfg.data)
+                beside = f" (a byte trigram model of the same text: {trigram:.4f})"
             self.display.say(
-                f"done: step {self.step}, valid loss {summary.valid_loss:.4f}, "
-                f"{summary.valid_bits_per_byte:.4f} bits per byte (a byte trigram model of the "
-                f"same text: {trigram_baseline(self.plan.cfg.data):.4f}), {summary.seconds:.0f} s"
+                f"done: step {self.step}, {describe(meter.valid)}{beside}, {summary.seconds:.0f} s"
             )
         return summary
 
@@ -306,8 +310,10 @@ def make_folder(workdir: Path) -> None:
 def open_workdir(plan: Plan, metrics_bytes: int, display: Display) -> MetricsFile:
     """Write the resolved configuration and the tokenizer; cut metrics.jsonl to the checkpoint."""
     write_json(plan.workdir / "config.json", to_dict(plan.cfg))
-    # A checkpoint can then be used where the data, or their cache, are not.
-    shutil.copyfile(plan.data.tokenizer_path, plan.workdir / plan.data.tokenizer_path.name)
+    tokenizer = plan.data.tokenizer_path
+    if tokenizer is not None:
+        # A checkpoint can then be used where the data, or their cache, are not.
+        shutil.copyfile(tokenizer, plan.workdir / tokenizer.name)
     return MetricsFile(plan.workdir / "metrics.jsonl", metrics_bytes, display.say)
 
 

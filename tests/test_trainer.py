@@ -98,7 +98,7 @@ def test_a_run_leaves_what_it_should(undisturbed: tuple[Path, Summary], data: Pa
 def test_summary_has_exactly_the_documented_fields(undisturbed: tuple[Path, Summary]) -> None:
     fields = (
         "step train_loss valid_loss valid_bits_per_byte parameters tokens seconds tokens_per_s "
-        "peak_memory_bytes writes versions device git_commit"
+        "peak_memory_bytes writes versions device git_commit scores"
     )
     assert list(json.loads((undisturbed[0] / "summary.json").read_text())) == fields.split()
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
 
 from nested_jax.config import DataConfig, require
+from nested_jax.data import synthetic
 from nested_jax.data.cache import Report, cache_root
 from nested_jax.data.mixture import open_mixture
 from nested_jax.data.packing import PackedSource, Row
@@ -30,15 +31,25 @@ class DatasetInfo(NamedTuple):
     """What a trainer needs to know of its data."""
 
     vocab_size: int
-    tokenizer_path: Path
-    tokenizer_sha256: str
-    eos_id: int
+    tokenizer_path: Path | None  # None: synthetic tasks, which are ids from the start
+    tokenizer_sha256: str  # of synthetic tasks: the hash of their settings
+    eos_id: int  # -1: there is none
     pad_id: int
     bytes_per_token: float  # UTF-8 bytes a target of the valid split, exactly
     tokens: dict[str, dict[str, int]]  # segment -> split -> tokens
     documents: dict[str, dict[str, int]]  # segment -> split -> documents
     piece_byte_lengths: np.ndarray  # [vocab_size] int64, bytes a token stands for; EOS is 0
     root: Path
+
+
+class RowSource(Protocol):
+    """Rows by number: `packing.PackedSource`, `synthetic.SyntheticSource`."""
+
+    def __len__(self) -> int: ...
+
+    def empty(self, rows: int) -> Row: ...
+
+    def fill(self, rows: Row, place: int, index: int) -> None: ...
 
 
 def ignore(message: str) -> None:
@@ -67,6 +78,8 @@ def open_data(cfg: DataConfig, report: Report = ignore) -> TokenStore:
 
 def prepare(cfg: DataConfig, report: Report = ignore) -> DatasetInfo:
     """Build or find the data, validate them, and say what they are."""
+    if cfg.is_synthetic:
+        return describe_tasks(cfg)
     store = open_data(cfg, report)
     segments = cfg.segments or store.segments
     valid = store.select("valid", segments)
@@ -86,6 +99,23 @@ def prepare(cfg: DataConfig, report: Report = ignore) -> DatasetInfo:
     )
 
 
+def describe_tasks(cfg: DataConfig) -> DatasetInfo:
+    vocab_size = synthetic.symbols(cfg.task)
+    synthetic.train_sources(cfg.task, cfg.seq_len)  # raises where a row is too short for its task
+    return DatasetInfo(
+        vocab_size=vocab_size,
+        tokenizer_path=None,
+        tokenizer_sha256=synthetic.identity(cfg.task),
+        eos_id=-1,
+        pad_id=0,
+        bytes_per_token=0.0,
+        tokens={},
+        documents={spec: {"train": cfg.task.rows} for spec in cfg.task.train},
+        piece_byte_lengths=np.zeros(vocab_size, np.int64),
+        root=Path(),
+    )
+
+
 def totals(store: TokenStore, segments: Sequence[str], field: str) -> dict[str, dict[str, int]]:
     return {
         name: {
@@ -100,7 +130,7 @@ def totals(store: TokenStore, segments: Sequence[str], field: str) -> dict[str, 
 class LocalBatches:
     """A random-access source of one process's share of every global batch: a contiguous part."""
 
-    sources: tuple[PackedSource, ...]
+    sources: tuple[RowSource, ...]
     order: grain.MapDataset  # endless row numbers; the rows of the sources are numbered in turn
     batch_size: int  # rows of the global batch
     process_index: int
@@ -159,10 +189,7 @@ def make_train_iterator(
       ValueError: data that are missing or damaged, an unknown segment, sizes that do not divide.
     """
     check_processes(batch_size, process_index, process_count)
-    store = open_data(cfg)
-    segments = cfg.segments or store.segments
-    weights = cfg.weights or tuple(store.weights[s] for s in segments if store.weights)
-    sources = train_sources(store, cfg, [(s,) for s in segments] if weights else [segments], align)
+    sources, weights = open_rows(cfg, align)
     order = row_order([len(source) for source in sources], weights, seed)
     local = LocalBatches(sources, order, batch_size, process_index, process_count)
     batches = grain.MapDataset.source(local)
@@ -172,6 +199,18 @@ def make_train_iterator(
         prefetch_buffer_size=max(cfg.read_threads, cfg.prefetch * process_count // batch_size),
     )
     return BatchIterator(iter(batches.to_iter_dataset(options)))
+
+
+def open_rows(cfg: DataConfig, align: int) -> tuple[tuple[RowSource, ...], tuple[float, ...]]:
+    """Return the sources of training rows and their weights; () is one shuffle over all of them."""
+    if cfg.is_synthetic:
+        tasks = synthetic.train_sources(cfg.task, cfg.seq_len)
+        return tasks, cfg.weights or (1.0,) * len(tasks)
+    store = open_data(cfg)
+    segments = cfg.segments or store.segments
+    weights = cfg.weights or tuple(store.weights[s] for s in segments if store.weights)
+    groups = [(s,) for s in segments] if weights else [segments]
+    return train_sources(store, cfg, groups, align), weights
 
 
 def train_sources(

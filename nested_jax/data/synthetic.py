@@ -15,11 +15,12 @@ becomes one), so that the loss is the ordinary weighted cross-entropy and a pred
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from nested_jax.config import require
+from nested_jax.config import TaskConfig, require
 from nested_jax.conversion import from_dict
 from nested_jax.data.formal import Formal
 from nested_jax.data.mad import (
@@ -75,6 +76,27 @@ def number_or_text(text: str) -> int | float | str:
         except ValueError:
             continue
     return text
+
+
+def tasks_of(specs: tuple[str, ...]) -> dict[str, Task]:
+    return {spec: task_of(spec) for spec in specs}
+
+
+def symbols(cfg: TaskConfig) -> int:
+    """Return the symbols that the tasks of a run need together."""
+    return max(task.vocab_size for task in tasks_of(cfg.train + cfg.scored).values())
+
+
+def identity(cfg: TaskConfig) -> str:
+    """Return a hash of the tasks with all their settings, defaults too: what a run learned from."""
+    text = repr((tasks_of(cfg.train), tasks_of(cfg.scored), cfg.rows, cfg.seed))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def train_sources(cfg: TaskConfig, seq_len: int) -> tuple[SyntheticSource, ...]:
+    """Return the training rows of every task, padded to `seq_len` tokens."""
+    tasks = tasks_of(cfg.train).values()
+    return tuple(SyntheticSource(task, cfg.seed, seq_len, cfg.rows) for task in tasks)
 
 
 @dataclass(frozen=True)
