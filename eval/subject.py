@@ -1,0 +1,112 @@
+"""What is evaluated: the model of a checkpoint, its tokenizer, and the scorer around it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from eval.reader import ModelReader, Reader
+from eval.scoring import Scorer
+from nested_jax.checkpoint import FOLDER, load_checkpoint
+from nested_jax.config import Config, MeshConfig, require
+from nested_jax.data.tokenizer import Tokenizer
+from nested_jax.flops import count_parameters
+from nested_jax.generate import workdir_tokenizer
+from nested_jax.models.lm import build_model
+from nested_jax.sharding import make_mesh
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate."""
+
+    name: str
+    cfg: Config
+    step: int
+    tokenizer: Tokenizer
+    scorer: Scorer
+    parameters: int
+    checkpoint: Path | None = None  # the folder of the step; None inside training
+
+    @property
+    def reader(self) -> Reader:
+        return self.scorer.reader
+
+    @property
+    def model_reader(self) -> ModelReader:
+        """The reader of a model of ours, whose memory can be written."""
+        reader = self.scorer.reader
+        if not isinstance(reader, ModelReader):
+            raise ValueError(f"{self.name}: test-time memorization wants a model of nested_jax")
+        return reader
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a result says about its subject."""
+        return {
+            "name": self.name,
+            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
+            "step": self.step,
+            "block": self.cfg.model.block,
+            "size": self.cfg.model.size,
+            "parameters": self.parameters,
+            "tokenizer_sha256": self.tokenizer.hash,
+        }
+
+
+def load_subject(
+    path: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    batch_size: int = 32,
+    batch_tokens: int = 16_384,
+) -> Subject:
+    """Load a workdir's newest checkpoint, or one of its ``checkpoints/STEP``, with its tokenizer.
+
+    Raises:
+      ValueError: no checkpoint, a damaged one, no tokenizer beside it, or one of another size.
+    """
+    path = Path(path)
+    params, cfg, step = load_checkpoint(path)
+    tokenizer = workdir_tokenizer(path, cfg)
+    model = build_model(cfg.model)
+    scorer = Scorer(ModelReader(model, params, mesh), batch_size, batch_tokens)
+    run = path.absolute()
+    run = run.parent.parent if run.parent.name == FOLDER else run
+    return Subject(
+        name=run.name,
+        cfg=cfg,
+        step=step,
+        tokenizer=tokenizer,
+        scorer=scorer,
+        parameters=count_parameters(model.param_info()),
+        checkpoint=run / FOLDER / str(step),
+    )
+
+
+def parse_mesh(text: str) -> Mesh:
+    """Return the mesh of ``DATA,FSDP,MODEL``; -1 takes the devices that are left.
+
+    Raises:
+      ValueError: not three numbers, or sizes that do not fit the devices.
+    """
+    parts = text.split(",")
+    numbers = len(parts) == 3 and all(part.strip().lstrip("-").isdigit() for part in parts)
+    require(numbers, "--mesh", text, "wants DATA,FSDP,MODEL, three numbers")
+    require(jax.process_count() == 1, "--mesh", text, "an evaluation runs in one process")
+    return make_mesh(MeshConfig(*(int(part) for part in parts)))
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """Return the SHA-256 of a checkpoint's files, names and contents, in the order of names."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
