@@ -1,0 +1,215 @@
+"""Show that memories learn: ``python -m eval proof --suite formal|mqar|mad|ablation|text``.
+
+    --suite NAME           repeatable; default formal and mqar
+    --quick | --full       the budget: minutes on two cores | the papers' settings, for a GPU
+    --out DIR              where the cells run, in DIR/SUITE-BUDGET (default runs/proof)
+    --jobs N               cells at once, the cores divided among them (one a core, 2 at
+                           most; 1 on an accelerator)
+    --model NAME           only these models, repeatable; --case NAME likewise for tasks
+    --report FILE          Markdown with the tables (default docs/results.md); plots lie beside it
+    --retry                run cells that failed once more
+    --list                 print the cells and their parameters, run nothing
+
+A cell is an ordinary workdir of launch.py. A finished one is not run again, an interrupted one goes
+on from its checkpoint; the tables are written from the files of the runs, after every cell.
+
+Exit status: 0 done (failed cells are in the tables), 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import jax
+
+from eval.errors import ROOT
+from eval.proof_cells import (
+    Cell,
+    failure_file,
+    finished,
+    parameters,
+    plan_cells,
+    read_result,
+    run_cell,
+    share_cores,
+)
+from eval.proof_report import score_of, write_report
+from eval.proof_suites import SUITES, Budget, Suite
+from nested_jax.config import require
+
+DEFAULT = ("formal", "mqar")  # suites
+MOST_JOBS = 2  # by default
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A suite at a budget, and where it runs."""
+
+    name: str
+    mode: str
+    suite: Suite
+    budget: Budget
+    out: Path
+    report: Path
+    command: str
+
+    def write(self, cells: Sequence[Cell]) -> None:
+        """Write the tables of the cells that are finished."""
+        results = [read_result(cell, self.out) for cell in cells if finished(cell, self.out)]
+        if results:
+            write_report(self.report, f"{self.name} {self.mode}", self, results)
+
+
+def main(arguments: Sequence[str]) -> int:
+    flags = parse(arguments)
+    require(flags.jobs >= 0, "--jobs", flags.jobs, "wants 0 (automatic) or more")
+    # Counting parameters must not take the accelerator from the cells.
+    jax.config.update("jax_platforms", "cpu")
+    proofs = [proof_of(name, flags, arguments) for name in flags.suite or DEFAULT]
+    planned = [(proof, plan_cells(proof.suite, proof.budget)) for proof in proofs]
+    check_names(flags, [cell for _, cells in planned for cell in cells])
+    signal.signal(signal.SIGTERM, interrupted)
+    try:
+        for proof, cells in planned:
+            perform(proof, chosen(cells, flags), flags)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def perform(proof: Proof, cells: list[Cell], flags: argparse.Namespace) -> None:
+    """List or run the cells of one suite."""
+    if flags.list:
+        for cell in cells:
+            print(f"{parameters(cell):>12,}  {' '.join(cell.command(cell.workdir(proof.out)))}")
+        return
+    if flags.retry:
+        for cell in cells:
+            failure_file(cell.workdir(proof.out)).unlink(missing_ok=True)
+    run_all(proof, cells, flags.jobs or default_jobs())
+    print(f"tables and plots: {proof.report}")
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval proof",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--suite", action="append", choices=SUITES)
+    budget = parser.add_mutually_exclusive_group()
+    for name in ("quick", "full"):
+        budget.add_argument(f"--{name}", dest="mode", action="store_const", const=name)
+    parser.add_argument("--out", type=Path, default=Path("runs") / "proof")
+    parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--model", action="append", default=[])
+    parser.add_argument("--case", action="append", default=[])
+    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "results.md")
+    parser.add_argument("--retry", action="store_true")
+    parser.add_argument("--list", action="store_true")
+    parser.set_defaults(mode="default")
+    return parser.parse_args(arguments)
+
+
+def proof_of(name: str, flags: argparse.Namespace, arguments: Sequence[str]) -> Proof:
+    suite = SUITES[name]
+    return Proof(
+        name,
+        flags.mode,
+        suite,
+        suite.budgets[flags.mode],
+        flags.out.absolute() / f"{name}-{flags.mode}",
+        flags.report,
+        " ".join(["python -m eval proof", *arguments]),
+    )
+
+
+def check_names(flags: argparse.Namespace, cells: list[Cell]) -> None:
+    """Raise for a model or task that no suite has, with the known ones."""
+    for flag, names, known in (
+        ("--model", flags.model, list(dict.fromkeys(cell.model for cell in cells))),
+        ("--case", flags.case, list(dict.fromkeys(cell.case.name for cell in cells))),
+    ):
+        for name in names:
+            require(name in known, flag, name, f"wants one of {', '.join(known)}")
+
+
+def chosen(cells: list[Cell], flags: argparse.Namespace) -> list[Cell]:
+    """Return the cells of the models and tasks that were asked for."""
+    return [
+        cell
+        for cell in cells
+        if (not flags.model or cell.model in flags.model)
+        and (not flags.case or cell.case.name in flags.case)
+    ]
+
+
+def default_jobs() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    accelerator = os.environ.get("JAX_PLATFORMS", "") != "cpu" and Path("/dev/nvidia0").exists()
+    return 1 if accelerator else min(MOST_JOBS, cores or 1)
+
+
+def run_all(proof: Proof, cells: list[Cell], jobs: int) -> None:
+    """Run what is not finished, `jobs` cells at a time, and keep the tables up to date."""
+    waiting = [cell for cell in cells if not finished(cell, proof.out)]
+    print(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished; {jobs} at a time")
+    cores: queue.SimpleQueue[tuple[int, ...]] = queue.SimpleQueue()
+    for share in share_cores(jobs):
+        cores.put(share)
+    stop = threading.Event()
+
+    def work(cell: Cell) -> Cell:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        share = cores.get()
+        try:
+            run_cell(cell, proof.out, share, stop)
+        finally:
+            cores.put(share)
+        return cell
+
+    begun = time.monotonic()
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, cell) for cell in waiting]
+        try:
+            for done, future in enumerate(as_completed(futures), 1):
+                cell = future.result()
+                passed = time.monotonic() - begun
+                left = timedelta(seconds=round(passed / done * (len(waiting) - done)))
+                place = f"[{done + len(cells) - len(waiting)}/{len(cells)}]"
+                print(f"{place} {cell.folder}  {outcome(cell, proof.out)}  ETA {left}", flush=True)
+                proof.write(cells)
+        except BaseException:
+            stop.set()
+            for future in futures:
+                future.cancel()
+            raise
+    proof.write(cells)
+
+
+def outcome(cell: Cell, out: Path) -> str:
+    result = read_result(cell, out)
+    if result.failed:
+        return f"FAILED: {result.failed}"
+    scores = " / ".join(f"{100 * value:.1f}" for value in score_of(result).values())
+    summary = result.summary
+    said = f"{scores} %" if scores else f"loss {summary['valid_loss']:.4f}"
+    return f"{said}, {summary['seconds']:.0f} s"

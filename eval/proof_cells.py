@@ -1,0 +1,268 @@
+"""One cell of a proof: a task, a model, a learning rate and a seed, run as an ordinary workdir.
+
+A cell is ``python launch.py --config FILE:ARGUMENT --workdir DIR --config.FIELD=VALUE ...`` and
+nothing else, so that each number can be made again by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from eval.errors import ROOT
+from eval.proof_suites import Budget, Case, Model, Suite
+from nested_jax.config import Config, from_config_dict, load_config, parse_overrides, require
+from nested_jax.conversion import difference, to_dict
+from nested_jax.flops import count_parameters
+from nested_jax.metrics import write_json
+from nested_jax.models.lm import build_model
+
+TOLERANCE = 0.02  # by which the parameters of two models of a case may differ
+POLL = 0.2  # seconds between looks at a running cell
+STOPPED = (130, 143)  # exit statuses of a run that a signal stopped, after saving
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is run. `hidden` is the MLP width that brings the parameters to the suite's."""
+
+    case: Case
+    model: str
+    config: str  # FILE:ARGUMENT
+    overrides: tuple[str, ...]  # FIELD=VALUE
+    rate: float
+    seed: int
+    hidden: int = 0
+    folder: str = ""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        hidden = (f"model.mlp_hidden={self.hidden}",) if self.hidden else ()
+        return self.overrides + hidden
+
+    def load(self) -> Config:
+        return load_cell(self.config, self.fields)
+
+    def workdir(self, out: Path) -> Path:
+        return out / self.folder
+
+    def command(self, workdir: Path) -> list[str]:
+        flags = [f"--config.{field}" for field in self.fields]
+        return ["launch.py", "--config", self.config, "--workdir", str(workdir), *flags]
+
+
+class Result(NamedTuple):
+    """What a cell left. `failed` says why there are no scores."""
+
+    cell: Cell
+    summary: dict[str, Any]  # of summary.json; {} if the run failed
+    lines: list[dict[str, Any]]  # of metrics.jsonl
+    failed: str
+
+
+@lru_cache(maxsize=4096)
+def load_cell(config: str, fields: tuple[str, ...]) -> Config:
+    overrides = parse_overrides([f"--config.{field}" for field in fields])
+    return load_config(str(ROOT / config), overrides)
+
+
+def plan_cells(suite: Suite, budget: Budget) -> list[Cell]:
+    """Return the cells of a suite, parameters matched, the models of a case side by side.
+
+    Raises:
+      ValueError: a model cannot be brought within 2 % of the reference.
+    """
+    cells = []
+    for case in budget.cases:
+        target = parameters(make_cell(case, suite.models[suite.reference], suite.reference, budget))
+        for rate in budget.rates:
+            for seed in budget.seeds:
+                for name in budget.models:
+                    cell = make_cell(case, suite.models[name], name, budget, rate, seed)
+                    cells.append(replace(cell, hidden=match_hidden(cell, target)))
+    return cells
+
+
+def make_cell(
+    case: Case,
+    model: Model,
+    name: str,
+    budget: Budget,
+    rate: float = 1e-3,
+    seed: int = 0,
+) -> Cell:
+    argument = (
+        f"{case.argument},{model.argument},steps={budget.steps},batch={budget.batch},"
+        f"lr={rate:g},seed={seed}"
+    )
+    folder = "/".join(re.sub(r"[^\w.=-]+", "_", part).strip("_") for part in (case.name, name))
+    return Cell(
+        case,
+        name,
+        f"{case.config}:{argument}",
+        case.overrides + model.overrides,
+        rate,
+        seed,
+        folder=f"{folder}/lr={rate:g},seed={seed}",
+    )
+
+
+# --- equal parameters ----------------------------------------------------------------------------
+
+
+def parameters(cell: Cell) -> int:
+    """Return the parameters of a cell's model; nothing is allocated."""
+    return _parameters(replace(cell.load(), seed=0).model)
+
+
+@lru_cache(maxsize=4096)
+def _parameters(model: Any) -> int:
+    return count_parameters(build_model(model).param_info())
+
+
+def match_hidden(cell: Cell, target: int) -> int:
+    """Return the MLP width with which the cell's model has `target` parameters, within 2 %.
+
+    0 leaves the width as the config file has it, where that fits exactly. Parameters are linear in
+    the width, so that two counts give the rest.
+    """
+    if parameters(cell) == target:
+        return 0
+    low, high = (parameters(replace(cell, hidden=width)) for width in (8, 16))
+    width = max(1, round(8 + (target - low) * 8 / (high - low)))
+    got = parameters(replace(cell, hidden=width))
+    require(
+        abs(got - target) <= TOLERANCE * target,
+        f"{cell.case.name}, {cell.model}",
+        got,
+        f"wants {target} parameters within {TOLERANCE:.0%}; an MLP of width {width} comes nearest",
+    )
+    return width
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def finished(cell: Cell, out: Path) -> bool:
+    """Whether the cell has run to its end, or failed for good, with this very configuration.
+
+    Raises:
+      ValueError: the folder holds a finished run of another configuration.
+    """
+    record = read_record(cell, out)
+    if record is None:
+        return False
+    changed = difference_of(record, cell)
+    require(
+        not changed,
+        "--out",
+        str(cell.workdir(out)),
+        f"holds a run of another configuration ({'; '.join(changed[:3])}); wants another folder",
+    )
+    return True
+
+
+def read_record(cell: Cell, out: Path) -> dict[str, Any] | None:
+    """Return the configuration of a finished or failed run."""
+    workdir = cell.workdir(out)
+    failure = failure_file(workdir)
+    if failure.exists():
+        return json.loads(failure.read_text())["config"]
+    summary = workdir / "summary.json"
+    if not summary.exists():
+        return None
+    record = json.loads((workdir / "config.json").read_text())
+    done = json.loads(summary.read_text())["step"] == record["train"]["steps"]
+    return record if done else None
+
+
+def difference_of(record: dict[str, Any], cell: Cell) -> list[str]:
+    return difference(from_config_dict(record), cell.load())
+
+
+def failure_file(workdir: Path) -> Path:
+    return workdir.with_name(workdir.name + ".failed.json")
+
+
+def run_cell(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Event) -> None:
+    """Run a cell in a process of its own on some cores, until it ends or `stop` is set.
+
+    A run that fails (diverged, refused) is recorded, and is not tried again.
+
+    Raises:
+      KeyboardInterrupt: the run was stopped by a signal; it has saved and can go on.
+    """
+    workdir = cell.workdir(out)
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    environ = {**os.environ}
+    environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "compiled"))
+    environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    command = [sys.executable, *cell.command(workdir)]
+    with open(workdir.with_name(workdir.name + ".log"), "ab") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)
+        pin(process.pid, cores)
+        while process.poll() is None:
+            if stop.wait(POLL):
+                process.terminate()  # it saves, and goes on from there the next time
+                process.wait()
+        status = process.returncode
+    if status < 0 or status in STOPPED:
+        raise KeyboardInterrupt
+    if status:
+        with open(log.name, encoding="utf-8", errors="replace") as text:
+            last = text.read().strip().splitlines()[-1:]
+        failure = {"status": status, "error": "".join(last), "config": to_dict(cell.load())}
+        write_json(failure_file(workdir), failure)
+
+
+def pin(process: int, cores: tuple[int, ...]) -> None:
+    """Keep a process to some cores, where the system can."""
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(process, cores)
+
+
+def share_cores(jobs: int) -> list[tuple[int, ...]]:
+    """Divide the cores of this process among `jobs` workers; () pins nothing."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [()] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    return [tuple(cores[i::jobs]) for i in range(jobs)]
+
+
+def read_result(cell: Cell, out: Path) -> Result:
+    """Return what a finished cell left."""
+    workdir = cell.workdir(out)
+    failure = failure_file(workdir)
+    if failure.exists():
+        record = json.loads(failure.read_text())
+        return Result(cell, {}, [], f"exit status {record['status']}: {record['error']}")
+    summary = json.loads((workdir / "summary.json").read_text())
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return Result(cell, summary, [json.loads(line) for line in lines], "")
+
+
+def state_size(cell: Cell) -> int:
+    """Return the numbers that one sequence of the longest training row carries in its mixers."""
+    cfg = cell.load()
+    model = build_model(cfg.model)
+
+    def states() -> Any:
+        state = model.init_state(model.init(jax.random.key(0)), 1, cfg.data.seq_len)
+        return state.prefix, state.now.suffix
+
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(states)))
+
+
+def shown(command: list[str]) -> str:
+    return shlex.join(["python", *command])

@@ -1,0 +1,135 @@
+"""Plots of a proof: accuracy by length, by pairs and by state size, and learning curves."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.plots import figure, save
+from eval.proof_cells import Result, state_size
+from eval.proof_suites import Suite
+from nested_jax.data.formal import Formal
+from nested_jax.data.recall import MQAR
+from nested_jax.data.synthetic import task_of
+
+
+def draw(folder: Path, name: str, suite: Suite, chosen: Sequence[Any]) -> list[Path]:
+    """Draw what the runs have; return the files."""
+    runs = [c for c in chosen if c.results]
+    if not runs:
+        return []
+    paths = [learning_curves(folder / f"proof-{name}-curves.png", suite.title, runs)]
+    if suite.measure == "accuracy":
+        tasks = {
+            type(task_of(spec)) for c in runs for spec in c.results[0].cell.load().data.task.scored
+        }
+        if Formal in tasks:
+            paths.append(by_length(folder / f"proof-{name}-length.png", runs))
+        if MQAR in tasks:
+            paths.append(by_pairs(folder / f"proof-{name}-pairs.png", runs))
+            paths.append(by_state(folder / f"proof-{name}-state.png", runs))
+    return paths
+
+
+def panels(names: Sequence[str]) -> tuple[Any, list[Any]]:
+    fig, axes = figure(len(names), width=4.4, height=3.6)
+    return fig, [axes] if len(names) == 1 else list(axes)
+
+
+def by_case(runs: Sequence[Any]) -> dict[str, list[Any]]:
+    cases: dict[str, list[Any]] = {}
+    for run in runs:
+        cases.setdefault(run.case, []).append(run)
+    return cases
+
+
+def accuracy(result: Result, spec: str) -> float:
+    return 100 * result.summary["scores"][f"{spec}/accuracy"]
+
+
+def learning_curves(path: Path, title: str, runs: Sequence[Any]) -> Path:
+    """Training loss by step, the mean over seeds, a panel a case."""
+    cases = by_case(runs)
+    fig, axes = panels(list(cases))
+    for ax, (case, models) in zip(axes, cases.items(), strict=True):
+        for one in models:
+            curves = [[x for x in run.lines if x.get("loss") is not None] for run in one.results]
+            points = list(zip(*curves, strict=False))
+            steps = [point[0]["step"] for point in points]
+            mean = [statistics.fmean(line["loss"] for line in point) for point in points]
+            ax.plot(steps, mean, label=one.model)
+        ax.set(title=f"{title}: {case}", xlabel="step", ylabel="training loss, nats")
+        ax.set_yscale("log")
+        ax.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    return save(fig, path)
+
+
+def by_length(path: Path, runs: Sequence[Any]) -> Path:
+    """Strings that are right in every position, by their length."""
+    cases = {
+        case: models
+        for case, models in by_case(runs).items()
+        if isinstance(first_task(models[0]), Formal)
+    }
+    fig, axes = panels(list(cases))
+    for ax, (case, models) in zip(axes, cases.items(), strict=True):
+        for one in models:
+            specs = one.results[0].cell.load().data.task.scored
+            lengths = [task_of(spec).length for spec in specs]
+            mean = [statistics.fmean(accuracy(run, spec) for run in one.results) for spec in specs]
+            ax.plot(lengths, mean, marker="o", label=one.model)
+        ax.set(title=case, xlabel="strings up to this length", ylabel="right strings, %")
+        ax.set_ylim(-3, 103)
+        ax.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    return save(fig, path)
+
+
+def first_task(one: Any) -> Any:
+    return task_of(one.results[0].cell.load().data.task.scored[0])
+
+
+def recalls(runs: Sequence[Any]) -> list[Any]:
+    return [one for one in runs if isinstance(first_task(one), MQAR)]
+
+
+def by_pairs(path: Path, runs: Sequence[Any]) -> Path:
+    """Recall by the number of pairs, a line for each model and width."""
+    fig, ax = figure()
+    series: dict[str, list[tuple[int, float]]] = {}
+    for one in recalls(runs):
+        cfg = one.results[0].cell.load()
+        (spec,) = cfg.data.task.scored
+        mean = statistics.fmean(accuracy(run, spec) for run in one.results)
+        label = f"{one.model}, width {cfg.model.dim}"
+        series.setdefault(label, []).append((first_task(one).pairs, mean))
+    for label, points in series.items():
+        pairs, means = zip(*sorted(points), strict=True)
+        ax.plot(pairs, means, marker="o", label=label)
+    ax.set_xscale("log", base=2)
+    ax.set(title="MQAR", xlabel="key-value pairs", ylabel="recall, %")
+    ax.set_ylim(-3, 103)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="x-small")
+    return save(fig, path)
+
+
+def by_state(path: Path, runs: Sequence[Any]) -> Path:
+    """Recall by the size of what a sequence carries, a point a case."""
+    fig, ax = figure()
+    series: dict[str, list[tuple[int, float]]] = {}
+    for one in recalls(runs):
+        (spec,) = one.results[0].cell.load().data.task.scored
+        mean = statistics.fmean(accuracy(run, spec) for run in one.results)
+        series.setdefault(one.model, []).append((state_size(one.results[0].cell), mean))
+    for label, points in series.items():
+        ax.scatter(*zip(*points, strict=True), label=label)
+    ax.set_xscale("log")
+    ax.set(title="MQAR", xlabel="numbers of state a sequence", ylabel="recall, %")
+    ax.set_ylim(-3, 103)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="x-small")
+    return save(fig, path)
