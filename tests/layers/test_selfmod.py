@@ -1,0 +1,166 @@
+"""Self-modifying Titans: what it is with parts switched off, and that its generators learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, assert_equal
+
+import nested_jax
+from nested_jax.config import from_config_dict
+from nested_jax.layers.selfmod import self_modifying_spec
+from nested_jax.models.lm import LanguageModel
+from nested_jax.ops.memory_chunked import memory_chunked
+from nested_jax.ops.memory_spec import MemorySpec
+from nested_jax.ops.memory_state import MemoryInputs
+from nested_jax.ops.normalize import l2_normalize
+from nested_jax.ops.self_modifying import (
+    GateReadout,
+    SelfModInputs,
+    SelfModSpec,
+    generate,
+    init_self_modifying,
+    self_modifying_chunked,
+)
+from nested_jax.types import Array, PyTree
+
+B, T, H, K = 2, 11, 3, 4
+
+
+@pytest.mark.parametrize("arch", ["linear", "mlp"])
+@pytest.mark.parametrize("rule", ["titans", "dgd"])
+def test_generators_that_never_write_make_it_titans(rule: str, arch: str, float64: None) -> None:
+    """With constant generators and the values as targets, M_mem is an ordinary memory."""
+    memory = MemorySpec(arch=arch, rule=rule, momentum=True, chunk=4)
+    spec = SelfModSpec(
+        memory,
+        replace(memory, chunk=2, read="chunk"),
+        ("k", "v", "rate", "keep"),
+        targets="value",
+        writes="memory",
+    )
+    keys = iter(jax.random.split(jax.random.key(0), 20))
+    normal = lambda *shape: jax.random.normal(next(keys), shape)  # noqa: E731
+    matrices = memory.num_matrices
+    generators0 = tuple(normal(H, 4, K, K) for _ in range(matrices))
+    memory0 = tuple(normal(H, K, K) / 2 for _ in range(matrices))
+    readout = GateReadout(normal(H, K), normal(H), normal(H, K), 2 + normal(H))
+    momentum_BTH = jax.nn.sigmoid(normal(B, T, H))
+    x_BTHK, q_BTHK = l2_normalize(normal(B, T, H, K)), normal(B, T, H, K)
+    inputs = SelfModInputs(x_BTHK, q_BTHK, None, None, momentum_BTH)
+    state = init_self_modifying(spec, generators0, memory0, B)
+
+    heads = jax.tree.map(lambda z: jnp.moveaxis(z, 2, 0), inputs)  # [H, B, T, ...]
+    each = jax.vmap(lambda r, g, z: generate(spec, r, g, z), in_axes=(0, 0, 0))
+    made = jax.vmap(each, in_axes=(None, None, 1), out_axes=1)(readout, generators0, heads)
+    q, k, v, rate, keep = (jnp.moveaxis(z, 0, 2) for z in made)
+    want = memory_chunked(memory, state.memory, MemoryInputs(q, k, v, rate, keep, momentum_BTH))
+    after, y_BTHV = self_modifying_chunked(spec, readout, state, inputs)
+    assert_close((after.memory, y_BTHV), want, 1e-12)
+    assert_equal(after.generators.fast, state.generators.fast)
+
+
+def hope(**memory: Any) -> tuple[LanguageModel, PyTree, Array]:
+    fields = {"chunk": 4, "generator_chunk": 2, "inner_lr": 0.3} | memory
+    cfg = from_config_dict(
+        {
+            "model": {
+                "block": "hope",
+                "vocab_size": 23,
+                "dim": 12,
+                "layers": 1,
+                "heads": 2,
+                "mlp_hidden": 14,
+                "memory": fields,
+                "cms": {"periods": (4,), "fast_layers": 0},
+            },
+            "data": {"seq_len": 12},
+        }
+    ).model
+    model = nested_jax.build_model(cfg)
+    params = jax.jit(model.init)(jax.random.key(0))
+    return model, params, jax.random.randint(jax.random.key(1), (B, 12), 0, 23)
+
+
+def logits(model: LanguageModel, params: PyTree, tokens: Array) -> Array:
+    return jax.jit(model.apply)(params, model.init_state(params, B), tokens)[1]
+
+
+def test_a_rate_of_zero_is_the_frozen_backbone() -> None:
+    """HOPE whose inner rates are 0 and that forgets nothing is the model without writes."""
+    model, params, tokens = hope(retention=False)
+    frozen, _, _ = hope(retention=False, frozen=True)
+    mixer = dict(params["prefix"]["mixer"])
+    mixer["rate_bias"] = jnp.full_like(mixer["rate_bias"], -1e9)
+    still = params | {"prefix": params["prefix"] | {"mixer": mixer}}
+    assert_close(logits(model, still, tokens), logits(frozen, still, tokens), 1e-6)
+    assert float(jnp.abs(logits(model, params, tokens) - logits(frozen, params, tokens)).max()) > 0
+
+
+def test_every_generator_receives_an_outer_gradient() -> None:
+    """Through the writes and through what they generate: M_k, M_v, M_eta and M_alpha."""
+    model, params, tokens = hope(adaptive_q=True)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params: PyTree) -> Array:
+        state = model.init_state(params, B)
+        _, out = model.apply(params, state, tokens[:, :-1], origin="any")
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(out), tokens[:, 1:, None], axis=-1)
+        return -jnp.mean(chosen)
+
+    mixer = gradient(params)["prefix"]["mixer"]
+    spec = self_modifying_spec(model.cfg.memory)
+    assert spec.generators == ("k", "v", "q", "rate", "keep")
+    for name in (*spec.generators, "memory"):
+        norm = float(jnp.linalg.norm(mixer[f"{name}0_0"]))
+        assert np.isfinite(norm), name
+        assert norm > 1e-8, name
+
+
+SWITCHES: dict[str, dict[str, Any]] = {
+    "dgd": {"rule": "dgd", "objective": "dot"},
+    "momentum": {"momentum": False},
+    "retention": {"retention": False},
+    "adaptive k": {"adaptive_k": False},
+    "adaptive v": {"adaptive_v": False},
+    "adaptive q": {"adaptive_q": True},
+    "convolution": {"conv": 0},
+    "targets": {"targets": "value"},
+    "writes": {"frozen": True},
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_each_ablation_changes_the_parameters_or_the_spec(name: str) -> None:
+    """No switch is without effect: one more than the other rows of NL Table 6 is a config flag."""
+
+    def shapes(**memory: Any) -> Any:
+        cfg = from_config_dict({"model": {"block": "hope", "memory": memory}}).model
+        info = nested_jax.build_model(cfg).param_info()
+        paths = jax.tree_util.tree_leaves_with_path(info)
+        return {jax.tree_util.keystr(p): leaf.shape for p, leaf in paths}, self_modifying_spec(
+            cfg.memory
+        )
+
+    (had, spec), (has, changed) = shapes(), shapes(**SWITCHES[name])
+    parameters = {
+        "momentum": "momentum",
+        "retention": "keep",
+        "adaptive k": "['k']",
+        "adaptive v": "['v']",
+        "adaptive q": "['q']",
+        "convolution": "_conv",
+    }
+    if name in parameters:
+        moved = set(had) ^ set(has)
+        assert moved
+        assert any(parameters[name] in path for path in moved)
+    else:
+        assert had == has
+        assert spec != changed

@@ -1,0 +1,124 @@
+"""Scans in groups, and the grids on which tokens lie: nothing is lost, doubled or moved."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, assert_equal
+
+from nested_jax.ops.chunking import (
+    ChunkGrid,
+    aligned_grid,
+    from_chunks,
+    group_size,
+    phased_grid,
+    remat_scan,
+    segment_grid,
+    split_slots,
+    to_chunks,
+)
+from nested_jax.types import Array
+
+B, D = 3, 4
+
+
+def body(carry: Array, x: Array) -> tuple[Array, Array]:
+    carry = jnp.sin(carry) + jnp.tanh(x)
+    return carry, carry * x
+
+
+@pytest.mark.parametrize("prepare", [None, jnp.exp], ids=["plain", "prepared"])
+@pytest.mark.parametrize("steps", [1, 4, 7, 12, 13])
+def test_groups_change_neither_values_nor_gradients(
+    steps: int, prepare: Any, float64: None
+) -> None:
+    """13 and 7 are primes: groups, and a rest."""
+    rng = np.random.default_rng(steps)
+    start, xs = jnp.asarray(rng.normal(size=D)), jnp.asarray(rng.normal(size=(steps, D)))
+
+    def loss(run: Any, start: Array, xs: Array) -> Any:
+        end, ys = run(start, xs)
+        return jnp.sum(jnp.cos(end)) + jnp.sum(ys * ys), (end, ys)
+
+    def plain(start: Array, xs: Array) -> Any:
+        return jax.lax.scan(body, start, prepare(xs) if prepare else xs)
+
+    grad = lambda run: jax.jit(  # noqa: E731
+        jax.value_and_grad(partial(loss, run), argnums=(0, 1), has_aux=True)
+    )(start, xs)
+    want = grad(plain)
+    for remat in (True, False):
+        got = grad(lambda c, x, r=remat: remat_scan(body, c, x, remat=r, prepare=prepare))
+        assert_close(got, want, 1e-12)
+
+
+def test_backward_keeps_about_two_roots_of_the_carries() -> None:
+    """64 steps of a carry of 1000 numbers: 8 between groups and 8 within one, not 64."""
+    start, xs = jnp.zeros(1000), jnp.ones((64, 1))
+
+    def kept(remat: bool) -> int:
+        run = lambda s: remat_scan(  # noqa: E731
+            lambda c, x: (jnp.sin(c) + x, ()), s, xs, remat=remat
+        )[0].sum()
+        text = str(jax.make_jaxpr(jax.grad(run))(start))
+        return max(n for n in (8, 64) if f"f32[{n},1000]" in text)
+
+    assert kept(remat=True) == 8
+    assert kept(remat=False) == 64
+
+
+def test_group_size_divides_where_a_divisor_is_near() -> None:
+    for steps in range(1, 200):
+        size = group_size(steps)
+        near = [d for d in range(1, steps + 1) if steps % d == 0]
+        near = [d for d in near if math.sqrt(steps) / 2 <= d <= 2 * math.sqrt(steps)]
+        assert (size in near) == bool(near), steps
+        assert 1 <= size <= steps
+
+
+GRIDS = {
+    "phased": lambda t, c, p, n: phased_grid(t, c, p, n),
+    "segments": lambda t, c, p, n: segment_grid(t, c, p, n, aligned=False),
+}
+
+
+@pytest.mark.parametrize("layout", GRIDS)
+@pytest.mark.parametrize("tokens", [1, 3, 4, 5, 9, 14])
+def test_every_token_has_one_slot_of_its_own_chunk(layout: str, tokens: int) -> None:
+    """Rows in three phases and of three lengths, one of them empty."""
+    chunk, phase, lengths = 4, [0, 3, 2], [tokens, max(tokens - 1, 1), 0]
+    phase_B, lengths_B = jnp.asarray(phase, jnp.int32), jnp.asarray(lengths, jnp.int32)
+    grid: ChunkGrid = GRIDS[layout](tokens, chunk, phase_B, lengths_B)
+    token_BT = 1 + jnp.arange(B * tokens, dtype=jnp.int32).reshape(B, tokens)
+    laid = to_chunks(grid, token_BT)
+    assert grid.exists_BS is not None
+    exists = np.asarray(split_slots(grid, grid.exists_BS))
+    for b in range(B):
+        seen = []
+        for n in range(grid.chunks):
+            here = np.asarray(laid)[n, b][exists[n, b]]
+            seen += here.tolist()
+            first = int(phase[b] + here[0] - 1 - b * tokens) // chunk if len(here) else n
+            assert first == n, "a token lies in the chunk of its place in the stream"
+            if layout == "segments":
+                assert exists[n, b].tolist() == sorted(exists[n, b], reverse=True)
+        assert seen == np.asarray(token_BT)[b, : lengths[b]].tolist()
+    back = np.asarray(from_chunks(grid, laid))
+    for b in range(B):
+        assert back[b, : lengths[b]].tolist() == np.asarray(token_BT)[b, : lengths[b]].tolist()
+
+
+def test_whole_aligned_rows_are_only_reshaped() -> None:
+    x_BTD = jnp.arange(B * 12 * D, dtype=jnp.float32).reshape(B, 12, D)
+    phase_B = jnp.zeros((B,), jnp.int32)
+    for grid in (aligned_grid(B, 12, 4, None), segment_grid(12, 4, phase_B, None, aligned=True)):
+        assert grid.token_BS is None
+        assert grid.exists_BS is None
+        assert_equal(to_chunks(grid, x_BTD)[1, 2], x_BTD[2, 4:8])
+        assert_equal(from_chunks(grid, to_chunks(grid, x_BTD)), x_BTD)
