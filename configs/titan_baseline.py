@@ -1,6 +1,11 @@
-"""The Titans baseline: a neural long-term memory in every block, MLPs, no attention, no CMS.
+"""The Titans baselines: a neural long-term memory in every block, MLPs, no CMS.
 
-python launch.py --config configs/titan_baseline.py:smoke
+    python launch.py --config configs/titan_baseline.py:smoke                    the memory alone
+    python launch.py --config configs/titan_baseline.py:smoke,block=titans_mac   memory as context
+
+``titans_mac`` attends within segments, ``titans_mag`` and ``titans_mal`` in a sliding window. The
+ablations are fields: ``--config.model.memory.arch=linear`` against ``mlp``, ``.conv=0``,
+``.momentum=False``, ``.retention=False``, ``.persistent=0``.
 """
 
 from __future__ import annotations
@@ -15,7 +20,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     cfg = common.base(size)
     cfg.model.block = "titans_lmm"
     cfg.model.mlp_hidden = transformer.MLP_HIDDEN[size]
+    cfg.model.window = {"test": 24, "smoke": 128}.get(size, 512)  # of titans_mag and titans_mal
     cfg.model.memory = ml_collections.ConfigDict()
     cfg.model.memory.chunk = 16 if size == "test" else 64  # tokens between gradient boundaries
+    cfg.model.memory.segment = {"test": 32, "smoke": 128}.get(size, 256)  # of titans_mac
     cfg.teach.mode = "off"
     return common.finish(cfg, fields)

@@ -276,7 +276,7 @@ def test_greedy_generation_is_the_argmax_of_the_training_pass(block: str) -> Non
 
 @pytest.mark.slow
 @kinds
-@pytest.mark.parametrize("sizes", [(2, 4, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 4, 1), (2, 2, 2)], ids=lambda s: "x".join(map(str, s)))
 def test_a_mesh_of_eight_devices_changes_nothing(block: str, sizes: tuple[int, ...]) -> None:
     """Loss, outer gradient and state are those of one device."""
     cfg = config(block, mlp_hidden=16, vocab_size=24)
