@@ -35,7 +35,9 @@ class Score(NamedTuple):
 class Start(Protocol):
     """States that rows start from in the place of fresh ones."""
 
-    held: int  # tokens that such a state already holds
+    @property
+    def held(self) -> int:
+        """Tokens that such a state already holds."""
 
     def __call__(self, rows: np.ndarray, capacity: int) -> Any:
         """Return the states of `rows`, for `capacity` tokens in all."""
