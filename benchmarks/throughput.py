@@ -1,8 +1,9 @@
 """Step time of the models as ratios within one run, one JSON line each.
 
     python benchmarks/throughput.py                  what this machine can run
-    python benchmarks/throughput.py --torch          beside eager PyTorch (pip install
-    torch==2.13.0) python benchmarks/throughput.py --only teach     transformer | teach | compile
+    python benchmarks/throughput.py --torch          beside eager PyTorch
+                                                     (pip install torch==2.13.0)
+    python benchmarks/throughput.py --only teach     transformer | teach | compile
 
 The Transformer has 4 layers, width 256, vocabulary 8192 and reads 8 x 512 tokens, forward, backward
 and AdamW. `teach` is the same model with two CMS levels in its last block and 64-token chunks.
@@ -193,23 +194,34 @@ def teaching(rounds: int, with_torch: bool) -> None:
 
 
 def compiling(rounds: int, with_torch: bool) -> None:
-    """Compile time against depth and number of chunks, and temporary memory against chunks."""
+    """Compile time against depth and number of chunks, and temporary memory against chunks.
+
+    `memory`: a longer text in chunks of 64 tokens. `memory of 2048 tokens`: the same text in more
+    and shorter chunks, so that all that grows is what the chunk scan keeps.
+    """
     del rounds, with_torch
     on = {"mode": "exact", "remat": "sqrt"}
     for layers in (4, 8, 16):
         step = Step(experiment(HOPE | {"layers": layers}, 256, **on), 256)
         emit("compile", layers=layers, chunks=4, compile_s=step.compile_s)
-    small = HOPE | {"dim": 128, "mlp_hidden": 128, "loss_chunk": 512}
-    for remat in ("sqrt", "none"):
-        for chunks in (4, 8, 16, 32):
-            step = Step(experiment(small, 64 * chunks, mode="exact", remat=remat), 64 * chunks)
-            emit(
-                "memory",
-                remat=remat,
-                chunks=chunks,
-                compile_s=step.compile_s,
-                temp_mib=step.temp_bytes / 2**20,
-            )
+    for chunks in (4, 8, 16, 32, 64):
+        for block, remat in (("full", "sqrt"), ("none", "none")):
+            measure_memory("memory", 64 * chunks, 64, block, remat)
+            measure_memory("memory of 2048 tokens", 2048, 2048 // chunks, block, remat)
+
+
+def measure_memory(benchmark: str, tokens: int, chunk: int, block: str, remat: str) -> None:
+    model = HOPE | {"dim": 128, "mlp_hidden": 128, "loss_chunk": 512, "remat": block}
+    model |= {"cms": {"periods": (chunk, 4 * chunk), "fast_layers": 1}}
+    step = Step(experiment(model, tokens, mode="exact", chunk=chunk, remat=remat), tokens)
+    emit(
+        benchmark,
+        block_remat=block,
+        teach_remat=remat,
+        chunks=tokens // chunk,
+        compile_s=step.compile_s,
+        temp_mib=step.temp_bytes / 2**20,
+    )
 
 
 def emit(benchmark: str, **values: Any) -> None:
