@@ -20,9 +20,8 @@ from nested_jax.data import synthetic
 from nested_jax.data.cache import Report, cache_root
 from nested_jax.data.mixture import open_mixture
 from nested_jax.data.packing import PackedSource, Row
-from nested_jax.data.shards import INDEX, SPLITS, TokenStore, open_store, sample_text
+from nested_jax.data.shards import INDEX, SPLITS, TokenStore, open_store
 from nested_jax.data.stdlib_build import stdlib_store
-from nested_jax.data.trigram import trigram_bits_per_byte
 
 VALID_SEED = 20_251_107  # of the fixed held-out set: a constant, so that runs can be compared
 
@@ -249,37 +248,26 @@ def derived_seed(seed: int, number: int) -> int:
 
 
 def valid_batches(
-    cfg: DataConfig,
-    *,
-    batch_size: int,
-    align: int,
-    seed: int = VALID_SEED,
-    process_index: int = 0,
-    process_count: int = 1,
+    cfg: DataConfig, *, batch_size: int, align: int, seed: int = VALID_SEED
 ) -> list[Row]:
     """Return the fixed held-out set: the first ``data.valid_rows`` rows of a fixed permutation.
 
     The last batch is filled up with rows of weight 0. The bytes that its targets stand for, which
     bits per byte need, are `target_bytes`.
     """
-    check_processes(batch_size, process_index, process_count)
+    require(batch_size >= 1, "batch_size", batch_size, "wants 1 row or more")
     store = open_data(cfg)
     shards = store.select("valid", cfg.segments)
     source = PackedSource(store, shards, seq_len=cfg.seq_len, align=align)
     order = np.random.default_rng(seed).permutation(len(source))[: cfg.valid_rows]
     require(len(order) > 0, "data.segments", cfg.segments, f"{store.root} has no valid split")
-    rows = [source[i] for i in order]
-    empty = {name: np.zeros_like(array) for name, array in rows[0].items()}
-    rows += [empty] * (-len(rows) % batch_size)
-    local = batch_size // process_count
-    return [
-        stack(rows[start + process_index * local : start + (process_index + 1) * local])
-        for start in range(0, len(rows), batch_size)
-    ]
-
-
-def stack(rows: Sequence[Row]) -> Row:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    batches = []
+    for start in range(0, len(order), batch_size):
+        batch = source.empty(batch_size)
+        for place, index in enumerate(order[start : start + batch_size]):
+            source.fill(batch, place, int(index))
+        batches.append(batch)
+    return batches
 
 
 def check_processes(batch_size: int, process_index: int, process_count: int) -> None:
@@ -295,18 +283,6 @@ def check_processes(batch_size: int, process_index: int, process_count: int) -> 
         batch_size,
         f"must be a multiple of the {process_count} processes",
     )
-
-
-def trigram_baseline(cfg: DataConfig, max_bytes: int = 8 << 20) -> float:
-    """Return the bits per byte of a byte trigram on the valid split, to print beside a model's.
-
-    Args:
-      max_bytes: bytes of training text that it is fitted on, about; a few seconds at 8 MiB.
-    """
-    store = open_data(cfg)
-    train = sample_text(store, store.select("train", cfg.segments), max_bytes)
-    valid = sample_text(store, store.select("valid", cfg.segments), max_bytes // 8)
-    return trigram_bits_per_byte(train, valid)
 
 
 def target_bytes(batches: Sequence[Row], piece_byte_lengths: np.ndarray) -> int:

@@ -278,16 +278,6 @@ def check_shard(store: TokenStore, shard: Shard, *, contents: bool) -> None:
             )
 
 
-def sample_text(store: TokenStore, shards: Sequence[Shard], max_bytes: int) -> bytes:
-    """Return about `max_bytes` of text: the beginning of each shard, in proportion to its size."""
-    share = min(1.0, max_bytes / max(1, sum(shard.bytes for shard in shards)))
-    parts = []
-    for shard in shards:
-        ids = np.fromfile(store.root / shard.file, store.dtype, int(shard.tokens * share))
-        parts.append(store.tokenizer.decode(ids).encode())
-    return b"".join(parts)
-
-
 def file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

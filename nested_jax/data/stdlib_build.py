@@ -21,6 +21,7 @@ from nested_jax.data.stdlib_text import (
     Collection,
     Document,
     collect,
+    library_sha256,
     python_version,
     stdlib_root,
 )
@@ -41,11 +42,11 @@ def stdlib_store(
     Raises:
       ValueError: no library text, a cache that cannot be written or is damaged.
     """
-    collection = collect(root or stdlib_root())
-    name = f"stdlib-{python_version()}-{collection.sha256[:12]}-{vocab_size}-v{FORMAT}"
+    root = root or stdlib_root()
+    name = f"stdlib-{python_version()}-{library_sha256(root)[:12]}-{vocab_size}-v{FORMAT}"
     target = build_once(
         cache / name,
-        lambda folder: build_shards(folder, collection, vocab_size, report),
+        lambda folder: build_shards(folder, collect(root), vocab_size, report),
         report,
         is_whole=lambda folder: (folder / INDEX).is_file(),
     )

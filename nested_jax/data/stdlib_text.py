@@ -7,6 +7,7 @@ content alone, and equal contents count once, so no text is in two splits.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import sys
 import sysconfig
@@ -51,6 +52,12 @@ class Collection:
         for document in self.documents:
             digest.update(f"{document.segment}:{document.sha256}\n".encode())
         return digest.hexdigest()
+
+
+@functools.cache
+def library_sha256(root: Path) -> str:
+    """Return the hash of a library's text, read once a process."""
+    return collect(root).sha256
 
 
 def stdlib_root() -> Path:

@@ -23,7 +23,7 @@ from nested_jax.data.readers import (
     import_extra,
     open_stream,
 )
-from nested_jax.data.stdlib_text import collect, stdlib_root
+from nested_jax.data.stdlib_text import collect, library_sha256, stdlib_root
 
 MAX_DOCUMENT_BYTES = 64 << 20  # a longer one is counted as `giant` and left out
 BAD_GRACE = 10  # unreadable records that are always tolerated
@@ -109,7 +109,7 @@ def fingerprint(spec: SourceSpec) -> list[Any]:
     if spec.dataset.startswith("hf:"):
         inputs: list[Any] = []
     elif spec.dataset.partition(":")[0] == "stdlib":
-        inputs = [collect(stdlib_root()).sha256]
+        inputs = [library_sha256(stdlib_root())]
     else:
         stats = [(file, file.stat()) for file in find_files(spec.dataset, spec.data_files)]
         inputs = [(file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats]

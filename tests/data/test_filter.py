@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import WORDS
 
+from nested_jax.data import dedupe
 from nested_jax.data.dedupe import ENTRY, find_duplicates, signature
 from nested_jax.data.filtering import FilterOptions, filter_source, report_path
 from nested_jax.data.filters import (
@@ -58,6 +59,12 @@ def reason(text: str, rules: Rules) -> str | None:
         ("# # ... read # more", RULES["prose"], "symbols"),
         ("\n".join(f"- point {i} of it" for i in range(9)), RULES["prose"], "symbols"),
         (" ".join(str(i) for i in range(60)), RULES["prose"], "symbols"),
+        ("same line\n" * 3 + ENGLISH, Rules(duplicate_lines=0.05), "repetition"),
+        ("same line\n" * 3 + ENGLISH, Rules(duplicate_lines=0.2), None),
+        ("# read ... # more and more", Rules(symbols=0.4), "symbols"),
+        ("# read ... # more and more", Rules(symbols=0.5), None),
+        ("one 2 3 4", Rules(min_alphabetic=0.3), "symbols"),
+        ("one 2 3 4", Rules(min_alphabetic=0.25), None),
         ("x = [1, 2, 3]  # ...\n" * 2 + "y = {'a': 4}\n", RULES["code"], None),
     ],
 )
@@ -123,6 +130,25 @@ def test_duplicates_equal_a_slow_twin() -> None:
         assert found.near[j] == (alike >= 0.8 and not found.exact[j]), (j, alike)
     assert found.near.sum() == 3
     assert not find_duplicates(entries, similarity=0.0).near.any()
+
+
+def test_minima_of_a_long_text() -> None:
+    shingles = np.random.default_rng(0).integers(0, 2**64, 9001, np.uint64)
+    want = (shingles[:, None] * dedupe._FACTORS + dedupe._OFFSETS) >> np.uint64(32)
+    np.testing.assert_array_equal(dedupe.minima(shingles), want.min(axis=0))
+    shifts = np.random.default_rng(1).integers(1, 2**63, 3, np.uint64)
+    for i, j in itertools.combinations(range(5), 2):  # independent, no shifts of one another
+        a, b = (dedupe._FACTORS[k] * shifts for k in (i, j))
+        assert (a != b).all()
+
+
+def test_candidates_of_a_band_are_held_to_their_whole_signatures() -> None:
+    entries = np.zeros(2, ENTRY)
+    entries["exact"] = [1, 2]
+    entries["minima"] = np.random.default_rng(0).integers(0, 2**32, (2, 128), np.uint32)
+    entries["minima"][1, 40:48] = entries["minima"][0, 40:48]  # band 5: 8 of 128 agree
+    assert find_duplicates(entries, similarity=0.06).near.tolist() == [False, True]
+    assert find_duplicates(entries, similarity=0.07).near.tolist() == [False, False]
 
 
 def test_exact_duplicates_within_a_window() -> None:
@@ -201,8 +227,12 @@ def test_filter_counts_and_output(corpus: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_limit_is_of_kept_training_documents(corpus: Path, tmp_path: Path) -> None:
+def test_limit_is_of_kept_training_documents(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nested_jax.data.filtering.BLOCK_CHARS", 3000)
     report = run(corpus, tmp_path / "c.jsonl", limit=12)
+    assert report["processed"] < 30  # of 52: reading stops where the limit is reached
     assert report["kept_by_split"] == {"valid": 1, "train": 10}  # of 12, two are copies
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import make_store, synthetic_source
 
-from nested_jax.data.shards import INDEX, TokenStore, open_store, sample_text, token_dtype
+from nested_jax.data.shards import INDEX, TokenStore, open_store, token_dtype
 from nested_jax.data.tokenizer import Tokenizer, train_tokenizer
 
 
@@ -33,14 +33,6 @@ def test_records_are_exact(tmp_path: Path, tokenizer: Tokenizer) -> None:
 
 def test_dtype() -> None:
     assert [token_dtype(v) for v in (512, 65_536, 65_537)] == ["uint16", "uint16", "uint32"]
-
-
-def test_sample_is_text(store: TokenStore) -> None:
-    shards = store.select("train")
-    whole = sample_text(store, shards, 1 << 30).decode()
-    assert whole == "".join(synthetic_source(i) for i in [*range(50), *range(60, 80)])
-    part = sample_text(store, shards, 2000)
-    assert 1500 < len(part) < 2500
 
 
 def flip(path: Path) -> None:

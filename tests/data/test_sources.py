@@ -89,7 +89,8 @@ def test_named_splits_come_held_out_first(tmp_path: Path) -> None:
     assert {r.split for r in read(tmp_path, split="validation")[0]} == {"valid"}
     (tmp_path / "solo").mkdir()
     (tmp_path / "solo/testament.txt").write_text("x\n")
-    assert read(tmp_path / "solo")[0] == [Record("x", None)]
+    (tmp_path / "solo/test.txt").write_text("y\n")  # no split without a train file beside it
+    assert read(tmp_path / "solo")[0] == [Record("y", None), Record("x", None)]
 
 
 def test_a_split_column_counts(tmp_path: Path) -> None:
