@@ -14,7 +14,6 @@ import numpy as np
 
 from nested_jax.config import Config
 from nested_jax.data.packing import Row
-from nested_jax.data.pipeline import stack
 from nested_jax.data.synthetic import SyntheticSource, task_of
 from nested_jax.data.synthetic_task import Example, Task
 from nested_jax.heldout import own_rows
@@ -86,14 +85,13 @@ def read_test(plan: Plan, spec: str) -> TaskRows:
     source = SyntheticSource(
         task, data.task.seed, -(-task.length // align) * align, data.valid_rows, "test"
     )
-    rows = [source[i] for i in range(len(source))]
-    empty = {name: np.zeros_like(array) for name, array in rows[0].items()}
-    rows += [empty] * (-len(rows) % plan.eval_rows)
     own = process_rows(plan.mesh, plan.eval_rows)
-    batches = [
-        own_rows(stack(rows[start : start + plan.eval_rows]), own)
-        for start in range(0, len(rows), plan.eval_rows)
-    ]
+    batches = []
+    for first in range(0, len(source), plan.eval_rows):
+        batch = source.empty(plan.eval_rows)
+        for place in range(min(plan.eval_rows, len(source) - first)):
+            source.fill(batch, place, first + place)
+        batches.append(own_rows(batch, own))
     examples = [task.example(data.task.seed, i, "test") for i in range(data.valid_rows)]
     return TaskRows(spec, task, examples, batches)
 
