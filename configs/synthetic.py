@@ -157,7 +157,7 @@ def model_of(block: str, task: str) -> dict[str, Any]:
         "block": block,
         "dim": 32 if task in LANGUAGES else 64,
         "layers": 2,
-        "heads": 2,
+        "heads": 2 if task in LANGUAGES else 1,  # Zoology recalls with one head
         "mlp_hidden": 64,
         "max_len": 512,
         "memory": memory,

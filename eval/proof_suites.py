@@ -100,7 +100,7 @@ FORMAL = Suite(
         "quick": Budget(
             languages("Parity", "(aa)*"),
             ("transformer", "lstm", "deltanet", "gated_deltanet", "hope", "hope frozen"),
-            steps=400,
+            steps=1000,
             batch=32,
             rates=(3e-3,),
             seeds=(0,),
