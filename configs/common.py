@@ -15,6 +15,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "test": {"dim": 32, "layers": 3, "heads": 2, "mlp_hidden": 96, "vocab_size": 1024},
     # smoke: minutes on two cores.
     "smoke": {"dim": 192, "layers": 4, "heads": 4, "vocab_size": 2048},
+    "char": {"dim": 256, "layers": 1, "heads": 4, "mlp_hidden": 96, "vocab_size": 512},  # 1.2 M
     "pilot": {"dim": 768, "layers": 12, "heads": 12, "vocab_size": 32_000},  # about 160 M
     "mid": {"dim": 1536, "layers": 18, "heads": 16, "vocab_size": 32_000},  # about 760 M
     "target": {"dim": 2048, "layers": 18, "heads": 16, "vocab_size": 32_000},  # about 1.3 B

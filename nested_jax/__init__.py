@@ -4,7 +4,8 @@ from nested_jax.checkpoint import load_checkpoint
 from nested_jax.config import Config, load_config
 from nested_jax.models.lm import LanguageModel, build_model
 from nested_jax.models.state import State, detach, load_state, reset, save_state
-from nested_jax.teach import Taught, flush, loss_fn, teach
+from nested_jax.outer_loss import loss_fn, stream_loss_fn
+from nested_jax.teach import Taught, flush, teach
 from nested_jax.types import Batch
 
 __version__ = "0.1.0"
@@ -24,5 +25,6 @@ __all__ = [
     "loss_fn",
     "reset",
     "save_state",
+    "stream_loss_fn",
     "teach",
 ]

@@ -166,7 +166,7 @@ class Checkpoints:
             step=jax.device_put(jnp.int32(step), abstract.step.sharding),
             params=items["params"],
             opt_state=items["opt"],
-            carry=items.get("carry", abstract.carry),
+            carry=with_empty(abstract.carry, items.get("carry", abstract.carry)),
         )
         return "", Restored(state, data, meta)
 
@@ -185,9 +185,21 @@ class Checkpoints:
 
 
 def array_items(state: TrainState) -> dict[str, PyTree]:
-    """Return the array items of a checkpoint (Orbax refuses a tree without leaves)."""
-    items = {"params": state.params, "opt": state.opt_state, "carry": state.carry}
+    """Return the array items of a checkpoint; Orbax refuses empty arrays, and trees without any."""
+    carry = jax.tree.map(lambda x: x if x.size else None, state.carry)
+    items = {"params": state.params, "opt": state.opt_state, "carry": carry}
     return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
+
+
+def with_empty(abstract: PyTree, carry: PyTree) -> PyTree:
+    """Return `carry` with the empty arrays that `array_items` left out."""
+
+    def fill(want: jax.ShapeDtypeStruct, got: Any) -> Any:
+        if want.size:
+            return got
+        return jax.device_put(jnp.zeros(want.shape, want.dtype), want.sharding)
+
+    return jax.tree.map(fill, abstract, carry)
 
 
 def read_json(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], dict[str, Any]]:

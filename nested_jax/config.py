@@ -114,6 +114,7 @@ class CMSConfig:
     keep: float = 1.0  # retention of a fast weight at a write: 1 forgets nothing
     fast_layers: int = 1  # blocks, counted from the last, whose levels are written; -1 is all
     fast_rank: int = 0  # rank of a fast weight's delta; 0 is full
+    surprise: tuple[float, ...] = ()  # weight of each level's auxiliary loss; () has no heads
 
     def __post_init__(self) -> None:
         require(len(self.periods) > 0, "cms.periods", self.periods, "wants at least one level")
@@ -136,6 +137,15 @@ class CMSConfig:
         require(0 < self.keep <= 1, "cms.keep", self.keep, "wants a value in (0, 1]")
         at_least(self, "cms", -1, "fast_layers")
         at_least(self, "cms", 0, "fast_rank", "hidden")
+        require(
+            not self.surprise or len(self.surprise) == len(self.periods),
+            "cms.surprise",
+            self.surprise,
+            f"wants a weight for each of the {len(self.periods)} periods, or () for no heads",
+        )
+        require(
+            all(w >= 0 for w in self.surprise), "cms.surprise", self.surprise, "wants 0 or more"
+        )
 
     def level_lr(self, level: int) -> float:
         return self.inner_lr[level] if len(self.inner_lr) > 1 else self.inner_lr[0]
@@ -416,11 +426,13 @@ class DataConfig:
     """Where tokens come from and how rows are cut from them."""
 
     source: str = (
-        "stdlib"  # stdlib (embedded), synthetic, a folder of shards, or the JSON of a mixture
+        "stdlib"  # stdlib (embedded), synthetic, plain text, a folder of shards, a mixture's JSON
     )
     task: TaskConfig = field(default_factory=TaskConfig)  # of the source "synthetic"
     cache_dir: str = ""  # where prepared data live; "" is the user's cache directory
-    vocab_size: int = 8192  # of the tokenizer that is trained for the embedded data
+    vocab_size: int = 8192  # of the tokenizer that is trained for the embedded data, or text
+    tokenizer: Literal["sentencepiece", "char"] = "sentencepiece"  # pieces, or characters
+    mode: Literal["rows", "stream"] = "rows"  # shuffled rows, or contiguous streams of text
     seq_len: int = 512  # tokens a row
     align: int = 0  # documents start at multiples of it in a row; 0 takes the model's largest chunk
     segments: tuple[str, ...] = ()  # segments of the source that are used; () is all
@@ -465,6 +477,7 @@ class TrainConfig:
     steps: int = 1000  # optimizer steps
     batch_size: int = 8  # rows a step, over all processes and microbatches
     grad_accum: int = 1  # microbatches a step
+    carry: Literal["none", "mixers", "all"] = "none"  # state of a stream that outlives its batch
     eval_every: int = 250  # steps; 0 evaluates at the end only
     eval_batch_size: int = 0  # rows; 0 takes batch_size / grad_accum
     eval_tasks: tuple[str, ...] = ()  # evaluators that run beside the held-out loss
@@ -528,11 +541,34 @@ class Config:
             f"must be a multiple of the chunk, {align} tokens (of teach, memory and data.align)",
         )
         check_teach(self.model, self.teach)
+        self._check_stream()
         require(
             self.model.attention != "cudnn" or not self.teaches,
             "model.attention",
             "cudnn",
             "is differentiable once; the inner loop differentiates twice and wants 'xla'",
+        )
+
+    def _check_stream(self) -> None:
+        model, carry = self.model, self.train.carry
+        require(
+            carry == "none" or self.data.mode == "stream",
+            "train.carry",
+            carry,
+            f"wants data.mode='stream': rows of data.mode={self.data.mode!r} do not continue",
+        )
+        require(
+            carry == "none" or not model.attends or model.window > 0,
+            "train.carry",
+            carry,
+            f"full attention of {model.block!r} cannot hold a whole run; wants model.window",
+        )
+        require(
+            not model.cms.surprise or (model.has_cms and model.fast_layers == 0),
+            "cms.surprise",
+            model.cms.surprise,
+            f"wants a block with CMS levels that are not written, cms.fast_layers=0; got "
+            f"{model.block!r} with cms.fast_layers={model.cms.fast_layers}",
         )
 
     @property

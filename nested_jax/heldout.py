@@ -14,11 +14,12 @@ from nested_jax.config import DataConfig
 from nested_jax.data.packing import Row
 from nested_jax.data.pipeline import open_data, target_bytes, valid_batches
 from nested_jax.data.shards import TokenStore
+from nested_jax.data.tokenizer import load_tokenizer
 from nested_jax.data.trigram import trigram_bits_per_byte
 from nested_jax.plan import Plan
-from nested_jax.sharding import Rows, place_batch, process_rows, replicated
+from nested_jax.sharding import Rows, batch_sharding, place_batch, process_rows, replicated
 from nested_jax.train_state import TrainState
-from nested_jax.train_step import eval_step
+from nested_jax.train_step import eval_step, new_carry
 
 TRIGRAM_BYTES = 32 << 20  # of text that the baseline reads; it counts about as fast as it reads
 
@@ -35,25 +36,39 @@ class HeldOut:
         self.bytes = target_bytes(batches, plan.data.piece_byte_lengths)
         rows = process_rows(plan.mesh, plan.eval_rows)
         self.batches = [own_rows(batch, rows) for batch in batches]
+        self.characters = target_bytes(batches, piece_characters(plan))
+        fresh = partial(new_carry, cfg, plan.model, rows=plan.eval_rows)
+        self.fresh = jax.jit(fresh, out_shardings=batch_sharding(plan.mesh))
         step = partial(eval_step, program=plan.program)
-        self.eval_step = jax.jit(step, out_shardings=replicated(plan.mesh))
+        placed = batch_sharding(plan.mesh), replicated(plan.mesh)
+        self.eval_step = jax.jit(step, out_shardings=placed)
 
     def score(self, state: TrainState) -> dict[str, float]:
-        """Return the loss with the inner loop of training: a chunk is scored, then written."""
+        """Return the loss with the inner loop of training: a chunk is scored, then written.
+
+        Streams are read from an empty state to their end, in order.
+        """
         nats = tokens = 0.0
+        carry = self.fresh(state.params)
         for batch in self.batches:
-            metrics = jax.device_get(self.eval_step(state, place_batch(self.mesh, batch)))
+            placed = place_batch(self.mesh, batch)
+            carry, metrics = self.eval_step(state._replace(carry=carry), placed)
+            metrics = jax.device_get(metrics)
             nats += float(metrics["loss"]) * float(metrics["tokens"])
             tokens += float(metrics["tokens"])
         return {
             "valid_loss": nats / tokens,
+            "valid_ppl": math.exp(min(nats / tokens, 700.0)),
             "valid_bits_per_byte": nats / math.log(2) / self.bytes,
+            "valid_bits_per_char": nats / math.log(2) / self.characters,
         }
 
 
 def describe(scores: Mapping[str, float]) -> str:
     """Return the scores of an evaluation as a phrase for the log."""
     parts = [f"valid loss {scores['valid_loss']:.4f}"]
+    if "valid_ppl" in scores:
+        parts.append(f"ppl {scores['valid_ppl']:.3f}")
     if "valid_bits_per_byte" in scores:
         parts.append(f"{scores['valid_bits_per_byte']:.4f} bits per byte")
     parts += [
@@ -62,6 +77,13 @@ def describe(scores: Mapping[str, float]) -> str:
         if name.endswith("/accuracy")
     ]
     return ", ".join(parts)
+
+
+def piece_characters(plan: Plan) -> np.ndarray:
+    """Return int64 [vocab_size]: the characters that a token stands for."""
+    path = plan.data.tokenizer_path
+    assert path is not None, "synthetic tasks have no text"
+    return load_tokenizer(path).piece_char_lengths
 
 
 def trigram_baseline(cfg: DataConfig) -> float:

@@ -24,7 +24,7 @@ from nested_jax.models.lm import build_model
 from nested_jax.optim import group_counts
 from nested_jax.sharding import Rows, batch_sharding, check_rows, make_mesh, process_rows
 from nested_jax.train_state import TrainState, new_state, place_state
-from nested_jax.train_step import Program, make_program
+from nested_jax.train_step import Program, make_program, new_carry
 from nested_jax.types import Batch
 
 BATCH_DTYPES = {
@@ -77,7 +77,7 @@ def make_plan(cfg: Config, workdir: Path, say: Callable[[str], None]) -> Plan:
     model = build_model(cfg.model)
     info = model.param_info()
     program = make_program(cfg, model)
-    init = partial(init_state, model, program, cfg.seed)
+    init = partial(init_state, cfg, model, program)
     shapes = jax.eval_shape(init)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -108,9 +108,11 @@ def make_plan(cfg: Config, workdir: Path, say: Callable[[str], None]) -> Plan:
     )
 
 
-def init_state(model: Any, program: Program, seed: int) -> TrainState:
+def init_state(cfg: Config, model: Any, program: Program) -> TrainState:
     """Return the state before the first step, a pure function of the seed."""
-    return new_state(model.init(jax.random.key(seed)), program.optimizer)
+    params = model.init(jax.random.key(cfg.seed))
+    carry = new_carry(cfg, model, params, cfg.train.batch_size)
+    return new_state(params, program.optimizer, carry)
 
 
 def check_batches(cfg: Config, mesh: Mesh) -> int:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nested_jax.config import Config, TeachConfig, check_teach
+from nested_jax.config import TeachConfig, check_teach
 from nested_jax.losses import token_entropy, token_loss
 from nested_jax.models.lm import LanguageModel
 from nested_jax.models.state import Cursor, OpenChunk, State, detach
@@ -34,8 +34,7 @@ from nested_jax.ops.fast_weights import (
     write_level,
 )
 from nested_jax.ops.normalize import widen
-from nested_jax.optim.schedules import teach_scale
-from nested_jax.types import Array, Batch, PyTree, Span
+from nested_jax.types import Array, PyTree, Span
 
 
 class Taught(NamedTuple):
@@ -434,51 +433,3 @@ def _stats(
         stats[f"level{i}/blocked"] = layers * jnp.sum(event.blocked_B.astype(jnp.float32))
         stats[f"level{i}/change"] = jnp.mean(change_BL)
     return stats
-
-
-# --- what the outer loop differentiates -----------------------------------------------------------
-
-
-def loss_fn(
-    model: LanguageModel,
-    params: PyTree,
-    batch: Batch,
-    cfg: Config,
-    step: Array | int | None = None,
-) -> tuple[Array, dict[str, Array]]:
-    """Return the token-weighted mean loss of packed rows, each read from a fresh state, and
-    metrics.
-
-    Args:
-      model: from `build_model`.
-      params: of the model.
-      batch: rows of ``cfg.data.seq_len`` tokens; documents aligned to ``cfg.align``.
-      cfg: the experiment.
-      step: outer step, for the schedule of the teach scale; None is the full scale.
-    Returns:
-      The loss in nats, float32, and a flat dict of float32 scalars: ``loss``, ``tokens`` (sum of
-      the weights) and, prefixed ``teach/``, the stats of `teach`.
-    """
-    tokens_BT, targets_BT, weights_BT, segments_BT = batch
-    state = model.init_state(params, tokens_BT.shape[0], capacity=tokens_BT.shape[1])
-    changed_BT = segments_BT[:, 1:] != segments_BT[:, :-1]
-    # Padding goes on in the state of the document before it, which ends there.
-    starts_BT = jnp.pad(changed_BT & (segments_BT[:, 1:] > 0), [(0, 0), (1, 0)])
-    scale = cfg.teach.scale if step is None else teach_scale(cfg.teach, step)
-    _, taught = teach(
-        model,
-        params,
-        state,
-        tokens_BT,
-        targets_BT,
-        cfg.teach,
-        weights_BT=weights_BT,
-        starts_BT=starts_BT,
-        scale=scale,
-        origin="fresh",
-    )
-    tokens = jnp.sum(weights_BT)
-    weighted_BT = taught.loss_BT * weights_BT.astype(taught.loss_BT.dtype)
-    loss = jnp.sum(weighted_BT) / jnp.maximum(tokens, 1.0).astype(weighted_BT.dtype)
-    metrics = {"loss": loss, "tokens": tokens}
-    return loss, metrics | {f"teach/{name}": value for name, value in taught.stats.items()}

@@ -13,8 +13,8 @@ import optax
 from nested_jax.config import Config
 from nested_jax.metrics import is_count
 from nested_jax.optim import bad_updates, make_optimizer, make_schedule
+from nested_jax.outer_loss import loss_fn, stream_loss_fn
 from nested_jax.sharding import constrain
-from nested_jax.teach import loss_fn
 from nested_jax.train_state import TrainState
 from nested_jax.types import Array, Batch, PyTree
 
@@ -37,6 +37,8 @@ def make_program(cfg: Config, model: Any) -> Program:
     """Return the program that trains `model` as `cfg` says."""
 
     def loss(params: PyTree, carry: PyTree, batch: Batch, step: Array) -> Any:
+        if cfg.train.carry != "none":
+            return stream_loss_fn(model, params, carry, batch, cfg, step)
         value, metrics = loss_fn(model, params, batch, cfg, step)
         return value, (carry, metrics)
 
@@ -64,10 +66,18 @@ def train_step(state: TrainState, batch: Batch, program: Program) -> tuple[Train
     return TrainState(state.step + 1, params, opt_state, carry), metrics
 
 
-def eval_step(state: TrainState, batch: Batch, program: Program) -> Metrics:
-    """Score `batch` as training does: each chunk before the write that it causes."""
-    _, (_, metrics) = program.loss(state.params, state.carry, batch, state.step)
-    return metrics
+def new_carry(cfg: Config, model: Any, params: PyTree, rows: int) -> PyTree:
+    """Return the state of `rows` streams that have read nothing; () where none is carried."""
+    return () if cfg.train.carry == "none" else model.init_state(params, rows, capacity=1)
+
+
+def eval_step(state: TrainState, batch: Batch, program: Program) -> tuple[PyTree, Metrics]:
+    """Score `batch` as training does, each chunk before the write that it causes.
+
+    Returns the carry behind the batch, and the metrics.
+    """
+    _, carry_and_metrics = program.loss(state.params, state.carry, batch, state.step)
+    return carry_and_metrics
 
 
 def accumulate(program: Program, state: TrainState, batch: Batch) -> tuple[PyTree, PyTree, Metrics]:

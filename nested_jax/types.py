@@ -30,7 +30,8 @@ class Batch(NamedTuple):
     """One batch of packed token rows, as the data pipeline yields it and ``loss_fn`` reads it.
 
     ``segments_BT`` numbers the documents of a row from 1; 0 marks padding. Sequence state is reset
-    where the number changes, and no token sees another document.
+    where the number changes, and no token sees another document. In a stream document 1 is the one
+    that the row before ended in: a row that begins with a document of its own numbers it 2.
     """
 
     tokens_BT: Array  # int32

@@ -23,7 +23,7 @@ LAYERS = [
     {"ops", "sharding", "data", "losses"},
     {"layers", "optim"},
     {"models"},
-    {"teach", "train_state"},
+    {"teach", "outer_loss", "train_state"},
     {"train_step", "checkpoint", "metrics", "flops", "integrity", "machine", "progress", "signals"},
     {"plan", "heldout", "task_scores", "watch"},
     {"trainer", "generate", "doctor", "export"},

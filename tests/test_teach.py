@@ -14,7 +14,8 @@ from helpers import assert_close, assert_equal
 import nested_jax
 from nested_jax.config import CMSConfig, Config, ModelConfig, TeachConfig, from_config_dict
 from nested_jax.models.state import State, detach, reset
-from nested_jax.teach import Teacher, flush, loss_fn, teach
+from nested_jax.outer_loss import loss_fn
+from nested_jax.teach import Teacher, flush, teach
 from nested_jax.types import Batch
 
 CHUNK, PERIODS = 4, (4, 8)

@@ -127,6 +127,26 @@ class PackedSource:
             return shard
 
 
+class StreamSource(PackedSource):
+    """Rows that continue each other: document 1 of a row is the one that the row before ended in.
+
+    A row that begins with a document of its own numbers it 2.
+    """
+
+    def fill(self, rows: Row, place: int, index: int) -> None:
+        super().fill(rows, place, index)
+        if self.begins_document(index):
+            segments_T = rows["segments_BT"][place]
+            segments_T += segments_T > 0
+
+    def begins_document(self, index: int) -> bool:
+        """Whether the first token of row `index` is the first of its document."""
+        start = index * self.seq_len
+        number = int(np.searchsorted(self._shard_starts, start, "right")) - 1
+        starts, place = self._shard(number).starts, start - int(self._shard_starts[number])
+        return bool(starts[np.searchsorted(starts, place)] == place)
+
+
 def fill_row(row: Row, shard: OpenShard, start: int, stop: int, document: int) -> int:
     """Write the documents of ``[start, stop)``, in the shard's aligned positions, into the row.
 

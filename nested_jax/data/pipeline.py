@@ -3,10 +3,14 @@
 The order of rows is a pure function of (seed, epoch): a global shuffle, reseeded every epoch.
 Global batch i holds the same rows in the same order however many processes share it, each of which
 reads its own contiguous part; the iterator's whole state is the number of batches given out.
+
+With ``data.mode="stream"`` nothing is shuffled: every row of the batch is one contiguous reading of
+the text, and row i of a batch goes on where row i of the batch before it ended.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +23,13 @@ from nested_jax.config import DataConfig, require
 from nested_jax.data import synthetic
 from nested_jax.data.cache import Report, cache_root
 from nested_jax.data.mixture import open_mixture
-from nested_jax.data.packing import PackedSource, Row
+from nested_jax.data.packing import PackedSource, Row, StreamSource
+from nested_jax.data.plain_text import text_files, text_store
 from nested_jax.data.shards import INDEX, SPLITS, TokenStore, open_store
 from nested_jax.data.stdlib_build import stdlib_store
 
 VALID_SEED = 20_251_107  # of the fixed held-out set: a constant, so that runs can be compared
+SOURCES: dict[str, type[PackedSource]] = {"rows": PackedSource, "stream": StreamSource}
 
 
 class DatasetInfo(NamedTuple):
@@ -56,23 +62,34 @@ def ignore(message: str) -> None:
 
 
 def open_data(cfg: DataConfig, report: Report = ignore) -> TokenStore:
-    """Return the shards of ``data.source``, building the embedded ones where they are missing.
+    """Return the shards of ``data.source``, building those of text where they are missing.
 
     Raises:
-      ValueError: a source that is neither, with where it was looked for; damaged or foreign shards.
+      ValueError: a source that is none, with where it was looked for; damaged or foreign shards;
+        prepared shards of another kind of tokenizer than ``data.tokenizer``.
     """
+    path, cache = Path(cfg.source).expanduser(), cache_root(cfg.cache_dir)
     if cfg.source == "stdlib":
-        return stdlib_store(cache_root(cfg.cache_dir), cfg.vocab_size, report)
-    path = Path(cfg.source).expanduser()
-    if path.is_dir():
-        return open_store(path)
-    if path.is_file():
-        return open_mixture(path)
-    raise ValueError(
-        f"data.source={cfg.source!r}: neither 'stdlib', nor a folder with an {INDEX}, nor the JSON "
-        f"of a mixture (looked for {path.absolute()}); prepare one with "
-        "`python -m nested_jax.data sample`"
+        store = stdlib_store(cache, cfg.vocab_size, report, tokenizer=cfg.tokenizer)
+    elif path.exists() and not (path / INDEX).is_file() and text_files(path):
+        store = text_store(cache, path, cfg.tokenizer, cfg.vocab_size, report)
+    elif path.is_dir():
+        store = open_store(path)
+    elif path.is_file():
+        store = open_mixture(path)
+    else:
+        raise ValueError(
+            f"data.source={cfg.source!r}: neither 'stdlib', nor a folder with an {INDEX}, nor "
+            f"plain text, nor the JSON of a mixture (looked for {path.absolute()}); prepare one "
+            "with `python -m nested_jax.data sample`"
+        )
+    require(
+        store.tokenizer.kind == cfg.tokenizer,
+        "data.tokenizer",
+        cfg.tokenizer,
+        f"the shards of {store.root} were written with {store.tokenizer.kind!r}",
     )
+    return store
 
 
 def prepare(cfg: DataConfig, report: Report = ignore) -> DatasetInfo:
@@ -130,7 +147,7 @@ class LocalBatches:
     """A random-access source of one process's share of every global batch: a contiguous part."""
 
     sources: tuple[RowSource, ...]
-    order: grain.MapDataset  # endless row numbers; the rows of the sources are numbered in turn
+    order: Any  # endless row numbers, by index; the rows of the sources are numbered in turn
     batch_size: int  # rows of the global batch
     process_index: int
     process_count: int
@@ -150,6 +167,25 @@ class LocalBatches:
                     break
                 number -= len(source)
         return batch
+
+
+@dataclass(frozen=True)
+class StreamOrder:
+    """The endless order of row numbers in which each row of the batch reads on where it ended.
+
+    Row i of the batch begins at i / batch of the text, goes on into what row i + 1 began with, and
+    at the end of the text goes on at its beginning.
+    """
+
+    rows: int  # of the source
+    batch_size: int
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, place: int) -> int:
+        step, row = divmod(place, self.batch_size)
+        return (row * self.rows // self.batch_size + step) % self.rows
 
 
 class BatchIterator(Iterator[Row]):
@@ -189,7 +225,7 @@ def make_train_iterator(
     """
     check_processes(batch_size, process_index, process_count)
     sources, weights = open_rows(cfg, align)
-    order = row_order([len(source) for source in sources], weights, seed)
+    order = batch_order(cfg, [len(source) for source in sources], weights, seed, batch_size)
     local = LocalBatches(sources, order, batch_size, process_index, process_count)
     batches = grain.MapDataset.source(local)
     options = grain.ReadOptions(
@@ -219,10 +255,36 @@ def train_sources(
     sources = []
     for group in groups:
         shards = store.select("train", group)
-        source = PackedSource(store, shards, seq_len=cfg.seq_len, align=align)
+        source = SOURCES[cfg.mode](store, shards, seq_len=cfg.seq_len, align=align)
         require(len(source) > 0, "data.segments", group, f"{store.root} has no train split of them")
         sources.append(source)
     return tuple(sources)
+
+
+def batch_order(
+    cfg: DataConfig, sizes: Sequence[int], weights: Sequence[float], seed: int, batch_size: int
+) -> Any:
+    """Return the endless order of row numbers that ``data.mode`` asks for; arguments as below.
+
+    Raises:
+      ValueError: a stream over parts that are mixed by weight, or with fewer rows of text than rows
+        of a batch.
+    """
+    if cfg.mode == "rows":
+        return row_order(sizes, weights, seed)
+    require(
+        not weights,
+        "data.mode",
+        cfg.mode,
+        "reads the text in its own order; weights of segments want data.mode='rows'",
+    )
+    require(
+        sizes[0] >= batch_size,
+        "train.batch_size",
+        batch_size,
+        f"the text has {sizes[0]} rows of data.seq_len={cfg.seq_len}; a stream wants no more",
+    )
+    return StreamOrder(sizes[0], batch_size)
 
 
 def row_order(sizes: Sequence[int], weights: Sequence[float], seed: int) -> grain.MapDataset:
@@ -252,22 +314,47 @@ def valid_batches(
 ) -> list[Row]:
     """Return the fixed held-out set: the first ``data.valid_rows`` rows of a fixed permutation.
 
-    The last batch is filled up with rows of weight 0. The bytes that its targets stand for, which
-    bits per byte need, are `target_bytes`.
+    Of a stream they are the first rows of the text in its order, and row i of a batch goes on where
+    row i of the batch before it ended. The last batch is filled up with rows of weight 0. The bytes
+    that its targets stand for, which bits per byte need, are `target_bytes`.
     """
     require(batch_size >= 1, "batch_size", batch_size, "wants 1 row or more")
     store = open_data(cfg)
     shards = store.select("valid", cfg.segments)
-    source = PackedSource(store, shards, seq_len=cfg.seq_len, align=align)
-    order = np.random.default_rng(seed).permutation(len(source))[: cfg.valid_rows]
+    source = SOURCES[cfg.mode](store, shards, seq_len=cfg.seq_len, align=align)
+    order = VALID_ORDERS[cfg.mode](len(source), cfg.valid_rows, batch_size, seed)
     require(len(order) > 0, "data.segments", cfg.segments, f"{store.root} has no valid split")
     batches = []
     for start in range(0, len(order), batch_size):
         batch = source.empty(batch_size)
         for place, index in enumerate(order[start : start + batch_size]):
-            source.fill(batch, place, int(index))
+            if index >= 0:
+                source.fill(batch, place, index)
         batches.append(batch)
     return batches
+
+
+def shuffled_rows(size: int, count: int, batch_size: int, seed: int) -> list[int]:
+    """Return the first `count` row numbers of a fixed permutation; -1 fills the last batch up."""
+    order = np.random.default_rng(seed).permutation(size)[:count].tolist()
+    return order + [-1] * (-len(order) % batch_size)
+
+
+def streamed_rows(size: int, count: int, batch_size: int, seed: int) -> list[int]:
+    """Return the numbers of the first `count` rows, cut into `batch_size` contiguous streams.
+
+    Batch by batch: entry b * batch_size + i is the b-th row of stream i, -1 where it has ended.
+    """
+    del seed
+    count = min(size, count)
+    steps = -(-count // batch_size)
+    streams = [range(min(i * steps, count), min((i + 1) * steps, count)) for i in range(batch_size)]
+    return [
+        stream[step] if step < len(stream) else -1 for step in range(steps) for stream in streams
+    ]
+
+
+VALID_ORDERS = {"rows": shuffled_rows, "stream": streamed_rows}
 
 
 def check_processes(batch_size: int, process_index: int, process_count: int) -> None:
@@ -285,12 +372,12 @@ def check_processes(batch_size: int, process_index: int, process_count: int) -> 
     )
 
 
-def target_bytes(batches: Sequence[Row], piece_byte_lengths: np.ndarray) -> int:
+def target_bytes(batches: Sequence[Row], piece_lengths: np.ndarray) -> int:
     """Return the UTF-8 bytes that the weighted targets of `batches` stand for, exactly.
 
-    Bits per byte of a row set are its summed loss in nats / ln 2 / this number.
+    Bits per byte of a row set are its summed loss in nats / ln 2 / this number. With the lengths of
+    the pieces in characters it counts characters.
     """
     return sum(
-        int(piece_byte_lengths[batch["targets_BT"][batch["weights_BT"] > 0]].sum())
-        for batch in batches
+        int(piece_lengths[batch["targets_BT"][batch["weights_BT"] > 0]].sum()) for batch in batches
     )

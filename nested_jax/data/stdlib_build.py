@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from nested_jax.data.cache import Report, build_once
+from nested_jax.data.characters import build_characters
 from nested_jax.data.shards import (
     FORMAT,
     INDEX,
@@ -28,10 +30,19 @@ from nested_jax.data.stdlib_text import (
 from nested_jax.data.tokenizer import Tokenizer, train_tokenizer
 
 TRAIN_BYTES = 24 << 20  # of text that the tokenizer sees at most
+# What makes a tokenizer from texts and a vocabulary size, by `DataConfig.tokenizer`.
+TOKENIZERS: dict[str, Callable[[Sequence[str], int], Tokenizer]] = {
+    "sentencepiece": partial(train_tokenizer, max_bytes=TRAIN_BYTES),
+    "char": build_characters,
+}
 
 
 def stdlib_store(
-    cache: Path, vocab_size: int, report: Report, root: Path | None = None
+    cache: Path,
+    vocab_size: int,
+    report: Report,
+    root: Path | None = None,
+    tokenizer: str = "sentencepiece",
 ) -> TokenStore:
     """Return the shards of the standard library's text, building them in `cache` if need be.
 
@@ -39,14 +50,17 @@ def stdlib_store(
 
     Args:
       root: folder of the library; None is the running Python's.
+      tokenizer: a name of `TOKENIZERS`.
     Raises:
       ValueError: no library text, a cache that cannot be written or is damaged.
     """
     root = root or stdlib_root()
-    name = f"stdlib-{python_version()}-{library_sha256(root)[:12]}-{vocab_size}-v{FORMAT}"
+    symbols = str(vocab_size) if tokenizer == "sentencepiece" else f"{tokenizer}-{vocab_size}"
+    name = f"stdlib-{python_version()}-{library_sha256(root)[:12]}-{symbols}-v{FORMAT}"
+    train = lambda texts: TOKENIZERS[tokenizer](texts, vocab_size)  # noqa: E731
     target = build_once(
         cache / name,
-        lambda folder: build_shards(folder, collect(root), vocab_size, report),
+        lambda folder: build_shards(folder, collect(root), train, report),
         report,
         is_whole=lambda folder: (folder / INDEX).is_file(),
     )
@@ -56,7 +70,12 @@ def stdlib_store(
         raise ValueError(f"{error}; remove {target} and it will be built again") from error
 
 
-def build_shards(folder: Path, collection: Collection, vocab_size: int, report: Report) -> None:
+def build_shards(
+    folder: Path,
+    collection: Collection,
+    train: Callable[[Sequence[str]], Tokenizer],
+    report: Report,
+) -> None:
     """Train the tokenizer on the train split, then write one shard for each segment and split."""
     documents = collection.documents
     size = sum(len(document.text) for document in documents)
@@ -65,8 +84,9 @@ def build_shards(folder: Path, collection: Collection, vocab_size: int, report: 
         f"embedded text: {len(documents)} documents, {size / 1e6:.1f} M characters of Python's "
         f"standard library (left out: {left_out})"
     )
-    report(f"training the tokenizer: {vocab_size} symbols")
-    tokenizer = train_tokenizer(training_texts(documents), vocab_size, max_bytes=TRAIN_BYTES)
+    report("training the tokenizer")
+    tokenizer = train(training_texts(documents))
+    report(f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size} symbols")
     report(f"writing token shards to {folder.parent}")
     shards = list(write_segments(folder, documents, tokenizer))
     source = {
@@ -94,5 +114,5 @@ def write_segments(
         for split in SPLITS:
             texts = [d.text for d in documents if (d.segment, d.split) == (segment, split)]
             if texts:
-                encoded = tokenizer.encode_batch(texts)
+                encoded = tokenizer.encode_arrays(texts)
                 yield write_shard(folder, segment, split, 0, encoded, tokenizer)

@@ -1,8 +1,9 @@
-"""The SentencePiece tokenizer: trained once, lossless on every UTF-8 text, known by its hash.
+"""The tokenizers: SentencePiece and characters, lossless on every UTF-8 text, known by their hash.
 
-BPE with byte fallback and identity normalization (Kudo and Richardson, 2018). Two things that
-SentencePiece does not promise by itself are added: U+2581, its stand-in for the space, survives a
-round trip, and the number of bytes behind each token id is known, so that bits per byte are exact.
+BPE with byte fallback and identity normalization (Kudo and Richardson, 2018); characters are in
+``characters.py``. Two things that SentencePiece does not promise by itself are added: U+2581, its
+stand-in for the space, survives a round trip, and the bytes behind each token id are known, so that
+bits per byte are exact.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Tokenizer:
       model: the serialized model, the bytes of ``tokenizer.model``.
     """
 
+    kind = "sentencepiece"  # as in DataConfig.tokenizer
     pad_id, unk_id, bos_id, eos_id = PAD_ID, UNK_ID, BOS_ID, EOS_ID
 
     def __init__(self, model: bytes) -> None:
@@ -65,6 +67,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, without BOS or EOS."""
         return self.encode_batch([text])[0]
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return what `encode_batch` does, as int32 [tokens] each."""
+        return [np.asarray(ids, np.int32) for ids in self.encode_batch(texts)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of every text."""
@@ -105,13 +111,21 @@ class Tokenizer:
     @functools.cached_property
     def piece_byte_lengths(self) -> np.ndarray:
         """int64 [vocab_size]: UTF-8 bytes that a token stands for, 0 for control tokens."""
-        lengths = np.zeros(self.vocab_size, np.int64)
-        for token in range(self.vocab_size):
-            if self._processor.is_byte(token):
-                lengths[token] = 1
-            elif not (self._processor.is_control(token) or self._processor.is_unknown(token)):
-                lengths[token] = len(self.piece(token).replace(SPACE, " ").encode())
-        return lengths
+        return np.array([len(self.bytes_of(t)) for t in range(self.vocab_size)], np.int64)
+
+    @functools.cached_property
+    def piece_char_lengths(self) -> np.ndarray:
+        """int64 [vocab_size]: characters that begin in a token, 0 for control tokens."""
+        count = (sum(b & 0xC0 != 0x80 for b in self.bytes_of(t)) for t in range(self.vocab_size))
+        return np.fromiter(count, np.int64)
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return the UTF-8 bytes that a token stands for; none for control tokens."""
+        if self._processor.is_byte(token):
+            return bytes([int(self.piece(token)[1:-1], 16)])
+        if self._processor.is_control(token) or self._processor.is_unknown(token):
+            return b""
+        return self.piece(token).replace(SPACE, " ").encode()
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -127,8 +141,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             f"tokenizer {str(file)!r}: no such file; train one with "
             "`python -m nested_jax.data tokenizer`"
         )
+    # Imported here because it builds on this module.
+    from nested_jax.data.characters import MAGIC, CharTokenizer
+
+    model = file.read_bytes()
     try:
-        return Tokenizer(file.read_bytes())
+        return CharTokenizer(model) if model.startswith(MAGIC) else Tokenizer(model)
     except RuntimeError as error:
         raise ValueError(f"tokenizer {str(file)!r}: not a SentencePiece model ({error})") from error
 

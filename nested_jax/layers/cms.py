@@ -154,14 +154,35 @@ class CMS(Layer):
         0 for the other inner optimizers.
         """
         y_BTD, recall_B = x_BTD, no_recall(x_BTD)
-        for level, (norm, base) in enumerate(zip(self.norms, self.weights, strict=True)):
-            source = x_BTD if self.cfg.cms.chain == "independent" else y_BTD
+        for level in range(len(self.weights)):
             added = None if deltas is None else self.written(level, deltas[level])
-            out_BTD, recalled_B = self._level(norm(source), base, added)
-            if self.cfg.cms.chain == "independent":
-                out_BTD = out_BTD * self.combine_M[level].astype(out_BTD.dtype)
-            y_BTD, recall_B = y_BTD + out_BTD, recall_B + recalled_B
+            y_BTD, recalled_B = self._add(level, x_BTD, y_BTD, added)
+            recall_B = recall_B + recalled_B
         return y_BTD, recall_B
+
+    def outputs(self, x_BTD: Array, taps: tuple[Array, ...] | None = None) -> tuple[Array, ...]:
+        """Return the residual stream behind every level without deltas, the fastest first.
+
+        Args:
+          taps: [B, T, D] each, added behind the levels: their gradient is the levels' signal.
+        """
+        y_BTD, outputs = x_BTD, []
+        for level in range(len(self.weights)):
+            y_BTD, _ = self._add(level, x_BTD, y_BTD, None)
+            if taps is not None:
+                y_BTD = y_BTD + taps[level].astype(y_BTD.dtype)
+            outputs.append(y_BTD)
+        return tuple(outputs)
+
+    def _add(
+        self, level: int, x_BTD: Array, y_BTD: Array, added: MLPWeights | None
+    ) -> tuple[Array, Array]:
+        """Return y with what a level adds to it, and the level's recall; x is the chain's input."""
+        source = x_BTD if self.cfg.cms.chain == "independent" else y_BTD
+        out_BTD, recall_B = self._level(self.norms[level](source), self.weights[level], added)
+        if self.cfg.cms.chain == "independent":
+            out_BTD = out_BTD * self.combine_M[level].astype(out_BTD.dtype)
+        return y_BTD + out_BTD, recall_B
 
     def _level(
         self, x_BTD: Array, base: MLPWeights, added: MLPWeights | None

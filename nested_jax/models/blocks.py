@@ -80,10 +80,15 @@ class Block(Layer):
             recall_B = no_recall(x_BTD)
         return BlockOutput(state, x_BTD, recall_B, cms_in_BTD)
 
-    # The parts that the teach loop calls on their own.
+    # The parts that the teach loop and the surprise objectives call on their own.
 
     def read_cms(self, x_BTD: Array, deltas: tuple[PyTree, ...]) -> tuple[Array, Array]:
         return self.cms(x_BTD, deltas)
+
+    def level_outputs(
+        self, x_BTD: Array, taps: tuple[Array, ...] | None = None
+    ) -> tuple[Array, ...]:
+        return self.cms.outputs(x_BTD, taps)
 
     def init_deltas(self, batch: int) -> tuple[PyTree, ...]:
         return self.cms.init_deltas(batch)

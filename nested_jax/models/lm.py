@@ -79,12 +79,19 @@ class LanguageModel:
             value = normal(std)(key, (cfg.vocab_size, cfg.dim))
             return Declared(value, ("vocab", "embed"), kind)
 
-        params = {
+        params: dict[str, Any] = {
             "embed": table(keys[0], "embed"),
             "norm": Declared(jnp.ones((cfg.dim,), jnp.float32), (None,), "vector"),
         }
         if not cfg.tie_embeddings:
             params["head"] = table(keys[1], "head")
+        if cfg.cms.surprise:
+            params["surprise"] = {
+                f"level_{i}": Declared(
+                    jnp.zeros((cfg.dim, cfg.dim), jnp.float32), ("embed", None), "head", level=i + 1
+                )
+                for i in range(len(cfg.cms.periods))
+            }
         for name, fast, layers, stack_key in (
             ("prefix", False, cfg.layers - cfg.fast_layers, keys[2]),
             ("suffix", True, cfg.fast_layers, keys[3]),

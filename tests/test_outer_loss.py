@@ -1,0 +1,259 @@
+"""The outer loss of streams, what a carry keeps, and the surprise objectives."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers import assert_close, assert_equal
+
+import nested_jax
+from nested_jax.config import Config, from_config_dict
+from nested_jax.models.lm import LanguageModel
+from nested_jax.outer_loss import (
+    document_starts,
+    level_signals,
+    loss_fn,
+    stream_loss_fn,
+    surprise_loss,
+)
+from nested_jax.types import Array, Batch
+
+ROWS, TOKENS, SYMBOLS = 2, 24, 23
+
+
+def config(**changes: Any) -> Config:
+    model = {
+        "block": "lstm_cms",
+        "vocab_size": SYMBOLS,
+        "dim": 12,
+        "layers": 2,
+        "heads": 2,
+        "lstm_hidden": 7,
+        "mlp_hidden": 10,
+        "cms": {"periods": (4, 8), "fast_layers": 0, "surprise": changes.pop("surprise", ())},
+    }
+    model["cms"] |= changes.pop("cms", {})
+    return from_config_dict(
+        {
+            "model": model | changes.pop("model", {}),
+            "data": {"seq_len": 8, "mode": "stream"},
+            "train": {"carry": changes.pop("carry", "mixers"), "batch_size": ROWS},
+            **changes,
+        }
+    )
+
+
+WRITTEN = {"cms": {"fast_layers": 1, "inner_lr": (0.3,)}, "teach": {"mode": "exact", "chunk": 4}}
+
+
+def build(cfg: Config) -> tuple[LanguageModel, Any]:
+    model = nested_jax.build_model(cfg.model)
+    params = model.init(jax.random.key(0))
+    if "surprise" in params:
+        keys = iter(jax.random.split(jax.random.key(5), 2))
+        params["surprise"] = jax.tree.map(
+            lambda w: 0.1 * jax.random.normal(next(keys), w.shape), params["surprise"]
+        )
+    return model, params
+
+
+def text() -> Batch:
+    """Rows in which documents begin at tokens 8 and 20 of row 0 and 12 of row 1."""
+    tokens_BT = jax.random.randint(jax.random.key(1), (ROWS, TOKENS + 1), 0, SYMBOLS)
+    segments_BT = jnp.ones((ROWS, TOKENS), jnp.int32)
+    segments_BT = segments_BT.at[0, 8:].add(1).at[0, 20:].add(1).at[1, 12:].add(1)
+    weights_BT = jnp.ones((ROWS, TOKENS)).at[0, 7].set(0).at[0, 19].set(0).at[1, 11].set(0)
+    return Batch(tokens_BT[:, :-1], tokens_BT[:, 1:], weights_BT, segments_BT)
+
+
+def pieces(batch: Batch, size: int) -> list[Batch]:
+    """The batches in which a stream arrives: a row goes on with document 1, or begins with 2."""
+    parts = []
+    for start in range(0, TOKENS, size):
+        part = Batch(*(x[:, start : start + size] for x in batch))
+        before = batch.segments_BT[:, max(start - 1, 0)][:, None]
+        parts.append(part._replace(segments_BT=part.segments_BT - before + 1))
+    return parts
+
+
+def total(metrics: list[dict[str, Array]]) -> Array:
+    return sum((m["loss"] * m["tokens"] for m in metrics), jnp.zeros(()))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"surprise": (0.5, 0.25)}, {"carry": "all", **WRITTEN}], ids=str
+)
+def test_batches_of_a_stream_are_one_text(changes: dict[str, Any]) -> None:
+    """Three batches with the carried state, and the same text read at once from a fresh one."""
+    cfg = config(**changes)
+    model, params = build(cfg)
+    batch = text()
+
+    @jax.jit
+    def run(params: Any) -> Any:
+        state, seen = model.init_state(params, ROWS, capacity=1), []
+        for part in pieces(batch, 8):
+            _, (state, metrics) = stream_loss_fn(model, params, state, part, cfg)
+            seen.append(metrics)
+        _, (whole, want) = stream_loss_fn(
+            model, params, model.init_state(params, ROWS, capacity=1), batch, cfg
+        )
+        return (total(seen), state), (total([want]), whole)
+
+    got, want = run(params)
+    assert_close(got[0], want[0], rtol=1e-5)
+    # An open chunk's buffer keeps tokens that were learned; only its count says what is in it.
+    clear = lambda state: state._replace(open=())  # noqa: E731
+    assert_close(clear(got[1]), clear(want[1]), rtol=1e-4)
+
+
+def test_rows_of_a_stream_begin_where_they_say() -> None:
+    segments_BT = jnp.asarray([[1, 1, 2, 0], [2, 2, 0, 3], [0, 1, 1, 1], [1, 0, 0, 0]])
+    want = [[0, 0, 1, 0], [1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]]
+    assert_equal(document_starts(segments_BT), jnp.asarray(want, jnp.bool_))
+
+
+def test_what_a_carry_keeps() -> None:
+    """The second batch of a stream, by what the first left: nothing, mixers, or fast weights too.
+
+    Its losses differ in pairs, and without a carry are those of a fresh read.
+    """
+    losses = {}
+    parts = pieces(text()._replace(segments_BT=jnp.ones((ROWS, TOKENS), jnp.int32)), 8)
+    for carry in ("mixers", "all"):
+        cfg = config(carry=carry, **WRITTEN)
+        model, params = build(cfg)
+        step = jax.jit(partial(stream_loss_fn, model, cfg=cfg))
+        state = model.init_state(params, ROWS, capacity=1)
+        _, (state, _) = step(params, state, parts[0])
+        losses[carry], (state, _) = step(params, state, parts[1])
+        assert all(float(jnp.max(jnp.abs(x))) > 0 for x in jax.tree.leaves(state.prefix))
+    losses["none"], _ = jax.jit(partial(loss_fn, model, cfg=cfg))(params, batch=parts[1])
+    values = [float(x) for x in losses.values()]
+    assert min(abs(values[0] - values[1]), abs(values[1] - values[2])) > 1e-4
+    assert abs(values[0] - values[2]) > 1e-4
+
+
+# --- surprise objectives --------------------------------------------------------------------------
+
+
+def test_the_signal_is_the_gradient_behind_a_level() -> None:
+    """Against finite differences of the whole model's loss: a tap in a level of the last block."""
+    cfg = config(surprise=(0.5, 0.25))
+    model, params = build(cfg)
+    batch = pieces(text(), 8)[0]
+    last = jax.tree.map(lambda p: p[-1], params["prefix"])
+    levels: Any = partial(model.block("prefix").apply, method="level_outputs")
+    direction = [
+        jax.random.normal(key, (ROWS, 8, 12)) for key in jax.random.split(jax.random.key(3), 2)
+    ]
+
+    @jax.jit
+    def cms_input(params: Any) -> Array:
+        state = model.init_state(params, ROWS, capacity=1)
+        span = nested_jax.models.stream.make_span(state.now.context, 8)
+        x_BTD = model.inputs(params, batch.tokens_BT)
+        return model.run(params, "prefix", state.prefix, x_BTD, span, collect=True).cms_in_LBTD[-1]
+
+    def summed(x_BTD: Array, level: int, size: float) -> Array:
+        taps = tuple(size * d if i == level else jnp.zeros_like(d) for i, d in enumerate(direction))
+        h_BTD = model.final_norm(params, levels({"params": last}, x_BTD, taps)[-1])
+        logits = jnp.einsum("btd,sd->bts", h_BTD, params["embed"])
+        picked = jnp.take_along_axis(
+            jax.nn.log_softmax(logits, axis=-1), batch.targets_BT[..., None], axis=-1
+        )
+        return -jnp.sum(picked[..., 0] * batch.weights_BT)
+
+    x_BTD = cms_input(params)
+    signals = jax.jit(lambda p, x: level_signals(model, p, levels, x, batch))(params, x_BTD)
+    slope = jax.jit(partial(summed), static_argnums=1)
+    for level in range(2):
+        step = 1e-2
+        want = (slope(x_BTD, level, step) - slope(x_BTD, level, -step)) / (2 * step)
+        assert_close(jnp.sum(signals[level] * direction[level]), want, rtol=2e-3)
+
+
+def test_objectives_are_their_definition() -> None:
+    """aux = sum_l w_l mean |W norm(y) - s / rms(s)|² / D, by its parts; metrics report them."""
+    cfg = config(surprise=(0.5, 0.25))
+    model, params = build(cfg)
+    batch = text()
+    x_BTD = jax.random.normal(jax.random.key(7), (ROWS, TOKENS, 12))
+    last = jax.tree.map(lambda p: p[-1], params["prefix"])
+    levels: Any = partial(model.block("prefix").apply, method="level_outputs")
+
+    @jax.jit
+    def both(params: Any) -> Any:
+        want = []
+        signals = level_signals(model, params, levels, x_BTD, batch)
+        for i, y_BTD in enumerate(levels({"params": last}, x_BTD)):
+            some = batch.weights_BT[..., None] > 0
+            mean = partial(jnp.mean, where=some)
+            unit = y_BTD / jnp.sqrt(jnp.mean(y_BTD**2, axis=-1, keepdims=True) + 1e-6)
+            target = signals[i] / jnp.sqrt(mean(signals[i] ** 2))
+            predicted = unit @ params["surprise"][f"level_{i}"]
+            want.append(mean((predicted - target) ** 2))
+        return surprise_loss(model, params, x_BTD, batch), want
+
+    (aux, metrics), want = both(params)
+    assert_close([metrics["surprise/level0"], metrics["surprise/level1"]], want, rtol=1e-5)
+    assert_close(aux, 0.5 * want[0] + 0.25 * want[1], rtol=1e-5)
+    assert_equal(aux, metrics["aux_loss"])
+
+
+def gradients(cfg: Config, params: Any) -> tuple[Any, dict[str, Array]]:
+    model = nested_jax.build_model(cfg.model)
+    grad = jax.jit(jax.grad(partial(loss_fn, model, batch=text(), cfg=cfg), has_aux=True))
+    return grad(params)
+
+
+def test_heads_learn_and_their_level_with_them() -> None:
+    cfg = config(surprise=(0.5, 0.0))
+    model, params = build(cfg)
+    grads, metrics = gradients(cfg, params)
+    assert float(jnp.max(jnp.abs(grads["surprise"]["level_0"]))) > 1e-4
+    assert not grads["surprise"]["level_1"].any()  # its weight is 0
+    assert "surprise/level1" not in metrics
+    plain, _ = gradients(config(), params | {"surprise": {}})
+    moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), grads["prefix"], plain["prefix"])
+    level = model.param_info()["prefix"]["cms"]
+    assert float(moved["mixer"]["recurrent"]) > 1e-5  # the objective shapes what is below it
+    assert {leaf.level for leaf in jax.tree.leaves(level)} == {0, 1, 2}
+    assert [leaf.level for leaf in jax.tree.leaves(model.param_info()["surprise"])] == [1, 2]
+
+
+def test_weight_zero_disturbs_nothing() -> None:
+    """Bit for bit: the heads are there, get no gradient, and all else is as without them."""
+    off, on = config(), config(surprise=(0.0, 0.0))
+    params = nested_jax.build_model(on.model).init(jax.random.key(0))
+    plain = nested_jax.build_model(off.model).init(jax.random.key(0))
+    heads = params.pop("surprise")
+    assert_equal(params, plain)
+    assert not any(head.any() for head in heads.values())
+    grads, metrics = gradients(on, params | {"surprise": heads})
+    want, want_metrics = gradients(off, plain)
+    assert not any(g.any() for g in grads.pop("surprise").values())
+    assert_equal(grads, want)
+    assert_equal(metrics.pop("aux_loss"), jnp.zeros(()))
+    assert_equal(metrics, want_metrics)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"surprise": (0.1,)}, r"cms.surprise=\(0.1,\): wants a weight for each of the 2 periods"),
+        ({"surprise": (0.1, -1.0)}, r"cms.surprise=.*wants 0 or more"),
+        ({"surprise": (0.1, 0.1), "cms": {"fast_layers": 1}}, r"cms.fast_layers=0; got 'lstm_cms'"),
+        ({"surprise": (0.1, 0.1), "model": {"block": "lstm"}}, r"wants a block with CMS levels"),
+        ({"data": {"mode": "rows", "seq_len": 8}}, r"train.carry='mixers': wants data.mode='str"),
+        ({"model": {"block": "transformer"}}, r"full attention of 'transformer' cannot hold a wh"),
+        ({"carry": "lstm"}, r"train.carry='lstm'"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
