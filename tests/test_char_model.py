@@ -215,7 +215,7 @@ def train_on(devices: int, cfg: Config) -> Trained:
             }
             assert all(len(set(found)) == 1 for found in by_level.values())
             trained.moved.append({n: found[0] for n, found in by_level.items()})
-    for leaf in jax.tree.leaves(state.carry):
+    for leaf in jax.tree.leaves(state.carry.prefix if state.carry else ()):
         assert leaf.sharding.is_equivalent_to(batch_sharding(mesh), leaf.ndim)
     return trained._replace(states=jax.device_get(state.carry))
 

@@ -22,8 +22,8 @@ from nested_jax.config import BLOCKS, Config, MeshConfig, from_config_dict
 from nested_jax.models.decode import Sampling, generate
 from nested_jax.models.lm import LanguageModel
 from nested_jax.models.state import reset
-from nested_jax.sharding import batch_sharding, make_mesh, param_shardings
 from nested_jax.outer_loss import loss_fn
+from nested_jax.sharding import batch_sharding, make_mesh, param_shardings
 from nested_jax.teach import teach
 from nested_jax.types import Array, Batch, PyTree
 
