@@ -184,6 +184,18 @@ def test_packed_documents_equal_separate_runs(block: str) -> None:
 
 
 @kinds
+def test_a_document_that_starts_a_call_forgets_the_one_before(block: str) -> None:
+    """Wherever in its chunks the row stood; a start that is no token of the row changes nothing."""
+    b = build(block)
+    used, _ = read(b, b.fresh, b.tokens, (3, 2))
+    begins = NOWHERE.at[:, 0].set(True)
+    state, again = read(b, used, b.tokens, (9, 0), begins)
+    assert_equal(row(state, 1), row(used, 1))
+    _, want = read(b, b.fresh, b.tokens, (9, 0))
+    assert_close(again[0, :9], want[0, :9], rtol=2e-5)
+
+
+@kinds
 def test_reset_equals_a_fresh_start(block: str) -> None:
     b = build(block)
     used, logits = read(b, b.fresh, b.tokens, (5, 7))
