@@ -143,9 +143,10 @@ def test_titans_without_momentum_is_gated_deltanet(float64: None) -> None:
     assert_close((after.fast[0], y), want, 1e-12)
 
 
-def test_dot_moves_the_memory_toward_its_target(float64: None) -> None:
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_dot_moves_the_memory_toward_its_target(chunk: int, float64: None) -> None:
     """NL Eq. 92 with the sign of the gradient: one write to an empty memory answers +eta v."""
-    spec = MemorySpec(arch="linear", rule="gd", objective="dot", chunk=1)
+    spec = MemorySpec(arch="linear", rule="gd", objective="dot", chunk=chunk)
     empty = jax.tree.map(jnp.zeros_like, make_state(spec, jnp.float64))
     x = make_inputs(spec, 1, jnp.float64)
     _, y = memory_chunked(spec, empty, x._replace(q_BTHK=x.k_BTHK))
