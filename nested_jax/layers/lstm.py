@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from nested_jax.config import ModelConfig
 from nested_jax.layers.basic import Layer, constant, fan_in, residual_scale
+from nested_jax.ops.linear import linear
 from nested_jax.ops.lstm import GATES, lstm_scan
 from nested_jax.ops.normalize import state_dtype
 from nested_jax.types import Array, Span
@@ -58,7 +59,7 @@ class LSTM(Layer):
         del mask
         wide = state.h_BF.dtype
         w_DG = _side_by_side(self.input_GDF).astype(x_BTD.dtype)
-        z_TBG = jnp.einsum("tbd,dg->tbg", jnp.swapaxes(x_BTD, 0, 1), w_DG).astype(wide)
+        z_TBG = linear(jnp.swapaxes(x_BTD, 0, 1), w_DG).astype(wide)
         z_TBG = z_TBG + self.bias_GF.reshape(1, 1, -1).astype(wide)
         keep_BT, live_BT = span.position_BT > 0, span.segment_BT > 0
         h_BF, c_BF, y_TBF = lstm_scan(
@@ -69,8 +70,7 @@ class LSTM(Layer):
             live_BT.T.astype(wide),
         )
         y_BTF = jnp.swapaxes(y_TBF, 0, 1).astype(x_BTD.dtype)
-        y_BTD = jnp.einsum("btf,fd->btd", y_BTF, self.out_FD.astype(x_BTD.dtype))
-        return LSTMState(h_BF, c_BF), y_BTD
+        return LSTMState(h_BF, c_BF), linear(y_BTF, self.out_FD.astype(x_BTD.dtype))
 
 
 def _side_by_side(w_GDF: Array) -> Array:

@@ -101,7 +101,8 @@ def _backward(saved, cotangents):
 
     xs = (dy_TBF, gates_TBGF, c_TBF, keep_TB, live_TB)
     (dh_BF, dc_BF), da_TBG = jax.lax.scan(step, (dh_BF, dc_BF), xs, reverse=True, unroll=UNROLL)
-    du_FG = jnp.einsum("tbf,tbg->fg", h_TBF, da_TBG)
+    # As matrices: XLA transposes an operand in memory to sum over two axes.
+    du_FG = h_TBF.reshape(-1, h_TBF.shape[-1]).T @ da_TBG.reshape(-1, da_TBG.shape[-1])
     return du_FG, dh_BF, dc_BF, da_TBG, jnp.zeros_like(keep_TB), jnp.zeros_like(live_TB)
 
 
