@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -204,6 +205,16 @@ def test_reset_equals_a_fresh_start(block: str) -> None:
     assert_equal(row(cleared, 0), row(used, 0))
     _, again = read(b, cleared, b.tokens, (0, 7))
     assert_equal(again[1, :7], logits[1, :7])
+
+
+@kinds
+def test_state_goes_to_disk_and_back(block: str, tmp_path: Path) -> None:
+    b = build(block)
+    used, _ = read(b, b.fresh, b.tokens, (5, 7))
+    nested_jax.save_state(tmp_path / "state.npz", used)
+    assert_equal(nested_jax.load_state(tmp_path / "state.npz", b.fresh), used)
+    with pytest.raises(ValueError, match="this model and batch want"):
+        nested_jax.load_state(tmp_path / "state.npz", b.model.init_state(b.params, 3))
 
 
 @kinds
