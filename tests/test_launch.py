@@ -343,7 +343,7 @@ def losses(data: Path, changes: dict[str, Any], devices: int, steps: int) -> lis
     mesh = make_mesh(cfg.mesh, jax.devices()[:devices])
     model = build_model(cfg.model)
     program = make_program(cfg, model)
-    init = partial(init_state, model, program, cfg.seed)
+    init = partial(init_state, cfg, model, program)
     batches = make_train_iterator(
         cfg.data, batch_size=cfg.train.batch_size, align=cfg.align, seed=cfg.seed
     )

@@ -189,7 +189,10 @@ class LanguageModel:
 
     def embed(self, params: PyTree, tokens_BT: Array) -> Array:
         """Look tokens up, scaled so that the residual stream starts with entries of order 1."""
-        table = params["embed"].astype(jnp.dtype(self.cfg.compute_dtype))
+        # The rows are gathered over fsdp, as a product's would be; the lookup then moves tokens only.
+        table = constrain(
+            params["embed"].astype(jnp.dtype(self.cfg.compute_dtype)), ("vocab", None)
+        )
         x_BTD = table[tokens_BT] * jnp.asarray(math.sqrt(self.cfg.dim), table.dtype)
         return constrain(x_BTD, ("batch", None, None))
 
