@@ -138,8 +138,9 @@ def model_of(block: str, task: str) -> dict[str, Any]:
     """
     memory = {"chunk": 1, "generator_chunk": 1}
     if block == "hope":
-        # The generators are written every 16 tokens: at every token, with rates up to 2, training
-        # does not converge (gradient norms of 100 to 7,000 on parity).
+        # Delta rates of the order of 1 are for the memory: its generators are written every 16
+        # tokens and at a fiftieth of the pace. Written at every token with the same rates, parity
+        # is not learned (gradient norms of 100 to 7,000).
         memory = {
             "rule": "dgd",
             "objective": "dot",
@@ -148,6 +149,8 @@ def model_of(block: str, task: str) -> dict[str, Any]:
             "inner_lr": 1.0,
             "chunk": 1 if task in LANGUAGES else 16,
             "generator_chunk": 16,
+            "generator_pace": 0.02,
+            "generator_inputs": "own",
         }
     elif block == "gated_deltanet":
         memory["max_rate"] = 2.0

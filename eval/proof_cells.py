@@ -6,6 +6,7 @@ nothing else, so that each number can be made again by hand.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -78,19 +79,19 @@ def load_cell(config: str, fields: tuple[str, ...]) -> Config:
 
 
 def plan_cells(suite: Suite, budget: Budget) -> list[Cell]:
-    """Return the cells of a suite, parameters matched, the models of a case side by side.
+    """Return the cells of a suite, parameters matched: all of one rate and seed, then the next.
 
     Raises:
       ValueError: a model cannot be brought within 2 % of the reference.
     """
     cells = []
-    for case in budget.cases:
-        target = parameters(make_cell(case, suite.models[suite.reference], suite.reference, budget))
-        for rate in budget.rates:
-            for seed in budget.seeds:
-                for name in budget.models:
-                    cell = make_cell(case, suite.models[name], name, budget, rate, seed)
-                    cells.append(replace(cell, hidden=match_hidden(cell, target)))
+    for rate, seed in itertools.product(budget.rates, budget.seeds):
+        for case in budget.cases:
+            reference = make_cell(case, suite.models[suite.reference], suite.reference, budget)
+            target = parameters(reference)
+            for name in budget.models:
+                cell = make_cell(case, suite.models[name], name, budget, rate, seed)
+                cells.append(replace(cell, hidden=match_hidden(cell, target)))
     return cells
 
 

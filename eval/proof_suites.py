@@ -76,6 +76,7 @@ EXPLAINED = {
     ),
 }
 ALL = tuple(MODELS)
+QUICK = ("hope", "lstm", "transformer", "hope frozen", "gated_deltanet", "deltanet")
 
 # --- formal languages ---------------------------------------------------------------------------
 
@@ -99,10 +100,10 @@ FORMAL = Suite(
     budgets={
         "quick": Budget(
             languages("Parity", "(aa)*"),
-            ("transformer", "lstm", "deltanet", "gated_deltanet", "hope", "hope frozen"),
-            steps=1000,
+            QUICK,
+            steps=600,
             batch=32,
-            rates=(3e-3,),
+            rates=(1e-2, 3e-3),
             seeds=(0,),
         ),
         "default": Budget(
@@ -167,10 +168,10 @@ MQAR = Suite(
     models=MODELS,
     budgets={
         "quick": Budget(
-            mqar(256, (64,), MQAR_SETTINGS[:1]),
-            ("transformer", "lstm", "deltanet", "gated_deltanet", "hope", "hope frozen"),
-            steps=400,
-            batch=64,
+            mqar(128, (64,), MQAR_SETTINGS[:1]),
+            QUICK,
+            steps=600,
+            batch=32,
             rates=(1e-2,),
             seeds=(0,),
         ),
@@ -202,7 +203,7 @@ MQAR = Suite(
             ("BaseConv", ".70, .94", ".37, .61", ".14, .33"),
         ),
         (
-            "8,192 symbols there; --quick has 256, the default 512, --full 8,192",
+            "8,192 symbols there; --quick has 128, the default 512, --full 8,192",
             "64 epochs of 100,000 rows there; the steps of the table here",
             "no MLP there; our blocks have one, which brings parameters within 2 %",
             "on seven mixed test sets (README plot, by eye): DeltaNet with a state of 9e3 numbers "

@@ -78,6 +78,8 @@ class MemoryConfig:
     targets: Literal["self", "value"] = "self"  # `hope`: written with unit(M(v)), or with v itself
     persistent: int = 4  # learned tokens that attention sees first (titans_mac, _mag, _mal)
     segment: int = 0  # tokens of a segment of titans_mac; 0 takes `chunk`
+    generator_inputs: Literal["shared", "own"] = "shared"  # `hope`: what k, v and q are made from
+    generator_pace: float = 1.0  # `hope`: below 1, learned factor of the generators' writes
     frozen: bool = False  # ablation: the memory is read and never written
 
     def __post_init__(self) -> None:
@@ -85,6 +87,12 @@ class MemoryConfig:
         at_least(self, "memory", 0, "heads", "head_width", "persistent", "segment")
         require(self.hidden > 0, "memory.hidden", self.hidden, "wants a factor above 0")
         require(0 < self.keep_init < 1, "memory.keep_init", self.keep_init, "wants it in (0, 1)")
+        require(
+            0 < self.generator_pace <= 1,
+            "memory.generator_pace",
+            self.generator_pace,
+            "wants a factor in (0, 1]",
+        )
         require(0 < self.max_rate <= 2, "memory.max_rate", self.max_rate, "wants a value in (0, 2]")
         require(
             0 < self.inner_lr < self.max_rate,

@@ -24,7 +24,7 @@ from nested_jax.layers.heads import (
     projections,
     rate_range,
 )
-from nested_jax.layers.titans import FAST0_SCALE, memory_spec
+from nested_jax.layers.titans import fast0_scale, memory_spec
 from nested_jax.ops.memory_arch import Matrices, matrix_shapes
 from nested_jax.ops.normalize import l2_normalize, widen
 from nested_jax.ops.self_modifying import (
@@ -66,8 +66,10 @@ def self_modifying_spec(cfg: MemoryConfig) -> SelfModSpec:
 class SelfModifying(Layer):
     """Self-modifying Titans in heads (ops/self_modifying.py).
 
-    The generators read x_t = unit(silu(conv(x W))), one slow projection. Queries, and keys and
-    values that are not adaptive, have slow projections of their own.
+    The generators read x_t = unit(silu(conv(x W))), one slow projection ("shared"), or those of
+    keys and values have one of their own ("own"): in heads, a generator sees K of the D numbers of
+    a token, and keys that ask for the token before share them badly with values of this one.
+    Queries, and keys and values that are not adaptive, have slow projections of their own.
     """
 
     cfg: ModelConfig
@@ -77,7 +79,9 @@ class SelfModifying(Layer):
         spec = self_modifying_spec(cfg.memory)
         self.spec = replace(spec, remat=cfg.remat != "none")
         self.slow = tuple(n for n in ("q", "k", "v") if n not in self.spec.generators)
-        self.in_heads = projections(self, cfg, ("x", *self.slow))
+        owners = [n for n in ("k", "v", "q") if n in self.spec.generators]
+        self.own = tuple(f"x_{n}" for n in owners) if cfg.memory.generator_inputs == "own" else ()
+        self.in_heads = projections(self, cfg, self.inputs_named)
         self.readout = self._readout()
         if self.spec.memory.momentum:
             self.momentum = gate(self, cfg, "momentum", constant(0.0))
@@ -86,11 +90,16 @@ class SelfModifying(Layer):
         self.memory0 = self._fast0("memory")
         self.out = head_output(self, cfg, gated=True)
 
+    @property
+    def inputs_named(self) -> tuple[str, ...]:
+        """The slow projections of the tokens."""
+        return ("x", *self.own, *self.slow)
+
     def _fast0(self, name: str) -> Matrices:
         """Declare the learned initial value of one memory, [H, I, O] a matrix."""
         cfg, width = self.cfg, self.cfg.memory_width
         shapes = matrix_shapes(self.spec.memory, width, width, cfg.memory_hidden)
-        scale = FAST0_SCALE[cfg.memory.arch]
+        scale = fast0_scale(cfg.memory)
         return tuple(
             self.weight(
                 f"{name}0_{i}",
@@ -114,11 +123,15 @@ class SelfModifying(Layer):
 
         start = rate_range(memory, self.spec.memory).bias
         rate = vector("rate_readout"), bias("rate_bias", start)
-        if "keep" not in self.spec.generators:
-            return GateReadout(*rate, None, None)
-        return GateReadout(
-            *rate, vector("keep_readout"), bias("keep_bias", logit(memory.keep_init))
-        )
+        keep = None, None
+        if "keep" in self.spec.generators:
+            keep = vector("keep_readout"), bias("keep_bias", logit(memory.keep_init))
+        pace_HG = None
+        if memory.generator_pace < 1:
+            shape, axes = (heads, len(self.spec.generators)), ("heads", None)
+            pace = constant(logit(memory.generator_pace))
+            pace_HG = jax.nn.sigmoid(self.weight("pace", shape, axes, kind="vector", init=pace))
+        return GateReadout(*rate, *keep, pace_HG)
 
     def _fresh(self, batch: int) -> SelfModState:
         return init_self_modifying(self.spec, self.generators0, self.memory0, batch)
@@ -126,7 +139,7 @@ class SelfModifying(Layer):
     def init_state(self, batch: int, capacity: int) -> SelfModifyingState:
         del capacity
         zeros = jax.tree.map(jnp.zeros_like, self._fresh(batch))
-        return SelfModifyingState(zeros, init_tails(self.cfg, 1 + len(self.slow), batch))
+        return SelfModifyingState(zeros, init_tails(self.cfg, len(self.inputs_named), batch))
 
     def __call__(
         self, state: SelfModifyingState, x_BTD: Array, span: Span, mask: Array | None
@@ -134,7 +147,7 @@ class SelfModifying(Layer):
         del mask
         cfg = self.cfg
         tails, heads = project(self.in_heads, state.tails, x_BTD, span)
-        inputs = self._inputs(dict(zip(("x", *self.slow), heads, strict=True)), x_BTD)
+        inputs = self._inputs(dict(zip(self.inputs_named, heads, strict=True)), x_BTD)
         fresh = self._fresh(x_BTD.shape[0])
         memories, y_BTHV = self_modifying_chunked(
             self.spec,
@@ -155,6 +168,8 @@ class SelfModifying(Layer):
         momentum_BTH = None
         if self.spec.memory.momentum:
             momentum_BTH = jax.nn.sigmoid(gate_logits(self.momentum, x_BTD))
-        return SelfModInputs(
-            l2_normalize(wide["x"]), wide.get("q"), wide.get("k"), v_BTHV, momentum_BTH
-        )
+        x = l2_normalize(wide["x"])
+        if self.own:
+            each = (wide.get(f"x_{name}", wide["x"]) for name in self.spec.generators)
+            x = l2_normalize(jnp.stack(tuple(each), axis=-2))
+        return SelfModInputs(x, wide.get("q"), wide.get("k"), v_BTHV, momentum_BTH)

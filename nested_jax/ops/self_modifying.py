@@ -9,6 +9,10 @@ state M̄ that their last chunk boundary left. For token t with input x_t,
     every memory M, M_mem too, is written with key k_t, target unit(M̄(v_t)), rate eta_t, keep a_t
     y_t = M_mem(q_t)
 
+A generator g with a pace p_g in (0, 1] is written with rate p_g eta_t and keep 1 - p_g (1 - a_t): a
+token moves it p_g times as far as M_mem. NL writes all memories with one rate and keep, p = 1. But
+delta rates of the order of 1, which recall wants of M_mem, replace what M_k and M_v have learned.
+
 NL makes eta and a scalars and leaves open how; here M_rate and M_keep are memories like the others,
 read out by slow vectors r, so that their self-made targets are unit vectors too. The target is
 normalised because M̄(v) written into M makes the update quadratic in M, and it diverges.
@@ -28,7 +32,7 @@ import jax.numpy as jnp
 
 from nested_jax.config import require
 from nested_jax.ops.chunk_scan import Chunk, Memory
-from nested_jax.ops.chunk_weights import ChunkGates, chunk_weights
+from nested_jax.ops.chunk_weights import ChunkGates, ChunkWeights, chunk_weights
 from nested_jax.ops.chunking import (
     ChunkGrid,
     aligned_grid,
@@ -105,7 +109,7 @@ class SelfModState(NamedTuple):
 class SelfModInputs(NamedTuple):
     """Tokens, leaves [B, T, H, K] and [B, T, H]; a projection that a generator makes is None."""
 
-    x: Array  # unit vectors, what the generators read
+    x: Array  # unit vectors that the generators read; [B, T, H, G, K] gives each its own
     q: Array | None
     k: Array | None
     v: Array | None
@@ -119,6 +123,7 @@ class GateReadout(NamedTuple):
     rate_bias_H: Array
     keep_HV: Array | None
     keep_bias_H: Array | None
+    pace_HG: Array | None = None  # of the generators, in their order; None: all 1
 
 
 class HeadTokens(NamedTuple):
@@ -153,7 +158,9 @@ def generate(
     spec: SelfModSpec, readout: GateReadout, anchors: Matrices, tokens: SelfModInputs
 ) -> Generated:
     """Read the generators of one head, leaves [generators, I, O], for its C tokens."""
-    made_GCV = jax.vmap(lambda w: memory_apply(spec.generator, w, tokens.x))(anchors)
+    own = None if tokens.x.ndim == 2 else 1
+    read = jax.vmap(partial(memory_apply, spec.generator), in_axes=(0, own))
+    made_GCV = read(anchors, tokens.x)
     made = dict(zip(spec.generators, made_GCV, strict=True))
     rate_C = spec.max_rate * jax.nn.sigmoid(made["rate"] @ readout.rate_HV + readout.rate_bias_H)
     if tokens.momentum is not None:
@@ -185,7 +192,9 @@ def write_step(
     gates = _mask(ChunkGates(made.rate_C, made.keep_C, tokens.inputs.momentum, tokens.live_C, None))
     weights = chunk_weights(spec.memory, gates)
 
-    def write(memory_spec: MemorySpec, m: Memory) -> tuple[Memory, Array]:
+    def write(
+        memory_spec: MemorySpec, m: Memory, gates: ChunkGates, weights: ChunkWeights
+    ) -> tuple[Memory, Array]:
         target_CV = make_target(spec, memory_spec, m.anchor or m.fast, made.v_CV)
         chunk = Chunk(made.q_CK, made.k_CK, target_CV, gates)
         fast, momentum, y_CV = write_chunk(memory_spec, m, None, Prepared(chunk, weights))
@@ -193,9 +202,18 @@ def write_step(
 
     if spec.writes == "none":
         return memories, memory_apply(spec.memory, memory.fast, made.q_CK)
-    if spec.writes == "all":
-        generators = jax.vmap(lambda m: write(spec.generator, m)[0])(generators)
-    memory, y_CV = write(spec.memory, memory)
+    if spec.writes == "all" and readout.pace_HG is None:
+        generators = jax.vmap(lambda m: write(spec.generator, m, gates, weights)[0])(generators)
+    elif spec.writes == "all":
+
+        def write_slowly(m: Memory, pace: Array) -> Memory:
+            paced = gates._replace(
+                rate_C=pace * gates.rate_C, keep_C=1.0 - pace * (1.0 - gates.keep_C)
+            )
+            return write(spec.generator, m, paced, chunk_weights(spec.memory, paced))[0]
+
+        generators = jax.vmap(write_slowly)(generators, readout.pace_HG)
+    memory, y_CV = write(spec.memory, memory, gates, weights)
     return (generators, memory), y_CV
 
 
@@ -323,7 +341,13 @@ def _lay_out(grid: ChunkGrid, inputs: SelfModInputs) -> HeadTokens:
 
 def check_self_modifying(spec: SelfModSpec, state: SelfModState, inputs: SelfModInputs) -> None:
     """Raise `ValueError` unless state and inputs belong to the spec."""
-    b, _, h, k = inputs.x.shape
+    b, _, h, *own, k = inputs.x.shape
+    require(
+        own in ([], [len(spec.generators)]),
+        "inputs.x",
+        inputs.x.shape,
+        f"wants [B, T, H, K], or [B, T, H, G, K] with a vector for each of {spec.generators}",
+    )
     for name in ("q", "k", "v"):
         given = getattr(inputs, name)
         require(

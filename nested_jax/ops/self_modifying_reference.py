@@ -43,7 +43,7 @@ def step_self_modifying(
     q_BHK, k_BHK, v_BHV, rate_BH, keep_BH = (x[:, :, 0] for x in made)
     gates = TokenGates(rate_BH, keep_BH if spec.memory.has_keep else None, token.momentum)
 
-    def write(memory: MemorySpec, s: MemoryState) -> tuple[MemoryState, Array]:
+    def write(memory: MemorySpec, s: MemoryState, gates: TokenGates) -> tuple[MemoryState, Array]:
         target = jax.vmap(jax.vmap(partial(make_target, spec, memory)))
         target_BHV = target(s.anchor, v_BHV[:, :, None])[:, :, 0]
         return step_token(memory, s, HeadToken(q_BHK, k_BHK, target_BHV, gates))
@@ -53,9 +53,19 @@ def step_self_modifying(
         read = jax.vmap(jax.vmap(partial(memory_apply, spec.memory)))
         return SelfModState(generators, memory), read(state.memory.fast, q_BHK)
     if spec.writes == "all":
-        each = jax.vmap(lambda s: write(spec.generator, s)[0], in_axes=(EACH,), out_axes=EACH)
-        generators = each(state.generators)
-    memory, y_BHV = write(spec.memory, state.memory)
+        pace_HG = readout.pace_HG
+        if pace_HG is None:
+            pace_HG = jnp.ones((rate_BH.shape[1], len(spec.generators)), rate_BH.dtype)
+
+        def write_slowly(s: MemoryState, pace_H: Array) -> MemoryState:
+            paced = gates._replace(rate=rate_BH * pace_H[None])
+            if gates.keep is not None:
+                paced = paced._replace(keep=1.0 - (1.0 - keep_BH) * pace_H[None])
+            return write(spec.generator, s, paced)[0]
+
+        each = jax.vmap(write_slowly, in_axes=(EACH, 1), out_axes=EACH)
+        generators = each(state.generators, pace_HG)
+    memory, y_BHV = write(spec.memory, state.memory, gates)
     return SelfModState(generators, memory), y_BHV
 
 

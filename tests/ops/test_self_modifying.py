@@ -37,6 +37,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "chunk_read": {**DGD, "read": "chunk", "order": "read_write", "chunks": (4, 8)},
     "adaptive_q": {**DGD, "generators": ("k", "v", "q", "rate", "keep"), "chunks": (4, 4)},
     "slow_kv": {**DGD, "generators": ("rate", "keep"), "chunks": (4, 4)},
+    "apart": {**DGD, "chunks": (2, 4), "momentum": False},  # each generator: own pace and input
 }
 
 
@@ -49,8 +50,14 @@ def make_spec(name: str) -> SelfModSpec:
     return SelfModSpec(memory, generator, generators, max_rate=1.6)
 
 
-def draw(spec: SelfModSpec, tokens: int, seed: int = 0) -> tuple[PyTree, SelfModInputs]:
-    """Return slow parameters (readout, initial memories) and inputs."""
+def draw(
+    spec: SelfModSpec, tokens: int, seed: int = 0, *, apart: bool = False
+) -> tuple[PyTree, SelfModInputs]:
+    """Return slow parameters (readout, initial memories) and inputs.
+
+    Args:
+      apart: generators have a pace each, and inputs of their own.
+    """
     keys = iter(jax.random.split(jax.random.key(seed), 40))
     normal = lambda *shape: jax.random.normal(next(keys), shape)  # noqa: E731
     matrices = spec.memory.num_matrices
@@ -63,9 +70,13 @@ def draw(spec: SelfModSpec, tokens: int, seed: int = 0) -> tuple[PyTree, SelfMod
     readout = GateReadout(
         normal(H, K), normal(H), normal(H, K) if keeps else None, 2 + normal(H) if keeps else None
     )
+    if apart:
+        pace_HG = jax.nn.sigmoid(normal(H, len(spec.generators)))
+        readout = readout._replace(pace_HG=pace_HG)
     given = {n: None if n in spec.generators else normal(B, tokens, H, K) for n in "qkv"}
     momentum = jax.nn.sigmoid(normal(B, tokens, H)) if spec.memory.momentum else None
-    x = l2_normalize(normal(B, tokens, H, K))
+    own = (len(spec.generators),) if apart else ()
+    x = l2_normalize(normal(B, tokens, H, *own, K))
     return (readout, generators0, memory0), SelfModInputs(x, **given, momentum=momentum)
 
 
@@ -100,7 +111,7 @@ def used_state(spec: SelfModSpec, slow: PyTree) -> SelfModState:
     )
 
 
-DEFAULT = ("online", "dgd", "titans", "gd", "mlp")  # the others compile for seconds each
+DEFAULT = ("online", "dgd", "titans", "gd", "mlp", "apart")  # the others compile for seconds each
 
 
 @pytest.mark.parametrize(
@@ -109,7 +120,7 @@ DEFAULT = ("online", "dgd", "titans", "gd", "mlp")  # the others compile for sec
 def test_chunked_equals_reference_in_values_and_gradients(name: str, float64: None) -> None:
     """From the middle of a chunk, to the middle of another, with rows of different lengths."""
     spec = make_spec(name)
-    slow, inputs = draw(spec, 13)
+    slow, inputs = draw(spec, 13, apart=name == "apart")
     state = used_state(spec, slow)
     lengths_B = jnp.array([13, 9], jnp.int32)
 
@@ -137,3 +148,28 @@ def test_chunked_equals_reference_in_values_and_gradients(name: str, float64: No
     for index, generator in enumerate(spec.generators):
         norms = [float(jnp.linalg.norm(w[:, :, index])) for w in got[1][1][0][1]]
         assert min(norms) > 1e-4, f"M_{generator} gets no gradient through its reads: {norms}"
+
+
+def test_pace_scales_writes_and_forgetting_of_the_generators_alone() -> None:
+    """Pace 1 is no pace, and with pace 0 the generators never write."""
+    spec = make_spec("slow_kv")
+    slow, inputs = draw(spec, 9)
+    readout, *memories = slow
+
+    def at(pace: float, spec: SelfModSpec = spec) -> PyTree:
+        pace_HG = jnp.full((H, len(spec.generators)), pace)
+        paced = (readout._replace(pace_HG=pace_HG), *memories)
+        return run(self_modifying_chunked, spec, paced, inputs)
+
+    at_1, at_0, plain, unwritten = jax.jit(
+        lambda: (
+            at(1.0),
+            at(0.0),
+            run(self_modifying_chunked, spec, slow, inputs),
+            run(self_modifying_chunked, replace(spec, writes="memory"), slow, inputs),
+        )
+    )()
+    assert_close(at_1, plain, rtol=1e-5)
+    assert_close(at_0, unwritten, rtol=1e-6)
+    change = jnp.abs(at_1[0].generators.fast[0] - at_0[0].generators.fast[0])
+    assert float(change.max()) > 0.1

@@ -1,0 +1,266 @@
+"""The proof driver: equal parameters, cells that run once, tables that say what files say."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import compile_cache
+
+import launch as launcher
+from eval import proof
+from eval.__main__ import main as eval_main
+from eval.proof_cells import (
+    Cell,
+    Result,
+    failure_file,
+    finished,
+    load_cell,
+    parameters,
+    plan_cells,
+    read_result,
+    run_cell,
+    state_size,
+)
+from eval.proof_report import choose, update_section
+from eval.proof_suites import SUITES, Budget, Case, languages
+from nested_jax.conversion import to_dict
+from nested_jax.metrics import write_json
+
+TINY = Budget(languages("Parity"), ("transformer", "hope frozen"), 2, 4, (3e-3,), (0,))
+BINS = ("", ",min_length=51,max_length=100", ",min_length=101,max_length=200")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cached() -> Iterator[None]:
+    with compile_cache():
+        yield
+
+
+@pytest.fixture
+def tiny_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = TINY._replace(cases=(TINY.cases[0]._replace(overrides=("data.valid_rows=4",)),))
+    monkeypatch.setitem(
+        proof.SUITES, "formal", SUITES["formal"]._replace(budgets={"quick": budget})
+    )
+
+
+@pytest.mark.parametrize(
+    ("suite", "mode"),
+    [("formal", "default"), ("mqar", "quick"), ("ablation", "quick"), ("text", "quick")],
+)
+def test_parameters_of_a_case_differ_by_2_percent_at_most(suite: str, mode: str) -> None:
+    cells = plan_cells(SUITES[suite], SUITES[suite].budgets[mode])
+    budget = SUITES[suite].budgets[mode]
+    each = len(budget.cases) * len(budget.models) * len(budget.rates) * len(budget.seeds)
+    assert len({cell.folder for cell in cells}) == len(cells) == each
+    for case in budget.cases:
+        counts = [parameters(cell) for cell in cells if cell.case == case]
+        assert max(counts) <= 1.02 * min(counts)
+
+
+def test_all_models_see_the_same_rows_in_the_same_order() -> None:
+    cells = plan_cells(SUITES["formal"], SUITES["formal"].budgets["quick"])
+    first = cells[0].load()
+    for cell in cells:
+        cfg = cell.load()
+        if cell.case == cells[0].case:
+            assert cfg.data.task == first.data.task
+            assert (cfg.seed, cfg.train.batch_size) == (first.seed, first.train.batch_size)
+            assert cfg.optim == first.optim
+
+
+def test_a_model_that_cannot_be_matched_is_refused() -> None:
+    case = Case("Parity", "configs/synthetic.py", "parity,lstm_hidden=400")
+    budget = TINY._replace(cases=(case,), models=("lstm",))
+    with pytest.raises(ValueError, match=r"Parity, lstm=\d+: wants \d+ parameters within 2%"):
+        plan_cells(SUITES["formal"], budget)
+
+
+def in_process(ran: list[str]) -> Any:
+    """Stands for `run_cell`: the same command, without the seconds of a new process."""
+
+    def run(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Event) -> None:
+        ran.append(cell.model)
+        assert launcher.main(cell.command(cell.workdir(out))[1:]) == 0
+
+    return run
+
+
+def test_finished_cells_are_not_run_again(
+    tiny_suite: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(proof, "run_cell", in_process(ran))
+    page = tmp_path / "results.md"
+    page.write_text("# Results\n\nBefore.\n")
+    arguments = ["--suite", "formal", "--quick", "--jobs", "1"]
+    arguments += ["--out", str(tmp_path / "out"), "--report", str(page)]
+    assert proof.main(arguments) == 0
+    assert ran == ["transformer", "hope frozen"]
+    text = page.read_text()
+    assert proof.main(arguments) == 0
+    assert ran == ["transformer", "hope frozen"]
+    assert page.read_text() == text
+    assert text.startswith("# Results\n\nBefore.\n\n<!-- proof formal quick")
+    (tmp_path / "out/formal-quick/Parity/hope_frozen/lr=0.003,seed=0/summary.json").unlink()
+    assert proof.main(arguments) == 0
+    assert ran[2:] == ["hope frozen"]
+    for plot in ("curves", "length"):
+        assert (tmp_path / f"plots/proof-formal-quick-{plot}.png").stat().st_size > 1000
+        assert f"plots/proof-formal-quick-{plot}.png" in text
+    summary = read_cells(tmp_path / "out", proof.SUITES["formal"].budgets["quick"])[0].summary
+    assert f"| Parity | transformer | {summary['parameters']:,} | 0.003 | 2 | 4 | 0 |" in text
+
+
+def read_cells(out: Path, budget: Budget) -> list[Result]:
+    cells = plan_cells(proof.SUITES["formal"], budget)
+    return [read_result(cell, out / "formal-quick") for cell in cells]
+
+
+def test_a_folder_of_another_budget_is_refused(tmp_path: Path) -> None:
+    (cell, *_) = plan_cells(SUITES["formal"], TINY)
+    leave(cell, tmp_path, (1.0, 0.5, 0.0))
+    assert finished(cell, tmp_path)
+    config = cell.config.replace("steps=2", "steps=3")
+    with pytest.raises(ValueError, match=r"train.steps: 2 -> 3.*wants another folder"):
+        finished(replace(cell, config=config), tmp_path)
+
+
+def test_a_refused_run_is_recorded_and_not_tried_again(tmp_path: Path) -> None:
+    (cell, *_) = plan_cells(SUITES["formal"], TINY)
+    bad = replace(cell, overrides=("data.seq_len=49",))
+    run_cell(bad, tmp_path, (), threading.Event())
+    assert finished(bad, tmp_path)
+    result = read_result(bad, tmp_path)
+    assert result.failed.startswith("exit status 2: launch.py: error: data.seq_len=49: wants 50")
+    assert failure_file(bad.workdir(tmp_path)).exists()
+
+
+@pytest.mark.slow
+def test_a_cell_runs_in_a_process_of_its_own_and_stops_when_told(tmp_path: Path) -> None:
+    (cell, *_) = plan_cells(SUITES["formal"], TINY)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(cell, tmp_path, (), stop)
+    assert not finished(cell, tmp_path)
+    run_cell(cell, tmp_path, (), threading.Event())
+    assert finished(cell, tmp_path)
+    assert read_result(cell, tmp_path).summary["step"] == 2
+
+
+# --- tables from files ---------------------------------------------------------------------------
+
+
+def leave(cell: Cell, out: Path, bins: tuple[float, float, float], loss: float = 0.5) -> Result:
+    """Write what a finished run of the cell would have left, with these accuracies."""
+    workdir = cell.workdir(out)
+    workdir.mkdir(parents=True)
+    write_json(workdir / "config.json", to_dict(cell.load()))
+    names = [f"formal,language=parity{end}/accuracy" for end in BINS]
+    summary = {
+        "step": cell.load().train.steps,
+        "valid_loss": loss,
+        "parameters": parameters(cell),
+        "seconds": 12.3,
+        "versions": {"python": "3.11", "jax": "0.10", "flax": "0.12"},
+        "device": "1 x toy",
+        "git_commit": "0123456789abcdef",
+        "scores": dict(zip(names, bins, strict=True)),
+    }
+    write_json(workdir / "summary.json", summary)
+    (workdir / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    return read_result(cell, out)
+
+
+def test_tables_hold_mean_and_spread_at_the_best_rate_of_bin_0(tmp_path: Path) -> None:
+    """Bin 1 has no say in the choice, and a rate that failed is named, not dropped."""
+    budget = TINY._replace(rates=(1e-3, 3e-3, 1e-2), seeds=(0, 1))
+    cells = plan_cells(SUITES["formal"], budget)
+    results = []
+    bins = {1e-3: (0.5, 1.0, 1.0), 3e-3: (0.9, 0.2, 0.0)}
+    for cell in cells:
+        if cell.rate in bins:
+            head, *tail = bins[cell.rate]
+            results.append(leave(cell, tmp_path, (head - 0.1 * cell.seed, *tail)))
+        else:
+            file = failure_file(cell.workdir(tmp_path))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            failure = {"status": 3, "error": "diverged | nan", "config": to_dict(cell.load())}
+            write_json(file, failure)
+            results.append(read_result(cell, tmp_path))
+    one = choose(results)[0]
+    assert one.rate == 3e-3
+    page = tmp_path / "docs" / "results.md"
+    suite = SUITES["formal"]._replace(budgets={"quick": budget})
+    run = proof.Proof("formal", "quick", suite, budget, tmp_path, page, "COMMAND")
+    run.write(cells)
+    text = page.read_text()
+    assert "| transformer | 85.0 ± 7.1 / 20.0 ± 0.0 / 0.0 ± 0.0 |" in text
+    assert "| Parity | transformer | 26,912 | 0.003 | 2 | 4 | 0, 1 | 0.5000 ± 0.0000 | 12 |" in text
+    assert "- Parity/transformer/lr=0.01,seed=1: exit status 3: diverged / nan" in text
+    assert "| DeltaNet | 98.2/10.1 | 0/0 |" in text
+    assert "`COMMAND`" in text
+    assert "commit 012345678" in text
+
+
+def test_ties_go_to_the_lower_loss(tmp_path: Path) -> None:
+    budget = TINY._replace(rates=(1e-3, 3e-3, 1e-2), models=("transformer",))
+    losses = {1e-3: 0.3, 3e-3: 0.1, 1e-2: 0.2}
+    cells = plan_cells(SUITES["formal"], budget)
+    results = [leave(cell, tmp_path, (1.0, 0.0, 0.0), losses[cell.rate]) for cell in cells]
+    assert choose(results)[0].rate == 3e-3
+
+
+def test_a_section_is_replaced_and_the_rest_of_the_page_stays(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    update_section(page, "proof a", "one")
+    update_section(page, "proof b", "two")
+    page.write_text(page.read_text() + "\nby hand\n")
+    update_section(page, "proof a", "three")
+    text = page.read_text()
+    assert text.startswith("# Results\n")
+    assert [text.count(x) for x in ("one", "two", "three", "by hand")] == [0, 1, 1, 1]
+    assert text.index("three") < text.index("two") < text.index("by hand")
+
+
+def test_state_size_counts_what_a_sequence_carries() -> None:
+    cells = plan_cells(SUITES["formal"], TINY._replace(models=("transformer", "gated_deltanet")))
+    assert state_size(cells[0]) == 2 * 2 * 50 * 32  # layers, keys and values, tokens, width
+    tails, memory = 3 * 3 * 32, 2 * 16 * 16
+    assert tails + memory <= state_size(cells[1]) / 2 <= tails + 3 * memory + 2
+
+
+# --- bad arguments -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "want"),
+    [
+        (["--suite", "nix"], "invalid choice: 'nix'"),
+        (["--suite", "formal", "--model", "hop"], "--model='hop': wants one of transformer"),
+        (["--suite", "formal", "--case", "Party"], "--case='Party': wants one of Parity"),
+        (["--suite", "formal", "--jobs", "-1"], "--jobs=-1: wants 0"),
+    ],
+)
+def test_bad_arguments_name_the_known_ones(
+    arguments: list[str], want: str, tiny_suite: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status: Any = eval_main(["proof", *arguments, "--quick"])
+    except SystemExit as exit_:
+        status = exit_.code
+    assert status == 2
+    assert want in capsys.readouterr().err
+
+
+def test_cells_load_as_their_command_says() -> None:
+    (cell, *_) = plan_cells(SUITES["formal"], TINY)
+    assert load_cell(cell.config, cell.fields) == cell.load()
+    assert cell.command(Path("runs/x"))[:4] == ["launch.py", "--config", cell.config, "--workdir"]
+    assert f"--config.model.mlp_hidden={cell.hidden}" in cell.command(Path("runs/x"))
