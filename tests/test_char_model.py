@@ -202,6 +202,8 @@ def train_on(devices: int, cfg: Config) -> Trained:
     trained = Trained([], None, [])
     with jax.set_mesh(mesh):
         state = create_state(init, placed)
+        for leaf in jax.tree.leaves(state.carry.prefix if state.carry else ()):
+            assert leaf.sharding.is_equivalent_to(batch_sharding(mesh), leaf.ndim)
         step = jax.jit(partial(train_step, program=program))
         for _ in range(STEPS):
             before = jax.device_get(state.params)

@@ -178,31 +178,38 @@ def test_the_signal_is_the_gradient_behind_a_level() -> None:
 
 
 def test_objectives_are_their_definition() -> None:
-    """aux = sum_l w_l mean |W norm(y) - s / rms(s)|² / D, by its parts; metrics report them."""
+    """aux = sum_l w_l mean |W norm(y) - s / rms(s)|² / D, s held constant: values, gradients."""
     cfg = config(surprise=(0.5, 0.25))
     model, params = build(cfg)
     batch = text()
     x_BTD = jax.random.normal(jax.random.key(7), (ROWS, TOKENS, 12))
-    last = jax.tree.map(lambda p: p[-1], params["prefix"])
     levels: Any = partial(model.block("prefix").apply, method="level_outputs")
+    some = batch.weights_BT[..., None] > 0
+    mean = partial(jnp.mean, where=some)
 
-    @jax.jit
-    def both(params: Any) -> Any:
-        want = []
-        signals = level_signals(model, params, levels, x_BTD, batch)
+    def defined(params: Any, x_BTD: Array, signals: Any) -> tuple[Array, list[Array]]:
+        last, parts = jax.tree.map(lambda p: p[-1], params["prefix"]), []
         for i, y_BTD in enumerate(levels({"params": last}, x_BTD)):
-            some = batch.weights_BT[..., None] > 0
-            mean = partial(jnp.mean, where=some)
             unit = y_BTD / jnp.sqrt(jnp.mean(y_BTD**2, axis=-1, keepdims=True) + 1e-6)
             target = signals[i] / jnp.sqrt(mean(signals[i] ** 2))
             predicted = unit @ params["surprise"][f"level_{i}"]
-            want.append(mean((predicted - target) ** 2))
-        return surprise_loss(model, params, x_BTD, batch), want
+            parts.append(mean((predicted - target) ** 2))
+        return 0.5 * parts[0] + 0.25 * parts[1], parts
 
-    (aux, metrics), want = both(params)
-    assert_close([metrics["surprise/level0"], metrics["surprise/level1"]], want, rtol=1e-5)
-    assert_close(aux, 0.5 * want[0] + 0.25 * want[1], rtol=1e-5)
+    @jax.jit
+    def both(params: Any) -> Any:
+        ours = jax.value_and_grad(
+            lambda p, x: surprise_loss(model, p, x, batch), argnums=(0, 1), has_aux=True
+        )
+        signals = level_signals(model, params, levels, x_BTD, batch)
+        wanted = jax.value_and_grad(defined, argnums=(0, 1), has_aux=True)
+        return ours(params, x_BTD), wanted(params, x_BTD, signals)
+
+    ((aux, metrics), grads), ((want, parts), want_grads) = both(params)
+    assert_close([metrics["surprise/level0"], metrics["surprise/level1"]], parts, rtol=1e-5)
+    assert_close(aux, want, rtol=1e-5)
     assert_equal(aux, metrics["aux_loss"])
+    assert_close(grads, want_grads, rtol=1e-4)
 
 
 def gradients(cfg: Config, params: Any) -> tuple[Any, dict[str, Array]]:
