@@ -127,11 +127,13 @@ def rate_range(cfg: MemoryConfig, spec: MemorySpec) -> RateRange:
 
     A delta write starts at `inner_lr` and may rise to `max_rate`. For all others the ceiling is
     `inner_lr` and the start half of it: their gradients are taken where the chunk began, and C
-    tokens of one key overshoot as soon as C times the rate exceeds 2.
+    tokens of one key overshoot as soon as C times the rate exceeds 2. A deep memory that erases
+    starts at a tenth of that: at half of the ceiling 4096 tokens of text erased 0.6 of its norm.
     """
     if is_delta(spec):
         return RateRange(cfg.max_rate, logit(cfg.inner_lr / cfg.max_rate))
-    return RateRange(cfg.inner_lr, 0.0)
+    erases = spec.arch == "mlp" and spec.rule == "dgd"
+    return RateRange(cfg.inner_lr, logit(0.05 if erases else 0.5))
 
 
 def head_output(layer: Layer, cfg: ModelConfig, *, gated: bool) -> HeadOutput:

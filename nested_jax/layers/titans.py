@@ -67,8 +67,7 @@ def fast0_scale(cfg: MemoryConfig) -> float:
     """Return the size of initial matrices relative to fan-in.
 
     A linear memory tends to the size of what it is written with, a deep one keeps its own: over
-    4096 tokens of text neither loses half of its norm or grows tenfold. (A deep one that erases,
-    rule dgd, keeps 0.4 of it: what the keys of the text do not touch.)
+    4096 tokens of text neither loses half of its norm or grows tenfold (tests/test_long_runs.py).
     """
     return 0.25 if cfg.arch == "linear" else 1.0
 

@@ -20,7 +20,7 @@ DGD = {"rule": "dgd", "objective": "dot"}
         ({}, 0.03, 0.015),  # gradients at an anchor: C of one key overshoot above 2 / C
         ({"chunk": 1}, 2.0, 0.03),
         (DGD, 2.0, 0.03),
-        ({**DGD, "arch": "mlp"}, 0.03, 0.015),  # its matrices multiply
+        ({**DGD, "arch": "mlp"}, 0.03, 0.0015),  # its matrices multiply, and it erases
         ({"arch": "mlp", "chunk": 1}, 0.03, 0.015),
         ({"rule": "dgd"}, 0.03, 0.015),  # l2 erases a second time
     ],
