@@ -76,21 +76,22 @@ def main(arguments: Sequence[str]) -> int:
     require(flags.jobs >= 0, "--jobs", flags.jobs, "wants 0 (automatic) or more")
     # Counting parameters must not take the accelerator from the cells.
     jax.config.update("jax_platforms", "cpu")
-    proofs = [proof_of(name, flags, arguments) for name in flags.suite or DEFAULT]
+    proofs = [proof_of(name, flags) for name in flags.suite or DEFAULT]
     planned = [(proof, plan_cells(proof.suite, proof.budget)) for proof in proofs]
     check_names(flags, [cell for _, cells in planned for cell in cells])
     signal.signal(signal.SIGTERM, interrupted)
     try:
         for proof, cells in planned:
-            perform(proof, chosen(cells, flags), flags)
+            perform(proof, cells, flags)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on", file=sys.stderr)
         return 130
     return 0
 
 
-def perform(proof: Proof, cells: list[Cell], flags: argparse.Namespace) -> None:
-    """List or run the cells of one suite."""
+def perform(proof: Proof, planned: list[Cell], flags: argparse.Namespace) -> None:
+    """List or run the cells of one suite that were asked for; the tables have all that are done."""
+    cells = chosen(planned, flags)
     if flags.list:
         for cell in cells:
             print(f"{parameters(cell):>12,}  {' '.join(cell.command(cell.workdir(proof.out)))}")
@@ -98,7 +99,7 @@ def perform(proof: Proof, cells: list[Cell], flags: argparse.Namespace) -> None:
     if flags.retry:
         for cell in cells:
             failure_file(cell.workdir(proof.out)).unlink(missing_ok=True)
-    run_all(proof, cells, flags.jobs or default_jobs())
+    run_all(proof, cells, planned, flags.jobs or default_jobs())
     print(f"tables and plots: {proof.report}")
 
 
@@ -128,8 +129,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def proof_of(name: str, flags: argparse.Namespace, arguments: Sequence[str]) -> Proof:
+def proof_of(name: str, flags: argparse.Namespace) -> Proof:
     suite = SUITES[name]
+    budget = "" if flags.mode == "default" else f" --{flags.mode}"
     return Proof(
         name,
         flags.mode,
@@ -137,7 +139,7 @@ def proof_of(name: str, flags: argparse.Namespace, arguments: Sequence[str]) -> 
         suite.budgets[flags.mode],
         flags.out.absolute() / f"{name}-{flags.mode}",
         flags.report,
-        " ".join(["python -m eval proof", *arguments]),
+        f"python -m eval proof --suite {name}{budget}",
     )
 
 
@@ -167,7 +169,7 @@ def default_jobs() -> int:
     return 1 if accelerator else min(MOST_JOBS, cores or 1)
 
 
-def run_all(proof: Proof, cells: list[Cell], jobs: int) -> None:
+def run_all(proof: Proof, cells: list[Cell], planned: list[Cell], jobs: int) -> None:
     """Run what is not finished, `jobs` cells at a time, and keep the tables up to date."""
     waiting = [cell for cell in cells if not finished(cell, proof.out)]
     print(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished; {jobs} at a time")
@@ -196,13 +198,13 @@ def run_all(proof: Proof, cells: list[Cell], jobs: int) -> None:
                 left = timedelta(seconds=round(passed / done * (len(waiting) - done)))
                 place = f"[{done + len(cells) - len(waiting)}/{len(cells)}]"
                 print(f"{place} {cell.folder}  {outcome(cell, proof.out)}  ETA {left}", flush=True)
-                proof.write(cells)
+                proof.write(planned)
         except BaseException:
             stop.set()
             for future in futures:
                 future.cancel()
             raise
-    proof.write(cells)
+    proof.write(planned)
 
 
 def outcome(cell: Cell, out: Path) -> str:

@@ -60,9 +60,10 @@ def learning_curves(path: Path, title: str, runs: Sequence[Any]) -> Path:
             steps = [point[0]["step"] for point in points]
             mean = [statistics.fmean(line["loss"] for line in point) for point in points]
             ax.plot(steps, mean, label=one.model)
-        ax.set(title=f"{title}: {case}", xlabel="step", ylabel="training loss, nats")
+        ax.set(title=case, xlabel="step", ylabel="training loss, nats")
         ax.set_yscale("log")
         ax.grid(alpha=0.3)
+    fig.suptitle(title)
     axes[0].legend(fontsize="small")
     return save(fig, path)
 

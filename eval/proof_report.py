@@ -194,7 +194,7 @@ def section(
     parts = [
         f"## {proof.suite.title} (`{name}`)",
         f"`{proof.command}`, {dates(proof, results)}; {environment(done)}. "
-        f"{len(results)} runs of {proof.budget.steps} steps, learning rates "
+        f"{len(results)} run(s) of {proof.budget.steps} steps, learning rates "
         f"{', '.join(f'{rate:g}' for rate in proof.budget.rates)} (the best on the first test "
         f"counts), seeds {', '.join(map(str, proof.budget.seeds))}; mean ± sample standard "
         f"deviation over seeds.{span}",
@@ -230,9 +230,14 @@ def environment(done: Sequence[Result]) -> str:
     if not done:
         return "no run finished"
     versions = done[-1].summary["versions"]
-    commits = {(run.summary["git_commit"] or "unknown")[:9] for run in done}
+    commits = {short(run.summary["git_commit"] or "unknown") for run in done}
     named = ", ".join(f"{p} {versions[p]}" for p in ("python", "jax", "flax"))
     return f"{done[-1].summary['device']}, {named}, commit {', '.join(sorted(commits))}"
+
+
+def short(commit: str) -> str:
+    """Return a commit's first digits, with the "+" of a tree that had changes."""
+    return commit.rstrip("+")[:9] + ("+" if commit.endswith("+") else "")
 
 
 def example(results: Sequence[Result]) -> str:
