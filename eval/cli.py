@@ -146,7 +146,7 @@ def with_memorized(base: dict[str, Any], memorized: dict[str, Any] | None) -> di
     if memorized is None:
         return base
     numbers = [k for k, v in base.items() if isinstance(v, (int, float)) and k in memorized]
-    fixed = ("n", "chance", "majority", "tokens", "bytes")
-    changed = [k for k in numbers if k not in fixed and not k.endswith("_stderr")]
+    fixed = ("n", "majority", "tokens", "bytes")
+    changed = [k for k in numbers if k not in fixed and not k.endswith(("_stderr", "chance"))]
     delta = {k: memorized[k] - base[k] for k in changed}
     return {**base, "memorized": memorized, "delta": delta}
