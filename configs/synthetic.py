@@ -136,7 +136,7 @@ def model_of(block: str, task: str) -> dict[str, Any]:
     Negative eigenvalues (write rates up to 2) are what state tracking needs of a linear memory
     (arXiv 2411.12537). DeltaNet keeps the published range, up to 1: it is a control.
     """
-    memory = {"chunk": 1, "generator_chunk": 1}
+    memory: dict[str, Any] = {"chunk": 1, "generator_chunk": 1}
     if block == "hope":
         # Delta rates of the order of 1 are for the memory: its generators are written every 16
         # tokens and at a fiftieth of the pace. Written at every token with the same rates, parity

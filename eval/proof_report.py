@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from eval.proof_cells import Cell, Result, parameters, shown
 from eval.proof_plots import draw
 from eval.proof_suites import Published
+from nested_jax.data.formal import Formal
 from nested_jax.data.synthetic import task_of
 from nested_jax.data.synthetic_task import Task
 
@@ -110,7 +111,7 @@ def tests_of(chosen: Sequence[Chosen]) -> list[list[str]]:
 
 def describe(task: Task) -> str:
     """Return what is particular to a test: the lengths of a language, or the spec."""
-    if hasattr(task, "min_length"):
+    if isinstance(task, Formal):
         return f"lengths {task.min_length}-{task.max_length}"
     values = ", ".join(f"{name}={value}" for name, value in vars(task).items())
     return f"{type(task).__name__}({values})"

@@ -123,7 +123,7 @@ class SelfModifying(Layer):
 
         start = rate_range(memory, self.spec.memory).bias
         rate = vector("rate_readout"), bias("rate_bias", start)
-        keep = None, None
+        keep: tuple[Array | None, Array | None] = None, None
         if "keep" in self.spec.generators:
             keep = vector("keep_readout"), bias("keep_bias", logit(memory.keep_init))
         pace_HG = None

@@ -202,9 +202,10 @@ def write_step(
 
     if spec.writes == "none":
         return memories, memory_apply(spec.memory, memory.fast, made.q_CK)
-    if spec.writes == "all" and readout.pace_HG is None:
+    pace_G = readout.pace_HG  # of this head
+    if spec.writes == "all" and pace_G is None:
         generators = jax.vmap(lambda m: write(spec.generator, m, gates, weights)[0])(generators)
-    elif spec.writes == "all":
+    elif spec.writes == "all" and pace_G is not None:
 
         def write_slowly(m: Memory, pace: Array) -> Memory:
             paced = gates._replace(
@@ -212,7 +213,7 @@ def write_step(
             )
             return write(spec.generator, m, paced, chunk_weights(spec.memory, paced))[0]
 
-        generators = jax.vmap(write_slowly)(generators, readout.pace_HG)
+        generators = jax.vmap(write_slowly)(generators, pace_G)
     memory, y_CV = write(spec.memory, memory, gates, weights)
     return (generators, memory), y_CV
 
