@@ -5,8 +5,8 @@
     --x AXIS    tokens (default), step or seconds (time of training steps)
     --smooth N  mean over N log lines (default 1: the lines as they are)
 
-Panels: loss, perplexity, auxiliary loss and bits a byte, each where a run has it. Lines are the
-training values, dots the held-out ones. Exit status: 0 done, 2 bad input.
+Panels: loss, perplexity, auxiliary loss and bits a byte, each where a run has it. Solid lines are
+training values, dashed ones with dots held-out. Exit status: 0 done, 2 bad input.
 """
 
 from __future__ import annotations
@@ -123,12 +123,15 @@ def draw(runs: Sequence[Run], out: Path, axis: str, smooth: int) -> Path:
         for number, run in enumerate(runs):
             color = f"C{number % 10}"
             ax.plot(*run.series(axis, panel.train, smooth), color=color, label=run.name)
-            ax.plot(*run.series(axis, panel.valid), color=color, marker="o", markersize=3)
+            held_out = run.series(axis, panel.valid)
+            ax.plot(*held_out, color=color, linestyle="--", marker="o", markersize=4)
             if not panel.train:
                 ax.lines[-1].set_label(run.name)
                 ax.lines[-2].set_label(None)
         if panel.log_y:
             ax.set_yscale("log")
+        else:
+            ax.ticklabel_format(axis="y", useOffset=False)
         ax.set(title=panel.title, xlabel=AXES[axis])
         ax.grid(alpha=0.3, which="both")
     if len(runs) > 1:
