@@ -189,7 +189,7 @@ class LanguageModel:
 
     def embed(self, params: PyTree, tokens_BT: Array) -> Array:
         """Look tokens up, scaled so that the residual stream starts with entries of order 1."""
-        # The rows are gathered over fsdp, as a product's would be; the lookup then moves tokens only.
+        # Rows are gathered over fsdp, as a product would: the lookup then moves tokens only.
         table = constrain(
             params["embed"].astype(jnp.dtype(self.cfg.compute_dtype)), ("vocab", None)
         )
