@@ -51,7 +51,13 @@ def tiny_suite(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("suite", "mode"),
-    [("formal", "default"), ("mqar", "quick"), ("ablation", "quick"), ("text", "quick")],
+    [
+        ("formal", "quick"),
+        ("mqar", "quick"),
+        ("text", "quick"),
+        pytest.param("formal", "default", marks=pytest.mark.slow),
+        pytest.param("ablation", "default", marks=pytest.mark.slow),
+    ],
 )
 def test_parameters_of_a_case_differ_by_2_percent_at_most(suite: str, mode: str) -> None:
     cells = plan_cells(SUITES[suite], SUITES[suite].budgets[mode])
