@@ -5,7 +5,7 @@
 
 The argument is a task, then fields: of the run (`FIELDS`), or of the task itself (`pairs`,
 `tokens`, `vocab`, ...; nested_jax/data lists them). Formal languages are trained on lengths up to
-50 and scored on those (Bin 0), on 51-100 (Bin 1), and by length beyond. A minute or two on a core;
+50 and scored on those (Bin 0), on 51-100 (Bin 1), and by length beyond. Some minutes on a core;
 the accuracies stand in metrics.jsonl and summary.json under SPEC/accuracy.
 """
 
