@@ -28,13 +28,11 @@ COMMANDS = {
     "books": Command("eval.books", "whole books: loss by position"),
     "niah": Command("eval.niah", "needles in a haystack: S-NIAH, multi-key, -value, -query"),
     "passkey": Command("eval.passkey", "a passkey at a known depth of a long text"),
-    "babi": Command("eval.babi", "bAbI stories spread through filler text"),
     "continual": Command("eval.continual", "loss matrix over segments, forgetting, transfer"),
     "classification": Command("eval.classification", "class-incremental intents"),
     "compare": Command("eval.compare", "checkpoints on the same items, paired significance"),
     "suite": Command("eval.suite", "many tasks in one go, resumable"),
     "summary": Command("eval.summary", "Markdown of result files"),
-    "bundle": Command("eval.bundle", "release bundle: write it, or verify one"),
     "proof": Command("eval.proof", "synthetic proofs that memories remember"),
     "curves": Command("eval.curves", "learning curves from metrics.jsonl"),
 }

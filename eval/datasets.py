@@ -16,10 +16,7 @@ from typing import Any
 
 VARIABLE = "NESTED_JAX_DATA"
 DEFAULTS = (Path("data"), Path("../shared/data"))
-HOW = (
-    f"give --data-root or set {VARIABLE}, or fetch it: "
-    "python -m eval fetch --help (docs/evaluation.md lists the files and their columns)"
-)
+HOW = f"give --data-root or set {VARIABLE}; docs/evaluation.md lists the files and columns"
 
 
 class DataRoot:

@@ -203,6 +203,7 @@ def run_cell(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Even
 
     Raises:
       KeyboardInterrupt: the run was stopped by a signal; it has saved and can go on.
+      RuntimeError: it ended with a traceback.
     """
     workdir = cell.workdir(out)
     workdir.parent.mkdir(parents=True, exist_ok=True)
@@ -222,8 +223,10 @@ def run_cell(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Even
         raise KeyboardInterrupt
     if status:
         with open(log.name, encoding="utf-8", errors="replace") as text:
-            last = text.read().strip().splitlines()[-1:]
-        failure = {"status": status, "error": "".join(last), "config": to_dict(cell.load())}
+            last = "".join(text.read().strip().splitlines()[-1:])
+        if not last.startswith("launch.py: "):
+            raise RuntimeError(f"{log.name}: exit status {status}: {last}")  # a defect, no result
+        failure = {"status": status, "error": last, "config": to_dict(cell.load())}
         write_json(failure_file(workdir), failure)
 
 
