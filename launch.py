@@ -13,12 +13,13 @@ cannot be written, 3 diverged, 143 or 130 stopped by SIGTERM or SIGINT after sav
 from __future__ import annotations
 
 import argparse
-import logging
 import re
 import sys
 from pathlib import Path
 
-from nested_jax.config import Config, load_config, parse_overrides, require
+from eval.evaluators import make_evaluators
+from nested_jax.config import load_config, parse_overrides, require
+from nested_jax.machine import quiet_libraries
 from nested_jax.sharding import Processes, start_processes
 from nested_jax.signals import Stopped
 from nested_jax.trainer import train
@@ -27,15 +28,13 @@ from nested_jax.watch import Diverged, NotWritten
 
 def main(arguments: list[str]) -> int:
     """Run one training job; return its exit status."""
-    # Orbax logs a traceback for every failure that it also raises, from each of its threads.
-    for noisy in ("absl", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    quiet_libraries()
     try:
         flags, overrides = parse(arguments)
         cfg = load_config(flags.config, parse_overrides(overrides))
-        check_evaluators(cfg)
         start_processes(processes(flags))
-        train(cfg, flags.workdir or default_workdir(flags.config))
+        evaluators = make_evaluators(cfg)
+        train(cfg, flags.workdir or default_workdir(flags.config), evaluators)
     except OSError as error:
         return failed("error", error, 2)
     except ValueError as error:
@@ -82,11 +81,6 @@ def default_workdir(spec: str) -> Path:
     file, _, argument = spec.partition(":")
     name = "-".join(part for part in (Path(file).stem, argument) if part)
     return Path("runs") / re.sub(r"[^\w.=-]+", "_", name)
-
-
-def check_evaluators(cfg: Config) -> None:
-    tasks = cfg.train.eval_tasks
-    require(not tasks, "train.eval_tasks", tasks, "no evaluator is built in yet; wants ()")
 
 
 def raised_by_us(error: Exception) -> bool:

@@ -25,6 +25,7 @@ import numpy as np
 from nested_jax.checkpoint import load_checkpoint
 from nested_jax.config import Config, require
 from nested_jax.data.tokenizer import Tokenizer, load_tokenizer
+from nested_jax.machine import quiet_libraries
 from nested_jax.models.decode import Learn, Sampling, generate
 from nested_jax.models.lm import LanguageModel, build_model
 from nested_jax.teach import teach
@@ -33,6 +34,7 @@ from nested_jax.types import PyTree
 
 def main(arguments: list[str]) -> int:
     flags = parse(arguments)
+    quiet_libraries()
     try:
         for piece in write(flags):
             sys.stdout.write(piece)

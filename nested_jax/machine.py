@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
 import resource
 import subprocess
@@ -95,3 +96,13 @@ def human_bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1024
     return f"{count:.3g} TiB"
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from logging what they also raise, for programs with messages of their own.
+
+    Orbax logs a traceback for every failure, from each of its threads, and warns of every read-only
+    folder.
+    """
+    for noisy in ("absl", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)

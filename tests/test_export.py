@@ -1,0 +1,116 @@
+"""Exported checkpoints: what was written is what was trained, in our layout and in Llama's."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, assert_equal
+
+from nested_jax.config import ModelConfig
+from nested_jax.export import flat, main, unflat
+from nested_jax.llama import from_llama, llama_config, load_llama, to_llama
+from nested_jax.models.lm import build_model
+
+CFG = ModelConfig(
+    block="transformer",
+    vocab_size=31,
+    dim=24,
+    layers=3,
+    heads=4,
+    kv_heads=2,
+    mlp_hidden=40,
+    max_len=16,
+    rope_theta=500.0,
+    tie_embeddings=True,
+)
+
+
+def logits(cfg: ModelConfig, params: Any) -> Any:
+    model = build_model(cfg)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 31, (2, 13)), jnp.int32)
+    state = model.init_state(params, batch_size=2)
+    return jax.jit(model.apply)(params, state, tokens)[1], tokens
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    """Random parameters, norms included."""
+    start = build_model(CFG).init(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(start)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noise = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, noise)
+
+
+def test_paths_are_a_tree(params: Any) -> None:
+    tensors = flat(params)
+    assert "prefix/mixer/q" in tensors
+    assert_equal(unflat(tensors), params)
+
+
+def test_there_and_back_is_the_same_model(params: Any) -> None:
+    back, cfg = from_llama(to_llama(params, CFG), llama_config(CFG))
+    assert_close(logits(cfg, jax.tree.map(jnp.asarray, back))[0], logits(CFG, params)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type='gpt2': wants 'llama'"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type='llama3'"),
+        ({"head_dim": 7}, r"head_dim=7: wants hidden_size / heads = 6"),
+        ({"num_hidden_layers": 4}, r"tensor='model\.layers\.3\..*is not among"),
+    ],
+)
+def test_what_is_no_such_llama(params: Any, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_llama(to_llama(params, CFG), {**llama_config(CFG), **change})
+
+
+@pytest.mark.parametrize(
+    "change", [{"block": "hope"}, {"qk_norm": True}, {"window": 8}], ids=lambda c: next(iter(c))
+)
+def test_what_llama_cannot_hold(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"model.{next(iter(change))}="):
+        llama_config(dataclasses.replace(CFG, **change))
+
+
+def test_bad_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("safetensors")
+    assert main(["--checkpoint", str(tmp_path / "no"), "--out", str(tmp_path / "out")]) == 2
+    assert "checkpoint=" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["--checkpoint", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "wants a new folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"wants a config\.json"):
+        load_llama(tmp_path)
+
+
+def test_transformers_reads_the_same_model(params: Any, tmp_path: Path) -> None:
+    """The logits of `LlamaForCausalLM` are ours, from our export, and ours are its own, back."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    numpy = pytest.importorskip("safetensors.numpy")
+    from nested_jax.metrics import write_json
+
+    numpy.save_file(to_llama(params, CFG), tmp_path / "model.safetensors", {"format": "pt"})
+    write_json(tmp_path / "config.json", llama_config(CFG))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    ours, tokens = logits(CFG, params)
+    with torch.no_grad():
+        got = theirs(torch.tensor(np.asarray(tokens))).logits.numpy()
+    assert_close(got, ours, rtol=1e-5)
+    torch.manual_seed(0)
+    random = transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama_config(CFG)))
+    random.save_pretrained(tmp_path / "random")
+    imported, cfg = load_llama(tmp_path / "random")
+    with torch.no_grad():
+        want = random(torch.tensor(np.asarray(tokens))).logits.numpy()
+    assert_close(logits(cfg, jax.tree.map(jnp.asarray, imported))[0], want, rtol=1e-5)
