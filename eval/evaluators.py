@@ -32,7 +32,7 @@ def make_evaluators(cfg: Config) -> list[Evaluator]:
     evaluators = []
     for name in cfg.train.eval_tasks:
         known = f"wants some of {', '.join(TASKS)}"
-        require(name in TASKS, "train.eval_tasks", name, known)
+        require(name in TASKS, "train.eval_tasks", cfg.train.eval_tasks, known)
         evaluators.append(ZeroShotEvaluator(name, list(TASKS[name].questions(DataRoot(), SAMPLES))))
     require(
         not evaluators or jax.process_count() == 1,
