@@ -13,13 +13,13 @@ cannot be written, 3 diverged, 143 or 130 stopped by SIGTERM or SIGINT after sav
 from __future__ import annotations
 
 import argparse
-import logging
 import re
 import sys
 from pathlib import Path
 
 from eval.evaluators import make_evaluators
 from nested_jax.config import load_config, parse_overrides, require
+from nested_jax.machine import quiet_libraries
 from nested_jax.sharding import Processes, start_processes
 from nested_jax.signals import Stopped
 from nested_jax.trainer import train
@@ -28,9 +28,7 @@ from nested_jax.watch import Diverged, NotWritten
 
 def main(arguments: list[str]) -> int:
     """Run one training job; return its exit status."""
-    # Orbax logs a traceback for every failure that it also raises, from each of its threads.
-    for noisy in ("absl", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    quiet_libraries()
     try:
         flags, overrides = parse(arguments)
         cfg = load_config(flags.config, parse_overrides(overrides))
