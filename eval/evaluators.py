@@ -72,4 +72,7 @@ def silent(message: str) -> None:
 @cache
 def run_tokenizer(cfg: Config) -> Any:
     """Load the tokenizer of the run's data, which are prepared by the time of an evaluation."""
-    return load_tokenizer(prepare(cfg.data, silent).tokenizer_path)
+    path = prepare(cfg.data, silent).tokenizer_path
+    require(path is not None, "train.eval_tasks", cfg.train.eval_tasks, "want data of text")
+    assert path is not None
+    return load_tokenizer(path)
