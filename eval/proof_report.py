@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from eval.proof_cells import Cell, Result, parameters, shown
 from eval.proof_plots import draw
-from eval.proof_suites import Published
+from eval.proof_suites import Budget, Published
 from nested_jax.data.formal import Formal
 from nested_jax.data.synthetic import task_of
 from nested_jax.data.synthetic_task import Task
@@ -195,9 +195,7 @@ def section(
     parts = [
         f"## {proof.suite.title} (`{name}`)",
         f"`{proof.command}`, {dates(proof, results)}; {environment(done)}. "
-        f"{len(results)} run(s) of {proof.budget.steps} steps, learning rates "
-        f"{', '.join(f'{rate:g}' for rate in proof.budget.rates)} (the best on the first test "
-        f"counts), seeds {', '.join(map(str, proof.budget.seeds))}; mean ± sample standard "
+        f"{extent(proof.budget, results)}; mean ± sample standard "
         f"deviation over seeds.{span}",
         body(proof, chosen),
         notes(proof, chosen),
@@ -234,6 +232,17 @@ def environment(done: Sequence[Result]) -> str:
     commits = {short(run.summary["git_commit"] or "unknown") for run in done}
     named = ", ".join(f"{p} {versions[p]}" for p in ("python", "jax", "flax"))
     return f"{done[-1].summary['device']}, {named}, commit {', '.join(sorted(commits))}"
+
+
+def extent(budget: Budget, results: Sequence[Result]) -> str:
+    """Return how much of the budget has run, and with what."""
+    planned = len(budget.cases) * len(budget.models) * len(budget.rates) * len(budget.seeds)
+    rates = ", ".join(f"{rate:g}" for rate in sorted({run.cell.rate for run in results}))
+    seeds = ", ".join(str(seed) for seed in sorted({run.cell.seed for run in results}))
+    return (
+        f"{len(results)} of {planned} runs, of {budget.steps} steps each, learning rates {rates} "
+        f"(the best on the first test counts), seeds {seeds}"
+    )
 
 
 def short(commit: str) -> str:
