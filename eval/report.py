@@ -27,7 +27,9 @@ def number(value: Any) -> str:
 def plain(value: Any) -> bool:
     """Whether a value fits a cell: a number, a word, or an interval."""
     pair = isinstance(value, (list, tuple)) and len(value) == 2
-    return isinstance(value, (int, float, str)) or (pair and all(map(plain, value)))
+    if pair:
+        return all(isinstance(v, (int, float)) for v in value)
+    return isinstance(value, (int, float, str))
 
 
 def group_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
