@@ -41,7 +41,7 @@ def logits(cfg: ModelConfig, params: Any) -> Any:
 @pytest.fixture(scope="module")
 def params() -> Any:
     """Random parameters, norms included."""
-    start = build_model(CFG).init(jax.random.key(0))
+    start = jax.jit(build_model(CFG).init)(jax.random.key(0))
     leaves, tree = jax.tree.flatten(start)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noise = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]

@@ -29,7 +29,6 @@ from tiny import (
 )
 
 import launch as launcher
-from nested_jax import trainer
 from nested_jax.checkpoint import load_checkpoint, saved_steps
 from nested_jax.signals import Stopped
 from nested_jax.watch import Diverged, NotWritten
@@ -274,7 +273,7 @@ def test_a_full_disk_ends_the_run_and_the_last_checkpoint_is_good(
         resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, limits[1]))
         return {}
 
-    monkeypatch.setattr(launcher, "train", partial(trainer.train, evaluators=[fill]))
+    monkeypatch.setattr(launcher, "make_evaluators", lambda cfg: [fill])
     try:
         status = launcher.main(["--config", str(config), "--workdir", str(tmp_path / "run")])
     finally:

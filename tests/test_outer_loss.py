@@ -85,7 +85,13 @@ def total(metrics: list[dict[str, Array]]) -> Array:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"surprise": (0.5, 0.25)}, {"carry": "all", **WRITTEN}], ids=str
+    "changes",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"surprise": (0.5, 0.25)},
+        {"carry": "all", **WRITTEN},
+    ],
+    ids=str,
 )
 def test_batches_of_a_stream_are_one_text(changes: dict[str, Any]) -> None:
     """Three batches with the carried state, and the same text read at once from a fresh one."""

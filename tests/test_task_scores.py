@@ -83,7 +83,7 @@ def stop() -> None:
     raise RuntimeError
 
 
-@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("taught", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_answers_are_what_the_model_says_token_by_token(taught: bool) -> None:
     """The inner loop answers a chunk from the weights that were written before it."""
     changes: dict[str, Any] = {}

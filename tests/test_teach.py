@@ -199,7 +199,7 @@ def test_stop_zeroes_exactly_the_write_path():
     ("window", "pieces"),
     [
         (6, (1,) * 11),
-        (6, (3, 1, 7)),
+        pytest.param(6, (3, 1, 7), marks=pytest.mark.slow),
         (0, (1, 3, 7)),
         pytest.param(6, (4, 4, 3), marks=pytest.mark.slow),
         pytest.param(0, (1,) * 11, marks=pytest.mark.slow),

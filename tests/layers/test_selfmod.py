@@ -91,6 +91,7 @@ def logits(model: LanguageModel, params: PyTree, tokens: Array) -> Array:
     return jax.jit(model.apply)(params, model.init_state(params, B), tokens)[1]
 
 
+@pytest.mark.slow
 def test_a_rate_of_zero_is_the_frozen_backbone() -> None:
     """HOPE whose inner rates are 0 and that forgets nothing is the model without writes."""
     model, params, tokens = hope(retention=False)

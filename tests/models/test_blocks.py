@@ -31,7 +31,12 @@ from nested_jax.types import Array, Batch, PyTree
 T, ROWS, SYMBOLS = 12, 2, 23
 CMS = ("hope", "hope_attention", "hope_hybrid", "lstm_cms")
 DEEP = ("titans_lmm", "titans_mac", "titans_mag", "titans_mal")
-kinds = pytest.mark.parametrize("block", BLOCKS)
+# Each kind compiles for ten seconds and more; these are made of parts that the others have.
+COMPOSED = {"titans_mag", "titans_mal", "hope_hybrid", "deltanet", "lstm_cms"}
+kinds = pytest.mark.parametrize(
+    "block",
+    [pytest.param(b, marks=pytest.mark.slow) if b in COMPOSED else b for b in BLOCKS],
+)
 
 
 def config(block: str, **model: Any) -> Config:
