@@ -76,7 +76,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != ".lock"}
 
 
-def start(corpus: Path, model: Path, folder: Path, workers: int) -> subprocess.Popen[str]:
+def start(
+    corpus: Path, model: Path, folder: Path, workers: int
+) -> tuple[subprocess.Popen[str], str]:
+    """Start a sharder in a process of its own; return it when it has reported its first line."""
     script = folder.parent / "sharder.py"
     script.write_text(SHARDER)
     root = str(Path(__file__).resolve().parents[2])
@@ -87,8 +90,7 @@ def start(corpus: Path, model: Path, folder: Path, workers: int) -> subprocess.P
         env={**os.environ, "PYTHONPATH": root},
     )
     assert process.stdout is not None
-    process.stdout.readline()
-    return process
+    return process, process.stdout.readline()
 
 
 def test_nothing_is_lost_and_stats_agree(corpus: Path, model: Path, tmp_path: Path) -> None:
@@ -131,7 +133,7 @@ def test_killed_runs_go_on_and_end_equal(corpus: Path, model: Path, tmp_path: Pa
     whole = shard(corpus, model, tmp_path / "whole")
     folder = tmp_path / "killed"
     for delay in (0.02, 0.06, 0.12):
-        process = start(corpus, model, folder, workers=1)
+        process, _ = start(corpus, model, folder, workers=1)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -171,9 +173,9 @@ def test_a_killed_run_is_resumed_not_begun_again(
 def test_two_processes_on_one_target(corpus: Path, model: Path, tmp_path: Path) -> None:
     whole = shard(corpus, model, tmp_path / "whole")
     folder = tmp_path / "shared"
-    processes = [start(corpus, model, folder, workers=1) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    started = [start(corpus, model, folder, workers=1) for _ in range(2)]
+    outputs = [first + process.communicate(timeout=120)[0] for process, first in started]
+    assert [process.returncode for process, _ in started] == [0, 0]
     assert contents(folder) == whole
     assert sum("is up to date" in output for output in outputs) == 1
 
