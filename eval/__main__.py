@@ -7,12 +7,12 @@ not, 2 bad input.
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from eval.errors import NotWrittenError, raised_here
+from nested_jax.machine import quiet_libraries
 
 
 class Command(NamedTuple):
@@ -50,9 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         print(f"error: task {name!r}: wants one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    # Orbax logs a traceback for every failure that it also raises, from each of its threads.
-    for noisy in ("absl", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    quiet_libraries()
     return run(COMMANDS[name].module, rest)
 
 
