@@ -107,6 +107,7 @@ def shard_source(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", report):
         if is_done(folder, plan, force=force):
+            clear_leftovers(folder)
             report(f"[shard] {spec.name}: {folder} is up to date")
             return open_store(folder)
         done = begin_or_resume(folder, plan, report)
@@ -120,14 +121,19 @@ def shard_source(
         shards.sort(key=lambda shard: (SPLITS.index(shard.split), shard.file))
         about = describe(spec, plan, problems, options, finished)
         write_index(folder, shards, tokenizer, about)
-        shutil.rmtree(folder / PROGRESS)
-        for leftover in folder.glob(f"*{PARTIAL}"):
-            leftover.unlink(missing_ok=True)
+        clear_leftovers(folder)
     report(
         f"[shard] {spec.name}: {sum(s.documents for s in shards)} documents, "
         f"{sum(s.tokens for s in shards) / 1e6:.2f} M tokens, {len(shards)} shards in {folder}"
     )
     return open_store(folder)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what only an unfinished run needs; a run killed after its index left it there."""
+    shutil.rmtree(folder / PROGRESS, ignore_errors=True)
+    for leftover in folder.glob(f"*{PARTIAL}"):
+        leftover.unlink(missing_ok=True)
 
 
 def is_done(folder: Path, plan: str, *, force: bool) -> bool:

@@ -145,6 +145,23 @@ def test_killed_runs_go_on_and_end_equal(corpus: Path, model: Path, tmp_path: Pa
     assert shard(corpus, model, folder) == whole
 
 
+def test_a_run_killed_between_its_index_and_its_cleaning_is_cleaned_by_the_next(
+    corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nested_jax.data import shard_corpus
+
+    def dies(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    whole = shard(corpus, model, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_corpus, "clear_leftovers", dies)
+        with pytest.raises(KeyboardInterrupt):
+            shard(corpus, model, tmp_path / "out")
+    assert (tmp_path / "out" / PROGRESS).is_dir()
+    assert shard(corpus, model, tmp_path / "out") == whole
+
+
 def test_a_killed_run_is_resumed_not_begun_again(
     corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
