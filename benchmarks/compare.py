@@ -1,7 +1,7 @@
 """Variants of one experiment side by side, several seeds: runs that can be interrupted, one table.
 
     python benchmarks/compare.py optimizers [--root runs/compare --seeds 0 1 2]
-    python benchmarks/compare.py carry -- --config.data.source=FOLDER --config.train.steps=300
+    python benchmarks/compare.py characters -- --config.data.source=FOLDER --config.train.steps=300
     python benchmarks/compare.py optimizers --table        the table of the runs that are done
 
 Every run is a run of launch.py in ROOT/NAME/VARIANT-SEED: one that is done is not repeated, one
@@ -47,8 +47,14 @@ COMPARISONS = {
             "levels": optimizer("adamw", "--config.optim.periods=(1,4,16)"),
         },
     ),
-    "carry": Comparison(CHARACTERS, {"persistent": (), "reset": ("--config.train.carry=none",)}),
-    "surprise": Comparison(CHARACTERS, {"on": (), "off": ("--config.model.cms.surprise=()",)}),
+    "characters": Comparison(
+        CHARACTERS,
+        {
+            "persistent state, surprise objectives": (),
+            "state reset every batch": ("--config.train.carry=none",),
+            "no surprise objectives": ("--config.model.cms.surprise=()",),
+        },
+    ),
 }
 
 
@@ -89,6 +95,10 @@ def read(workdir: Path) -> Result | None:
         summary["tokens"],
         statistics.median(times[1:] or times),
     )
+
+
+def slug(variant: str) -> str:
+    return variant.replace(",", "").replace(" ", "_")
 
 
 def spread(values: Sequence[float]) -> str:
@@ -144,7 +154,7 @@ def main(arguments: list[str]) -> None:
     results: dict[str, dict[int, Any]] = {variant: {} for variant in comparison.variants}
     for seed in flags.seeds:  # every variant of a seed before the next: a part is a fair part
         for variant in comparison.variants:
-            workdir = flags.root.absolute() / flags.name / f"{variant}-{seed}"
+            workdir = flags.root.absolute() / flags.name / f"{slug(variant)}-{seed}"
             if read(workdir) is None and not flags.table:
                 run(comparison, variant, seed, workdir, extra)
             result = read(workdir)
