@@ -11,6 +11,14 @@ from benchmarks import compare
 from nested_jax.config import load_config, parse_overrides
 
 
+PAIR = compare.Comparison("configs/char_lstm.py", {"on, at once": (), "off": ("--config.x=0",)})
+
+
+@pytest.fixture(autouse=True)
+def pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(compare.COMPARISONS, "pair", PAIR)
+
+
 def finished(workdir: Path, loss: float, step_s: float) -> None:
     workdir.mkdir(parents=True)
     summary = {"valid_loss": loss, "valid_bits_per_byte": loss / 2, "tokens": 5000}
@@ -30,25 +38,25 @@ def test_finished_runs_are_kept_and_the_rest_is_run(
         finished(workdir, 3.0 + seed, 0.5)
 
     monkeypatch.setattr(compare, "run", run)
-    finished(tmp_path / "carry" / "persistent-0", 2.0, 0.25)
-    compare.main(["carry", "--root", str(tmp_path), "--seeds", "0", "1", "--", "--config.a=1"])
+    finished(tmp_path / "pair" / "on_at_once-0", 2.0, 0.25)
+    compare.main(["pair", "--root", str(tmp_path), "--seeds", "0", "1", "--", "--config.a=1"])
     more = ["--config.a=1"]
-    assert ran == [("reset", 0, more), ("persistent", 1, more), ("reset", 1, more)]
+    assert ran == [("off", 0, more), ("on, at once", 1, more), ("off", 1, more)]
     rows = capsys.readouterr().out.splitlines()
-    assert rows[2] == "| persistent | 2 | 5,000 | 3.0000 ± 1.4142 | 1.5000 ± 0.7071 |  | 1.00 |"
+    assert rows[2] == "| on, at once | 2 | 5,000 | 3.0000 ± 1.4142 | 1.5000 ± 0.7071 |  | 1.00 |"
     # Pairs of one seed: 3 - 2 and 4 - 4; 0.5 / 0.25 and 0.5 / 0.5.
     assert rows[3] == (
-        "| reset | 2 | 5,000 | 3.5000 ± 0.7071 | 1.7500 ± 0.3536 | 0.5000 ± 0.7071 | 1.50 |"
+        "| off | 2 | 5,000 | 3.5000 ± 0.7071 | 1.7500 ± 0.3536 | 0.5000 ± 0.7071 | 1.50 |"
     )
 
 
 def test_a_table_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    finished(tmp_path / "carry" / "reset-2", 2.0, 0.25)
-    compare.main(["carry", "--root", str(tmp_path), "--table"])
-    assert capsys.readouterr().out.splitlines()[2].startswith("| reset | 1 | 5,000 | 2.0000 |")
+    finished(tmp_path / "pair" / "off-2", 2.0, 0.25)
+    compare.main(["pair", "--root", str(tmp_path), "--table"])
+    assert capsys.readouterr().out.splitlines()[2].startswith("| off | 1 | 5,000 | 2.0000 |")
 
 
-@pytest.mark.parametrize("name", compare.COMPARISONS)
+@pytest.mark.parametrize("name", tuple(compare.COMPARISONS))
 def test_every_variant_is_a_valid_experiment(name: str) -> None:
     comparison = compare.COMPARISONS[name]
     root = Path(compare.ROOT)
