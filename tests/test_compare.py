@@ -10,7 +10,6 @@ import pytest
 from benchmarks import compare
 from nested_jax.config import load_config, parse_overrides
 
-
 PAIR = compare.Comparison("configs/char_lstm.py", {"on, at once": (), "off": ("--config.x=0",)})
 
 
