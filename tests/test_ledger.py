@@ -19,6 +19,26 @@ def defined(file: Path) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, kinds)}
 
 
+NUMBERS = {  # what a row is wanted for: the sections that are implemented
+    "NL": {*range(6, 32), *range(54, 66), *range(70, 98), *range(113, 122)},
+    "Titans": set(range(1, 32)),
+}
+
+
+def numbers(cell: str) -> set[int]:
+    """Return the equations of a first cell: "NL Eq. 6, 8-10" gives 6, 8, 9, 10."""
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", cell.split("Eq.")[1].split("(")[0])
+    return {n for low, high in ranges for n in range(int(low), int(high or low) + 1)}
+
+
+@pytest.mark.parametrize("paper", NUMBERS)
+def test_every_number_has_a_row(paper: str) -> None:
+    cells = re.findall(rf"^\| ({paper} Eq\.[^|]*)\|", LEDGER, re.MULTILINE)
+    had = [n for cell in cells for n in numbers(cell)]
+    missing = NUMBERS[paper] - set(had)
+    assert not missing, sorted(missing)
+
+
 @pytest.mark.parametrize("file", sorted({file for file, _, _ in NAMED}))
 def test_what_the_ledger_names_exists(file: str) -> None:
     assert (ROOT / file).is_file(), file
