@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers import assert_close, assert_equal
-from tiny import compile_cache, read_lines, synthetic_text
+from tiny import compile_cache, launch, launch_two, read_lines, synthetic_text, write_fields
 
 from nested_jax import generate
 from nested_jax.checkpoint import Checkpoints, Restored, load_checkpoint
@@ -56,7 +56,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(data: Path, **train_fields: Any) -> Config:
-    fields: dict[str, Any] = {
+    return from_config_dict(fields(data, **train_fields))
+
+
+def fields(data: Path, **train_fields: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {
         "model": {
             "block": "lstm_cms",
             "vocab_size": 512,
@@ -92,8 +96,8 @@ def config(data: Path, **train_fields: Any) -> Config:
             "save_every": 3,
         },
     }
-    fields["train"] |= train_fields
-    return from_config_dict(fields)
+    found["train"] |= train_fields
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -274,3 +278,21 @@ def test_levels_can_have_states_of_their_own(data: Path, tmp_path: Path) -> None
     assert all(x.any() for level in state.carry.fast for x in jax.tree.leaves(level.delta))
     last = [line for line in read_lines(tmp_path) if "loss" in line][-1]
     assert last["teach/level1/change"] > 0
+
+
+@pytest.mark.slow
+def test_two_processes_carry_their_streams_and_one_goes_on(data: Path, tmp_path: Path) -> None:
+    """Half of the streams in each of two processes, stopped; one process then has all of them."""
+    file = write_fields(tmp_path, fields(data))
+
+    def run(workdir: Path, two: bool, *flags: str) -> dict[int, float]:
+        start = launch_two if two else lambda *given: [launch(*given)]
+        processes = start(file, workdir, *flags)
+        outputs = [process.communicate(timeout=300) for process in processes]
+        assert all(process.returncode == 0 for process in processes), outputs
+        return {line["step"]: line["loss"] for line in read_lines(workdir) if "loss" in line}
+
+    want = run(tmp_path / "alone", False)
+    assert list(want) == list(range(1, STEPS + 1))
+    run(tmp_path / "run", True, "--config.train.steps=4")
+    assert run(tmp_path / "run", False) == pytest.approx(want, rel=1e-5)

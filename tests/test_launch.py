@@ -7,7 +7,6 @@ import json
 import random
 import resource
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -22,6 +21,7 @@ from tiny import (
     TIMINGS,
     compile_cache,
     launch,
+    launch_two,
     read_lines,
     tiny_config,
     write_config,
@@ -285,17 +285,6 @@ def test_a_full_disk_ends_the_run_and_the_last_checkpoint_is_good(
 
 
 # --- several processes ---------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def launch_two(config: Path, workdir: Path, *flags: str) -> list[Any]:
-    flags += ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2")
-    return [launch(config, workdir, *flags, "--process-id", str(i), devices=2) for i in range(2)]
 
 
 def test_two_processes_stop_together_and_one_goes_on(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -80,12 +81,16 @@ def tiny_config(data: Path, changes: Mapping[str, Any] | None = None) -> Config:
 
 def write_config(folder: Path, data: Path, changes: Mapping[str, Any] | None = None) -> Path:
     """Write a config file of a tiny run, and return its path."""
+    return write_fields(folder, tiny_fields(data, changes))
+
+
+def write_fields(folder: Path, fields: Mapping[str, Any]) -> Path:
+    """Write a config file of these fields, and return its path."""
     file = folder / "configs" / "tiny.py"
     file.parent.mkdir(parents=True, exist_ok=True)
-    fields = json.dumps(tiny_fields(data, changes))
     file.write_text(
         "import json\nimport ml_collections\n\n\ndef get_config(arg=None):\n"
-        f"    return ml_collections.ConfigDict(json.loads({fields!r}))\n"
+        f"    return ml_collections.ConfigDict(json.loads({json.dumps(fields)!r}))\n"
     )
     return file
 
@@ -114,6 +119,18 @@ def launch(config: Path, workdir: Path, *flags: str, devices: int = 1) -> subpro
     return subprocess.Popen(
         command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def launch_two(config: Path, workdir: Path, *flags: str) -> list[subprocess.Popen[str]]:
+    """Start launch.py in two processes of one run, with two devices each."""
+    flags += ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2")
+    return [launch(config, workdir, *flags, "--process-id", str(i), devices=2) for i in range(2)]
 
 
 def read_lines(workdir: Path) -> list[dict[str, Any]]:
