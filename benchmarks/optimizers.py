@@ -1,6 +1,7 @@
 """Time of one outer update, every optimizer beside AdamW: a JSON line each.
 
     python benchmarks/optimizers.py [--layers 4 --dim 256 --mlp 704 --vocab 8192 --repeats 20]
+    python benchmarks/optimizers.py --steps     whole training steps of configs/pilot.py:smoke
 
 The parameters are those of a scan-stacked transformer: q, k, v, o, a gated MLP, norms and a tied
 embedding. `ratio` is the time of the update over AdamW's; `gigaflop` is the cost of orthogonalising
@@ -18,16 +19,28 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from nested_jax.config import OptimConfig
+from nested_jax.config import OptimConfig, load_config, parse_overrides
+from nested_jax.models.lm import build_model
 from nested_jax.optim import make_optimizer, tree_dims
-from nested_jax.types import ParamInfo, PyTree
+from nested_jax.train_state import new_state
+from nested_jax.train_step import make_program, train_step
+from nested_jax.types import Batch, ParamInfo, PyTree
 
+ROOT = Path(__file__).resolve().parent.parent
+VARIANTS = {
+    "adamw": ["--config.optim.name=adamw"],
+    "muon": ["--config.optim.name=muon"],
+    "m3": ["--config.optim.name=m3"],
+    "levels": ["--config.optim.name=adamw", "--config.optim.periods=(1,4,16)"],
+}
 NAMES = ("adamw", "muon", "m3", "dgd", "delta_momentum", "deep_momentum")
 
 
@@ -103,12 +116,61 @@ def measure(info: PyTree, repeats: int) -> dict[str, float]:
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
+def training_step(changes: list[str]) -> Callable[[], None]:
+    """Return a function that takes one step of configs/pilot.py:smoke and waits for it."""
+    cfg = load_config(str(ROOT / "configs/pilot.py") + ":smoke", parse_overrides(changes))
+    model = build_model(cfg.model)
+    program = make_program(cfg, model)
+    shape = cfg.train.batch_size, cfg.data.seq_len + 1
+    text = jax.random.randint(jax.random.key(1), shape, 0, cfg.model.vocab_size)
+    ones = jnp.ones((shape[0], shape[1] - 1))
+    batch = Batch(text[:, :-1], text[:, 1:], ones, ones.astype(jnp.int32))
+    step = jax.jit(partial(train_step, program=program), donate_argnums=0)
+    state = jax.jit(lambda k: new_state(model.init(k), program.optimizer))(jax.random.key(0))
+
+    def once() -> None:
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+
+    return once
+
+
+def measure_steps(rounds: int) -> dict[str, float]:
+    """Return the mean milliseconds of a step, by variant, over `rounds` steps of each in turn."""
+    steps = {name: training_step(changes) for name, changes in VARIANTS.items()}
+    total = dict.fromkeys(steps, 0.0)
+    for i in range(rounds + 1):  # the first compiles
+        for name, once in steps.items():
+            start = time.perf_counter()
+            once()
+            total[name] += (time.perf_counter() - start) * (i > 0)
+    return {name: 1e3 * seconds / rounds for name, seconds in total.items()}
+
+
+def machine() -> dict[str, Any]:
+    """Return what a number stands with."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "processor": platform.processor() or platform.machine(),
+        "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "optax")},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     for name, value in (("layers", 4), ("dim", 256), ("heads", 4), ("mlp", 704), ("vocab", 8192)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--steps", action="store_true", help="whole steps, two periods of M3")
     args = parser.parse_args()
+    if args.steps:
+        milliseconds = measure_steps(2 * OptimConfig().m3_period)
+        for name, value in milliseconds.items():
+            ratio = {"ratio": round(value / milliseconds["adamw"], 2)}
+            record = {"benchmark": "training step", "optimizer": name, "milliseconds": round(value)}
+            print(json.dumps(record | ratio | machine()))
+        return
     info = transformer_info(args.layers, args.dim, args.heads, args.mlp, args.vocab)
     times = measure(info, args.repeats)
     flop = newton_schulz_flop(info, OptimConfig().newton_schulz_steps)
@@ -127,11 +189,7 @@ def main() -> None:
                         key: getattr(args, key)
                         for key in ("layers", "dim", "heads", "mlp", "vocab")
                     },
-                    "device": jax.devices()[0].device_kind,
-                    "processor": platform.processor() or platform.machine(),
-                    "versions": {
-                        p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "optax")
-                    },
+                    **machine(),
                 }
             )
         )
