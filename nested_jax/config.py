@@ -483,6 +483,7 @@ class TrainConfig:
     """The outer loop."""
 
     steps: int = 1000  # optimizer steps
+    init_from: str = ""  # run or checkpoint whose parameters a new run begins with; "" draws them
     batch_size: int = 8  # rows a step, over all processes and microbatches
     grad_accum: int = 1  # microbatches a step
     carry: Literal["none", "mixers", "all"] = "none"  # state of a stream that outlives its batch

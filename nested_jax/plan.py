@@ -25,7 +25,7 @@ from nested_jax.optim import group_counts
 from nested_jax.sharding import Rows, batch_sharding, check_rows, make_mesh, process_rows
 from nested_jax.train_state import TrainState, new_state, place_state
 from nested_jax.train_step import Program, make_program, new_carry
-from nested_jax.types import Batch
+from nested_jax.types import Batch, PyTree
 
 BATCH_DTYPES = {
     "tokens_BT": jnp.int32,
@@ -48,7 +48,7 @@ class Plan(NamedTuple):
     eval_rows: int  # rows of an evaluation batch
     parameters: int
     flops: float  # model FLOPs of a training step, an estimate
-    init: Callable[[], TrainState]  # pure; to be run on the devices
+    init: Callable[..., TrainState]  # pure; to be run on the devices, on parameters or none
     abstract: TrainState  # shapes, dtypes and shardings of the state
 
     def batch(self, rows: int) -> Batch:
@@ -108,9 +108,12 @@ def make_plan(cfg: Config, workdir: Path, say: Callable[[str], None]) -> Plan:
     )
 
 
-def init_state(cfg: Config, model: Any, program: Program) -> TrainState:
-    """Return the state before the first step, a pure function of the seed."""
-    params = model.init(jax.random.key(cfg.seed))
+def init_state(
+    cfg: Config, model: Any, program: Program, params: PyTree | None = None
+) -> TrainState:
+    """Return the state before the first step: of `params`, or of those that the seed makes."""
+    if params is None:
+        params = model.init(jax.random.key(cfg.seed))
     carry = new_carry(cfg, model, params, cfg.train.batch_size)
     return new_state(params, program.optimizer, carry)
 

@@ -54,7 +54,9 @@ def place_state(
     )
 
 
-def create_state(make: Callable[[], TrainState], shardings: TrainState) -> TrainState:
+def create_state(
+    make: Callable[..., TrainState], shardings: TrainState, *params: PyTree
+) -> TrainState:
     """Run `make` on the devices, every leaf created where it stays: no unsharded copy exists."""
-    lowered = jax.jit(make, out_shardings=shardings).lower()
-    return lowered.compile(compiler_options=INIT_OPTIONS)()
+    lowered = jax.jit(make, out_shardings=shardings).lower(*params)
+    return lowered.compile(compiler_options=INIT_OPTIONS)(*params)

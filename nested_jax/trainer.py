@@ -32,6 +32,7 @@ from nested_jax.task_scores import TaskScores
 from nested_jax.train_state import TrainState, create_state
 from nested_jax.train_step import train_step
 from nested_jax.types import PyTree
+from nested_jax.warm_start import first_params
 from nested_jax.watch import check_step, check_window
 
 Evaluator = Callable[[Any, PyTree, Config, int], dict[str, float]]  # model, params, config, step
@@ -55,8 +56,9 @@ def train(cfg: Config, workdir: str | Path, evaluators: Sequence[Evaluator] = ()
     """
     display = Display(quiet=jax.process_index() > 0)
     plan = make_plan(cfg, Path(workdir), display.say)
+    params = first_params(plan)
     with jax.set_mesh(plan.mesh), Signals(plan.mesh) as signals:
-        run = Run(plan, display, signals, evaluators)
+        run = Run(plan, display, signals, evaluators, params)
         try:
             return run.finish()
         finally:
@@ -67,7 +69,12 @@ class Run:
     """The host side of one start of a run, around the pure train step."""
 
     def __init__(
-        self, plan: Plan, display: Display, signals: Signals, evaluators: Sequence[Evaluator]
+        self,
+        plan: Plan,
+        display: Display,
+        signals: Signals,
+        evaluators: Sequence[Evaluator],
+        params: PyTree | None = None,
     ) -> None:
         self.plan, self.train, self.display = plan, plan.cfg.train, display
         self.signals, self.evaluators = signals, evaluators
@@ -75,7 +82,7 @@ class Run:
         make_folder(plan.workdir)
         self.checkpoints = Checkpoints(plan.workdir, self.train, display.say)
         restored = self.checkpoints.restore(plan.abstract, plan.cfg, plan.data.tokenizer_sha256)
-        self.state = self.first_state(restored)
+        self.state = self.first_state(restored, params)
         self.step = self.first = self.lap_step = int(self.state.step)
         self.meter = Meter(**restored.meta["meter"]) if restored else Meter()
         self.batches = make_train_iterator(
@@ -99,9 +106,11 @@ class Run:
         self.stop_signal = 0  # the same in every process, after the same step
         self.seconds_before = self.meter.seconds
 
-    def first_state(self, restored: Restored | None) -> TrainState:
+    def first_state(self, restored: Restored | None, params: PyTree | None) -> TrainState:
         if restored is None:
-            return create_state(self.plan.init, jax.tree.map(sharding_of, self.plan.abstract))
+            given = () if params is None else (params,)
+            shardings = jax.tree.map(sharding_of, self.plan.abstract)
+            return create_state(self.plan.init, shardings, *given)
         step, last = int(restored.state.step), self.train.steps
         require(step <= last, "train.steps", last, f"the workdir is already at step {step}")
         self.display.say(f"going on from checkpoint {step} of {self.plan.workdir}")

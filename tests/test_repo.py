@@ -25,7 +25,7 @@ LAYERS = [
     {"models"},
     {"teach", "outer_loss", "train_state"},
     {"train_step", "checkpoint", "metrics", "flops", "integrity", "machine", "progress", "signals"},
-    {"plan", "llama", "heldout", "task_scores", "watch"},
+    {"plan", "llama", "heldout", "task_scores", "warm_start", "watch"},
     {"trainer", "generate", "doctor", "export"},
 ]
 # Where a third-party package may be imported; absent here: anywhere.

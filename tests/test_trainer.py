@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import pytest
-from helpers import assert_equal
+from helpers import assert_close, assert_equal
 from tiny import HOPE, VOCAB, compile_cache, read_lines, tiny_config, write_data
 
 from nested_jax.checkpoint import load_checkpoint, saved_steps
@@ -230,3 +230,31 @@ def test_a_level_that_stayed_unwritten_is_an_error() -> None:
     for changes in ({"teach.levels": [0]}, {"train.check_writes": False}, {"teach.mode": "off"}):
         other = tiny_config(Path("nowhere"), {**HOPE, **changes})
         check_window(other, 50, Meter(train_loss=1.0, totals=totals))
+
+
+def test_a_run_begins_with_the_parameters_of_another(
+    undisturbed: tuple[Path, Summary], data: Path, tmp_path: Path
+) -> None:
+    """Its step, optimizer and data are its own; what does not fit is refused before it is made."""
+    source = undisturbed[0]
+    first: list[Any] = []
+
+    def keep(model: Any, params: Any, cfg: Any, step: int) -> dict[str, float]:
+        first.append(jax.device_get(params))
+        return {}
+
+    changes = {"train.init_from": str(source), "optim.learning_rate": 1e-9, "train.steps": 4}
+    summary = train(tiny_config(data, changes), tmp_path / "next", [keep])
+    assert summary.step == 4
+    assert_close(first[0], load_checkpoint(source)[0], 1e-6, 1e-7)
+    older = str(source / "checkpoints" / "8")
+    train(tiny_config(data, {**changes, "train.init_from": older}), tmp_path / "older", [keep])
+    assert_close(first[1], load_checkpoint(older)[0], 1e-6, 1e-7)
+    for wrong, said in (
+        ({"train.init_from": str(tmp_path)}, "wants a workdir with checkpoints"),
+        ({**HOPE, "train.init_from": str(source)}, "model.block='hope_attention', got 'transf"),
+        ({"model.dim": 32, "train.init_from": str(source)}, "the model wants"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            train(tiny_config(data, wrong), tmp_path / "refused")
+        assert not (tmp_path / "refused").exists()
