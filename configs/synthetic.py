@@ -29,6 +29,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "noisy_recall": {"tokens": 128, "vocab": 32},
     "fuzzy_recall": {"tokens": 128, "vocab": 16},
     "selective_copy": {"tokens": 256, "vocab": 16},
+    "compression": {"tokens": 32, "vocab": 16},
     "memorization": {"tokens": 32, "vocab": 256},
 }
 FIELDS = {
@@ -65,7 +66,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     cfg.optim.final_fraction = 0.0  # cosine to 0, as Zoology and MAD
     cfg.mesh = ml_collections.ConfigDict({"data": -1})
     with cfg.unlocked():
-        set_fields(cfg, fields)
+        common.set_fields(cfg, fields)
     steps, memory = cfg.train.steps, cfg.model.memory
     cfg.optim.warmup_steps = max(1, steps // 20)
     cfg.train.eval_every = max(1, steps // 2)
@@ -94,18 +95,12 @@ def parse(arg: str | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
         if not equals:
             raise ValueError(f"config argument {part!r}: wants FIELD=VALUE")
         if field in FIELDS:
-            fields[FIELDS[field]] = value_of(text)
+            fields[FIELDS[field]] = common.number(text)
         elif name in TASKS:
-            settings[field] = value_of(text)  # the task knows its fields, and refuses others
+            settings[field] = common.number(text)  # the task knows its fields, and refuses others
         else:
             raise ValueError(f"config argument {part!r}: known: {', '.join(FIELDS)}")
     return name, settings, fields
-
-
-def value_of(text: str) -> Any:
-    if text in ("True", "False"):
-        return text == "True"
-    return common.number(text)
 
 
 def specs(task: str, settings: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -138,20 +133,7 @@ def model_of(block: str, task: str) -> dict[str, Any]:
     """
     memory: dict[str, Any] = {"chunk": 1, "generator_chunk": 1}
     if block == "hope":
-        # Delta rates of the order of 1 are for the memory: its generators are written every 16
-        # tokens and at a fiftieth of the pace. Written at every token with the same rates, parity
-        # is not learned (gradient norms of 100 to 7,000).
-        memory = {
-            "rule": "dgd",
-            "objective": "dot",
-            "momentum": False,
-            "max_rate": 2.0,
-            "inner_lr": 1.0,
-            "chunk": 1 if task in LANGUAGES else 16,
-            "generator_chunk": 16,
-            "generator_pace": 0.02,
-            "generator_inputs": "own",
-        }
+        memory = {**common.HOPE_MEMORY, "chunk": 1 if task in LANGUAGES else 16}
     elif block == "gated_deltanet":
         memory["max_rate"] = 2.0
     elif block == "titans_lmm":
@@ -163,15 +145,7 @@ def model_of(block: str, task: str) -> dict[str, Any]:
         "heads": 2 if task in LANGUAGES else 1,  # Zoology recalls with one head
         "mlp_hidden": 64,
         "max_len": 512,
+        "answers": "last" if task == "compression" else "each",
         "memory": memory,
         "cms": {"periods": (16,), "fast_layers": 0},  # one level, not written: an MLP
     }
-
-
-def set_fields(cfg: ml_collections.ConfigDict, fields: dict[str, Any]) -> None:
-    for name, value in fields.items():
-        *blocks, leaf = name.split(".")
-        target = cfg
-        for block in blocks:
-            target = target[block]
-        target[leaf] = value

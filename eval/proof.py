@@ -5,7 +5,8 @@
     --out DIR              where the cells run, in DIR/SUITE-BUDGET (default runs/proof)
     --jobs N               cells at once, the cores divided among them (one a core, 2 at
                            most; 1 on an accelerator)
-    --model NAME           only these models, repeatable; --case NAME likewise for tasks
+    --model NAME           only these models, repeatable; likewise --case, --rate and --seed
+    --text FOLDER          plain text for the cells on real text (default: the embedded one)
     --report FILE          Markdown with the tables (default docs/results.md); plots lie beside it
     --retry                run cells that failed once more
     --list                 print the cells and their parameters, run nothing
@@ -25,11 +26,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -45,11 +47,18 @@ from eval.proof_cells import (
     share_cores,
 )
 from eval.proof_report import score_of, write_report
-from eval.proof_suites import SUITES, Budget, Suite
+from eval.proof_suites import REAL_TEXT, SUITES, Budget, Suite
 from nested_jax.config import require
 
 DEFAULT = ("formal", "mqar")  # suites
 MOST_JOBS = 2  # by default
+# Flags that choose cells, and the value of a cell that they name.
+FILTERS: dict[str, Callable[[Cell], Any]] = {
+    "model": lambda cell: cell.model,
+    "case": lambda cell: cell.case.name,
+    "rate": lambda cell: cell.rate,
+    "seed": lambda cell: cell.seed,
+}
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=0)
     parser.add_argument("--model", action="append", default=[])
     parser.add_argument("--case", action="append", default=[])
+    parser.add_argument("--rate", action="append", type=float, default=[])
+    parser.add_argument("--seed", action="append", type=int, default=[])
+    parser.add_argument("--text", type=Path)
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "results.md")
     parser.add_argument("--retry", action="store_true")
     parser.add_argument("--list", action="store_true")
@@ -132,34 +144,48 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def proof_of(name: str, flags: argparse.Namespace) -> Proof:
     suite = SUITES[name]
     budget = "" if flags.mode == "default" else f" --{flags.mode}"
+    text = "" if flags.text is None else " --text FOLDER"
     return Proof(
         name,
         flags.mode,
         suite,
-        suite.budgets[flags.mode],
+        on_text(suite.budgets[flags.mode], flags.text),
         flags.out.absolute() / f"{name}-{flags.mode}",
         flags.report,
-        f"python -m eval proof --suite {name}{budget}",
+        f"python -m eval proof --suite {name}{budget}{text}",
     )
 
 
+def on_text(budget: Budget, folder: Path | None) -> Budget:
+    """Return the budget with its cells on real text reading from `folder`."""
+    if folder is None:
+        return budget
+    require(folder.is_dir(), "--text", str(folder), "wants a folder of plain text")
+    source = f"data.source={folder.absolute()}"
+    cases = (
+        case._replace(overrides=(*case.overrides, source)) if case.config == REAL_TEXT else case
+        for case in budget.cases
+    )
+    return budget._replace(cases=tuple(cases))
+
+
 def check_names(flags: argparse.Namespace, cells: list[Cell]) -> None:
-    """Raise for a model or task that no suite has, with the known ones."""
-    for flag, names, known in (
-        ("--model", flags.model, list(dict.fromkeys(cell.model for cell in cells))),
-        ("--case", flags.case, list(dict.fromkeys(cell.case.name for cell in cells))),
-    ):
-        for name in names:
-            require(name in known, flag, name, f"wants one of {', '.join(known)}")
+    """Raise for a model, task, rate or seed that no suite has, with the known ones."""
+    for flag, value_of in FILTERS.items():
+        known = list(dict.fromkeys(value_of(cell) for cell in cells))
+        for name in getattr(flags, flag):
+            require(name in known, f"--{flag}", name, f"wants one of {', '.join(map(str, known))}")
 
 
 def chosen(cells: list[Cell], flags: argparse.Namespace) -> list[Cell]:
-    """Return the cells of the models and tasks that were asked for."""
+    """Return the cells that pass the filters."""
     return [
         cell
         for cell in cells
-        if (not flags.model or cell.model in flags.model)
-        and (not flags.case or cell.case.name in flags.case)
+        if all(
+            not getattr(flags, flag) or value_of(cell) in getattr(flags, flag)
+            for flag, value_of in FILTERS.items()
+        )
     ]
 
 

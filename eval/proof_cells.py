@@ -79,20 +79,22 @@ def load_cell(config: str, fields: tuple[str, ...]) -> Config:
 
 
 def plan_cells(suite: Suite, budget: Budget) -> list[Cell]:
-    """Return the cells of a suite, parameters matched: all of one rate and seed, then the next.
+    """Return the cells of a suite, parameters matched: all of the first rate and seed come first.
 
     Raises:
       ValueError: a model cannot be brought within 2 % of the reference.
     """
-    cells = []
-    for rate, seed in itertools.product(budget.rates, budget.seeds):
-        for case in budget.cases:
-            reference = make_cell(case, suite.models[suite.reference], suite.reference, budget)
-            target = parameters(reference)
-            for name in budget.models:
-                cell = make_cell(case, suite.models[name], name, budget, rate, seed)
-                cells.append(replace(cell, hidden=match_hidden(cell, target)))
-    return cells
+    by_place: dict[tuple[int, int], list[Cell]] = {}
+    for case in budget.cases:
+        own = budget.of(case)
+        reference = make_cell(case, suite.models[suite.reference], suite.reference, own)
+        target = parameters(reference)
+        for (place, rate), seed in itertools.product(enumerate(own.rates), own.seeds):
+            for name in own.models:
+                cell = make_cell(case, suite.models[name], name, own, rate, seed)
+                matched = replace(cell, hidden=match_hidden(cell, target))
+                by_place.setdefault((place, seed), []).append(matched)
+    return [cell for place in sorted(by_place) for cell in by_place[place]]
 
 
 def make_cell(

@@ -13,6 +13,7 @@ from eval.proof_suites import Suite
 from nested_jax.data.formal import Formal
 from nested_jax.data.recall import MQAR
 from nested_jax.data.synthetic import task_of
+from nested_jax.data.synthetic_task import Task
 
 
 def draw(folder: Path, name: str, suite: Suite, chosen: Sequence[Any]) -> list[Path]:
@@ -89,8 +90,10 @@ def by_length(path: Path, runs: Sequence[Any]) -> Path:
     return save(fig, path)
 
 
-def first_task(one: Any) -> Any:
-    return task_of(one.results[0].cell.load().data.task.scored[0])
+def first_task(one: Any) -> Task | None:
+    """Return the task of the trained distribution; None on real text."""
+    scored = one.results[0].cell.load().data.task.scored
+    return task_of(scored[0]) if scored else None
 
 
 def recalls(runs: Sequence[Any]) -> list[Any]:
@@ -106,7 +109,7 @@ def by_pairs(path: Path, runs: Sequence[Any]) -> Path:
         (spec,) = cfg.data.task.scored
         mean = statistics.fmean(accuracy(run, spec) for run in one.results)
         label = f"{one.model}, width {cfg.model.dim}"
-        series.setdefault(label, []).append((first_task(one).pairs, mean))
+        series.setdefault(label, []).append((task_of(spec).pairs, mean))
     for label, points in series.items():
         pairs, means = zip(*sorted(points), strict=True)
         ax.plot(pairs, means, marker="o", label=label)

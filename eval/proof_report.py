@@ -80,7 +80,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def accuracies(chosen: Sequence[Chosen]) -> str:
-    """Return models down, cases across: accuracy % on each test of the case."""
+    """Return models down, cases across: accuracy % on each test, or bits a byte of real text."""
     cases = list(dict.fromkeys(c.case for c in chosen))
     models = list(dict.fromkeys(c.model for c in chosen))
     at = {(c.case, c.model): c for c in chosen}
@@ -91,7 +91,10 @@ def accuracies(chosen: Sequence[Chosen]) -> str:
         one = at[case, model]
         if not one.results:
             return "failed"
-        tests = zip(*(score_of(run).values() for run in one.results), strict=True)
+        tests = list(zip(*(score_of(run).values() for run in one.results), strict=True))
+        if not tests:
+            bits = [run.summary["valid_bits_per_byte"] for run in one.results]
+            return f"{mean_spread(bits, 1.0, 4)} bits"
         return " / ".join(mean_spread(values) for values in tests)
 
     rows = [[model, *(entry(case, model) for case in cases)] for model in models]
@@ -105,7 +108,8 @@ def tests_of(chosen: Sequence[Chosen]) -> list[list[str]]:
         for run in one.results[:1]:
             tasks = [task_of(spec) for spec in score_of(run)]
             chance = " / ".join(f"{100 * task.chance:.2g}" for task in tasks)
-            rows[one.case] = [one.case, "; ".join(map(describe, tasks)), chance]
+            asked = "; ".join(map(describe, tasks)) or "held-out text, bits a byte"
+            rows[one.case] = [one.case, asked, chance]
     return list(rows.values())
 
 
@@ -235,13 +239,15 @@ def environment(done: Sequence[Result]) -> str:
 
 
 def extent(budget: Budget, results: Sequence[Result]) -> str:
-    """Return how much of the budget has run, and with what."""
-    planned = len(budget.cases) * len(budget.models) * len(budget.rates) * len(budget.seeds)
+    """Return how much of the budget has run, with what, and how long it took."""
     rates = ", ".join(f"{rate:g}" for rate in sorted({run.cell.rate for run in results}))
     seeds = ", ".join(str(seed) for seed in sorted({run.cell.seed for run in results}))
+    steps = sorted({run.cell.load().train.steps for run in results})
+    minutes = sum(run.summary.get("seconds", 0.0) for run in results) / 60
     return (
-        f"{len(results)} of {planned} runs, of {budget.steps} steps each, learning rates {rates} "
-        f"(the best on the first test counts), seeds {seeds}"
+        f"{len(results)} of {budget.runs} runs, of {' or '.join(map(str, steps))} steps each, "
+        f"learning rates {rates} (the best on the first test counts), seeds {seeds}; "
+        f"{minutes:.0f} minutes of runs in all, one core each where there are no accelerators"
     )
 
 

@@ -6,7 +6,10 @@ Data only. A model is the fields that it adds to the argument of the config file
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from eval import proof_published as published
+from eval.proof_published import Published
 
 
 class Model(NamedTuple):
@@ -18,12 +21,18 @@ class Model(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What is trained on and scored: one column of the table."""
+    """What is trained on and scored: one column of the table.
+
+    Steps, rows and rates that are given here are those of every model of the case.
+    """
 
     name: str
     config: str  # config file
     argument: str  # its argument, up to the fields of the model
     overrides: tuple[str, ...] = ()
+    steps: int = 0  # 0 takes the budget's, like 0 rows and () rates
+    batch: int = 0
+    rates: tuple[float, ...] = ()
 
 
 class Budget(NamedTuple):
@@ -36,14 +45,19 @@ class Budget(NamedTuple):
     rates: tuple[float, ...]  # peak learning rates, of which the best on the first test counts
     seeds: tuple[int, ...]
 
+    def of(self, case: Case) -> Budget:
+        """Return the budget of one case."""
+        return self._replace(
+            cases=(case,),
+            steps=case.steps or self.steps,
+            batch=case.batch or self.batch,
+            rates=case.rates or self.rates,
+        )
 
-class Published(NamedTuple):
-    """A table from elsewhere, and how its set-up differs from ours."""
-
-    source: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    differences: tuple[str, ...]
+    @property
+    def runs(self) -> int:
+        rates = sum(len(self.of(case).rates) for case in self.cases)
+        return rates * len(self.models) * len(self.seeds)
 
 
 class Suite(NamedTuple):
@@ -56,7 +70,7 @@ class Suite(NamedTuple):
 
 
 SYNTHETIC = "configs/synthetic.py"
-PILOT = "configs/pilot.py"
+REAL_TEXT = "configs/real_text.py"
 MODELS = {
     "transformer": Model("model=transformer"),
     "lstm": Model("model=lstm"),
@@ -76,7 +90,6 @@ EXPLAINED = {
     ),
 }
 ALL = tuple(MODELS)
-QUICK = ("hope", "lstm", "transformer", "hope frozen", "gated_deltanet", "deltanet")
 
 # --- formal languages ---------------------------------------------------------------------------
 
@@ -90,8 +103,8 @@ LANGUAGES = {
 }
 
 
-def languages(*names: str) -> tuple[Case, ...]:
-    return tuple(Case(name, SYNTHETIC, LANGUAGES[name]) for name in names)
+def languages(*names: str, **own: Any) -> tuple[Case, ...]:
+    return tuple(Case(name, SYNTHETIC, LANGUAGES[name], **own) for name in names)
 
 
 FORMAL = Suite(
@@ -99,19 +112,19 @@ FORMAL = Suite(
     models={**MODELS, **EXPLAINED},
     budgets={
         "quick": Budget(
-            languages("Parity", "(aa)*"),
-            QUICK,
+            (*languages("Parity", steps=1000), *languages("(aa)*")),
+            ALL,
             steps=600,
             batch=32,
-            rates=(1e-2, 3e-3),
+            rates=(1e-2,),
             seeds=(0,),
         ),
         "default": Budget(
             languages(*LANGUAGES),
             (*ALL, *EXPLAINED),
-            steps=1500,
+            steps=1000,
             batch=32,
-            rates=(1e-3, 3e-3, 1e-2),
+            rates=(1e-2, 3e-3, 1e-3),
             seeds=(0, 1, 2),
         ),
         "full": Budget(
@@ -123,24 +136,7 @@ FORMAL = Suite(
             seeds=(0, 1, 2, 3, 4),
         ),
     },
-    published=Published(
-        "NL (arXiv 2512.24695) Table 5, accuracy % in Bin 0 / Bin 1",
-        ("model", *LANGUAGES),
-        (
-            ("LSTM", *["100/100"] * 6),
-            ("Transformer", "46.4/0", "0/0", "0/0", *["100/100"] * 3),
-            ("Linear", "78.1/0", "0/0", "0/0", *["100/100"] * 3),
-            ("DeltaNet", "98.2/10.1", "0/0", "0/0", *["100/100"] * 3),
-            ("SRWM", *["100/100"] * 6),
-            ("Hope", *["100/100"] * 6),
-        ),
-        (
-            "lengths are uniform over those of the bin (theirs: geometric for Parity)",
-            "(abab)* asks for the next letter too, theirs only whether the string may end",
-            "our Shuffle-2 strings cross the two bracket types, theirs are nested",
-            "our Transformer has rotary positions and is as small as the other models here",
-        ),
-    ),
+    published=published.FORMAL,
     measure="accuracy",
 )
 
@@ -169,7 +165,7 @@ MQAR = Suite(
     budgets={
         "quick": Budget(
             mqar(128, (64,), MQAR_SETTINGS[:1]),
-            QUICK,
+            ALL,
             steps=600,
             batch=32,
             rates=(1e-2,),
@@ -178,9 +174,9 @@ MQAR = Suite(
         "default": Budget(
             mqar(512, (64, 128), MQAR_SETTINGS),
             ALL,
-            steps=1500,
-            batch=64,
-            rates=(3e-3, 1e-2),
+            steps=1000,
+            batch=32,
+            rates=(1e-2, 3e-3),
             seeds=(0, 1, 2),
         ),
         "full": Budget(
@@ -192,24 +188,7 @@ MQAR = Suite(
             seeds=(0, 1, 2),
         ),
     },
-    published=Published(
-        "Zoology Fig. 2, accuracy read from the plot by eye (± 0.02); width 64, 128",
-        ("model", "(64, 4)", "(128, 8)", "(256, 16)"),
-        (
-            ("Attention", "1.00, 1.00", "1.00, 1.00", "1.00, 1.00"),
-            ("Hyena", ".52, .75", ".18, .64", ".05, .13"),
-            ("RWKV", ".76, .93", ".18, .49", ".05, .06"),
-            ("H3", ".93, 1.0", ".25, .73", ".09, .64"),
-            ("BaseConv", ".70, .94", ".37, .61", ".14, .33"),
-        ),
-        (
-            "8,192 symbols there; --quick has 128, the default 512, --full 8,192",
-            "64 epochs of 100,000 rows there; the steps of the table here",
-            "no MLP there; our blocks have one, which brings parameters within 2 %",
-            "on seven mixed test sets (README plot, by eye): DeltaNet with a state of 9e3 numbers "
-            ".79, 3.4e4 .96; Gated DeltaNet 1.7e4 .89, 6.6e4 .99; Mamba-2 1.6e4 .69",
-        ),
-    ),
+    published=published.MQAR,
     measure="accuracy",
 )
 
@@ -220,13 +199,16 @@ MAD_TASKS = {
     "noisy recall": "noisy_recall",
     "fuzzy recall": "fuzzy_recall",
     "selective copying": "selective_copy",
+    "compression": "compression",
     "memorization": "memorization",
 }
+MAD_ROWS = {"memorization": 256}  # the others have 12,800
 
 
-def mad(*options: str) -> tuple[Case, ...]:
+def mad(width: int = 128) -> tuple[Case, ...]:
+    """MAD's baseline settings; two blocks of mixer and SwiGLU are its four layers."""
     return tuple(
-        Case(name, SYNTHETIC, ",".join([task, "width=128", "rows=12800", *options]))
+        Case(name, SYNTHETIC, f"{task},width={width},rows={MAD_ROWS.get(task, 12_800)}")
         for name, task in MAD_TASKS.items()
     )
 
@@ -235,27 +217,18 @@ MAD = Suite(
     title="MAD",
     models=MODELS,
     budgets={
-        "quick": Budget(mad(), ("transformer", "titans_lmm", "hope"), 200, 32, (3e-3,), (0,)),
-        "default": Budget(mad(), ALL, 2000, 64, (1e-3, 3e-3), (0, 1)),
+        "quick": Budget(mad(64), ALL, 400, 32, (5e-3,), (0,)),
+        "default": Budget(mad(), ALL, 2000, 64, (3e-3, 1e-3), (0, 1)),
         "full": Budget(mad(), ALL, 20_000, 128, (1e-4, 5e-4, 1e-3), (0, 1, 2)),
     },
-    published=Published(
-        "NL (arXiv 2512.24695) Table 4, accuracy %",
-        ("model", "compression", "in-context recall", "fuzzy recall", "copying", "memorization"),
-        (
-            ("Transformer", "49.4", "100", "47.9", "96.2", "83.7"),
-            ("Titans", "49.8", "100", "50.0", "99.4", "83.4"),
-            ("Hope", "51.2", "100", "52.1", "99.7", "85.2"),
-        ),
-        (
-            "baseline settings of MAD only, not its one-at-a-time changes",
-            "compression is decoded from the last position by an MLP, which the ordinary trainer "
-            "does not have: it is not run",
-            "weight decay is 0.1 throughout (theirs: the better of 0 and 0.1)",
-        ),
-    ),
+    published=published.MAD,
     measure="accuracy",
 )
+
+
+def text(size: str, *overrides: str, **own: Any) -> tuple[Case, ...]:
+    return (Case("real text", REAL_TEXT, size, overrides, **own),)
+
 
 # --- ablation ------------------------------------------------------------------------------------
 
@@ -272,94 +245,109 @@ SWITCHES = {
     "targets = values": Model("model=hope", ("model.memory.targets=value",)),
     "rates to 1": Model("model=hope,rate=1.0", ("model.memory.inner_lr=0.5",)),
     "no convolution": Model("model=hope", ("model.memory.conv=0",)),
+    "- CMS writes": Model("model=hope", ("teach.mode=off",), "in the tasks the CMS is an MLP"),
     "frozen": Model("model=hope,frozen=True"),
 }
 ABLATION = Suite(
     title="Ablation of hope",
     models=SWITCHES,
     budgets={
-        "quick": Budget(languages("Parity"), tuple(SWITCHES), 300, 32, (3e-3,), (0,)),
-        "default": Budget(
-            (*languages("Parity"), *mqar(256, (64,), MQAR_SETTINGS[:1])),
+        "quick": Budget(
+            (
+                *languages("Parity", steps=600),
+                *mqar(128, (64,), MQAR_SETTINGS[:1]),
+                *text("text,rows=32", steps=200, batch=4, rates=(3e-3,)),
+            ),
             tuple(SWITCHES),
-            1000,
-            32,
-            (3e-3, 1e-2),
-            (0, 1, 2),
+            steps=400,
+            batch=32,
+            rates=(1e-2,),
+            seeds=(0,),
+        ),
+        "default": Budget(
+            (
+                *languages("Parity", steps=1000),
+                *mqar(256, (64,), MQAR_SETTINGS[:1]),
+                *text("text", steps=1500, batch=4, rates=(3e-3,)),
+            ),
+            tuple(SWITCHES),
+            steps=1000,
+            batch=32,
+            rates=(1e-2, 3e-3),
+            seeds=(0, 1, 2),
         ),
         "full": Budget(
-            (*languages("Parity", "Shuffle-2"), *mqar(512, (64,), MQAR_SETTINGS)),
+            (
+                *languages("Parity", "Shuffle-2"),
+                *mqar(512, (64,), MQAR_SETTINGS),
+                *text("text,seq=4096", "model.dim=512", "model.layers=8", steps=10_000),
+            ),
             tuple(SWITCHES),
-            4000,
-            64,
-            (1e-3, 3e-3, 1e-2),
-            (0, 1, 2),
+            steps=4000,
+            batch=64,
+            rates=(1e-3, 3e-3, 1e-2),
+            seeds=(0, 1, 2),
         ),
     },
-    published=Published(
-        "NL (arXiv 2512.24695) Table 6, 1.3 B parameters, language modelling",
-        ("switch", "perplexity", "reasoning accuracy"),
-        (
-            ("Hope", "12.24", "58.1"),
-            ("- DGD", "13.41", "56.5"),
-            ("- momentum", "13.58", "56.9"),
-            ("- weight decay (retention)", "13.71", "57.2"),
-            ("- CMS", "13.04", "57.3"),
-            ("- inner projection k", "13.77", "56.9"),
-            ("- inner projection v", "13.90", "55.1"),
-            ("- inner projection q", "12.19", "57.4"),
-        ),
-        ("theirs is language modelling; ours are the tasks named in the table",),
-    ),
+    published=published.ABLATION,
     measure="accuracy",
 )
 
 # --- real text -----------------------------------------------------------------------------------
 
 
-def text(size: str, *overrides: str) -> tuple[Case, ...]:
-    return (Case("bits per byte", PILOT, size, overrides),)
-
-
 TEXT = Suite(
     title="Writes on real text",
     models={
-        "transformer": Model("block=transformer"),
-        "hope_attention": Model("block=hope_attention"),
-        "hope_attention, writes off": Model("block=hope_attention", ("teach.mode=off",)),
-        "hope": Model("block=hope"),
-        "hope, CMS writes off": Model("block=hope", ("teach.mode=off",)),
+        "transformer": Model("model=transformer", note="the same window of attention"),
+        "transformer, full attention": Model("model=transformer,window=0"),
+        "hope_attention": Model("model=hope_attention", note="one fast MLP, in the last block"),
+        "hope_attention, gradient stopped": Model("model=hope_attention,meta=stop"),
+        "hope_attention, writes off": Model("model=hope_attention,writes=off"),
+        "hope": Model("model=hope", note="a fast MLP in the last block beside its memories"),
+        "hope, writes off": Model(
+            "model=hope,writes=off,frozen=True", note="neither CMS nor memories are written"
+        ),
     },
     budgets={
         "quick": Budget(
-            text("test,seq=256", "data.valid_rows=64"),
-            ("transformer", "hope_attention", "hope_attention, writes off"),
-            200,
-            8,
-            (3e-3,),
-            (0,),
+            text("text,rows=32"),
+            ("hope_attention", "hope_attention, writes off", "transformer"),
+            steps=400,
+            batch=4,
+            rates=(3e-3,),
+            seeds=(0, 1, 2),
         ),
         "default": Budget(
-            text("smoke,seq=1024"),
+            text("text"),
             (
-                "transformer",
                 "hope_attention",
                 "hope_attention, writes off",
+                "transformer",
+                "transformer, full attention",
+                "hope_attention, gradient stopped",
                 "hope",
-                "hope, CMS writes off",
+                "hope, writes off",
             ),
-            600,
-            4,
-            (2e-3, 4e-3),
-            (0, 1, 2),
+            steps=1500,
+            batch=4,
+            rates=(3e-3,),
+            seeds=(0, 1, 2),
         ),
         "full": Budget(
-            text("pilot,seq=4096"),
-            ("transformer", "hope_attention", "hope_attention, writes off", "hope"),
-            10_000,
-            64,
-            (5e-4, 1e-3),
-            (0, 1, 2),
+            text("text,seq=4096", "model.dim=512", "model.layers=8", "model.mlp_hidden=1024"),
+            (
+                "hope_attention",
+                "hope_attention, writes off",
+                "transformer",
+                "transformer, full attention",
+                "hope",
+                "hope, writes off",
+            ),
+            steps=10_000,
+            batch=32,
+            rates=(1e-3, 3e-3),
+            seeds=(0, 1, 2),
         ),
     },
     published=None,

@@ -178,6 +178,7 @@ class ModelConfig:
     qk_norm: bool = False  # L2-normalised queries and keys with a learned temperature a head
     norm_eps: float = 1e-6  # of every RMSNorm
     tie_embeddings: bool = True  # the head is the transposed embedding
+    answers: Literal["each", "last"] = "each"  # each position's own, or all decoded from the last
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of matrix products
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes in a block
     attention: Literal["xla", "cudnn"] = "xla"  # implementation of softmax attention
@@ -551,6 +552,7 @@ class Config:
         )
         check_teach(self.model, self.teach)
         self._check_stream()
+        self._check_answers()
         require(
             self.model.attention != "cudnn" or not self.teaches,
             "model.attention",
@@ -578,6 +580,16 @@ class Config:
             model.cms.surprise,
             f"wants a block with CMS levels that are not written, cms.fast_layers=0; got "
             f"{model.block!r} with cms.fast_layers={model.cms.fast_layers}",
+        )
+
+    def _check_answers(self) -> None:
+        whole_rows = self.data.is_synthetic and not self.teaches and not self.model.cms.surprise
+        require(
+            self.model.answers == "each" or whole_rows,
+            "model.answers",
+            self.model.answers,
+            "is for synthetic tasks that are read as whole rows; wants data.source='synthetic', "
+            "teach.mode='off' and cms.surprise=()",
         )
 
     @property

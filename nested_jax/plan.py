@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from nested_jax import machine
 from nested_jax.config import Config, require
+from nested_jax.data import synthetic
 from nested_jax.data.pipeline import DatasetInfo, prepare
 from nested_jax.flops import count_parameters, flops_per_token
 from nested_jax.metrics import check_trackers
@@ -74,6 +75,7 @@ def make_plan(cfg: Config, workdir: Path, say: Callable[[str], None]) -> Plan:
     check_workdir(workdir)
     check_trackers(cfg)
     check_periods(cfg)
+    check_answers(cfg)
     model = build_model(cfg.model)
     info = model.param_info()
     program = make_program(cfg, model)
@@ -149,6 +151,17 @@ def check_periods(cfg: Config) -> None:
             f"level {level} is never written in rows of data.seq_len={cfg.data.seq_len} tokens; "
             "leave it out of teach.levels, or set train.check_writes=False",
         )
+
+
+def check_answers(cfg: Config) -> None:
+    """Raise unless the model answers from where its tasks want to be answered."""
+    wanted = synthetic.reads(cfg.data.task) if cfg.data.is_synthetic else {"each"}
+    require(
+        wanted == {cfg.model.answers},
+        "model.answers",
+        cfg.model.answers,
+        f"the tasks {', '.join(cfg.data.task.scored)} want {' and '.join(sorted(wanted))!r}",
+    )
 
 
 def taught_levels(cfg: Config) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from nested_jax.config import from_config_dict, load_config
 from nested_jax.data.pipeline import make_train_iterator, prepare
 from nested_jax.data.synthetic import task_of
 from nested_jax.models.lm import build_model
+from nested_jax.plan import check_answers
 from nested_jax.task_scores import answer
 from nested_jax.teach import teach
 from nested_jax.trainer import train
@@ -159,7 +160,7 @@ REFUSED = {
     "parity,widht=3": "config argument 'widht=3': known: model, width",
     "mqar,piars=3": "mqar.piars=3: unknown field; did you mean mqar.pairs?",
     "mqar,pairs=400": "pairs=400: wants at least 1, and 4 tokens each of the 64",
-    "compression": "config argument 'compression': wants a task first",
+    "compression,tokens=20": "data.seq_len=32: wants the 20 tokens of Compression(",
 }
 
 
@@ -173,6 +174,21 @@ def test_bad_arguments_name_the_known_ones(argument: str, tmp_path: Path) -> Non
     assert REFUSED[argument] in str(caught.value)
     assert launcher.main(["--config", config, "--workdir", str(tmp_path / "run")]) == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_answers_come_from_where_the_task_wants_them() -> None:
+    """The decoder on a task of each position, none on compression, and texts with a decoder."""
+    synthetic = f"{ROOT / 'configs' / 'synthetic.py'}"
+    for argument, answers, want in (
+        ("parity", "last", "model.answers='last': the tasks formal,language=parity,.*want 'each'"),
+        ("compression", "each", "model.answers='each': the tasks compression,.* want 'last'"),
+    ):
+        cfg = load_config(f"{synthetic}:{argument}", {"model.answers": answers})
+        with pytest.raises(ValueError, match=want):
+            check_answers(cfg)
+        check_answers(load_config(f"{synthetic}:{argument}"))
+    with pytest.raises(ValueError, match=r"model.answers='last': is for synthetic tasks"):
+        from_config_dict({"model": {"answers": "last"}})
 
 
 def test_a_row_too_short_for_its_task_is_refused() -> None:

@@ -202,33 +202,15 @@ class SelectiveCopy(MADTask):
 class Compression(MADTask):
     """Random tokens and a compression token (V - 1), from which the whole input is recovered.
 
-    ``decode="last"`` is MAD's: a fixed MLP decodes all tokens from the last position alone, so the
-    targets are the inputs and `read` is "last"; a trainer without such a decoder would read each
-    token at its own place and learn the identity. ``decode="queries"`` is for an ordinary language
-    model: query ids V to V + L - 2, one a place, follow the compression token and ask for the token
-    of their place. Attention can then look back at the input, so its scores are no measure of
-    compression there, and neither compare with published ones.
+    The targets are the inputs, decoded from the last position alone (``model.answers="last"``): a
+    model that answered at each place would learn the identity.
     """
 
     tokens: int = 32
-    decode: Literal["last", "queries"] = "queries"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        known = ("last", "queries")
-        require(self.decode in known, "decode", self.decode, f"wants one of {known}")
-
-    @property
-    def vocab_size(self) -> int:
-        return self.vocab + (self.tokens - 1 if self.decode == "queries" else 0)
-
-    @property
-    def length(self) -> int:
-        return self.tokens if self.decode == "last" else 2 * self.tokens - 1
 
     @property
     def read(self) -> Literal["each", "last"]:
-        return "last" if self.decode == "last" else "each"
+        return "last"
 
     @property
     def chance(self) -> float:
@@ -237,11 +219,7 @@ class Compression(MADTask):
     def draw(self, rng: np.random.Generator, split: Split) -> Example:
         del split
         row = np.append(rng.integers(0, self.vocab - 1, self.tokens - 1), self.vocab - 1)
-        if self.decode == "last":
-            return answer_rows(row, dict(enumerate(row.tolist())))
-        queries = self.vocab + np.arange(self.tokens - 1)
-        answers = {self.tokens + i: int(x) for i, x in enumerate(row[:-1])}
-        return answer_rows(np.concatenate([row, queries]), answers)
+        return answer_rows(row, dict(enumerate(row.tolist())))
 
 
 @dataclass(frozen=True)

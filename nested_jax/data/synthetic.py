@@ -87,6 +87,11 @@ def symbols(cfg: TaskConfig) -> int:
     return max(task.vocab_size for task in tasks_of(cfg.train + cfg.scored).values())
 
 
+def reads(cfg: TaskConfig) -> set[str]:
+    """Return from where the answers of a run's tasks are read: "each" position, the "last"."""
+    return {task.read for task in tasks_of(cfg.train + cfg.scored).values()}
+
+
 def identity(cfg: TaskConfig) -> str:
     """Return a hash of the tasks with all their settings, defaults too: what a run learned from."""
     text = repr((tasks_of(cfg.train), tasks_of(cfg.scored), cfg.rows, cfg.seed))
@@ -118,10 +123,10 @@ class SyntheticSource:
         require(self.seq_len >= least, "data.seq_len", self.seq_len, f"wants {least} or more")
         require(self.rows >= 1, "rows", self.rows, "wants 1 or more")
         require(
-            self.task.read == "each",
-            "task",
-            self.task,
-            "its answers are decoded from the last position, which a language model cannot do",
+            self.task.read == "each" or self.seq_len == least,
+            "data.seq_len",
+            self.seq_len,
+            f"wants the {least} tokens of {self.task}, all answered from the last of them",
         )
 
     def __len__(self) -> int:

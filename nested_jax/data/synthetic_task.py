@@ -28,8 +28,8 @@ class Task:
     """A distribution of rows. Subclasses are frozen dataclasses whose fields are its settings.
 
     `read` says from where the answers are read: "each" position answers for itself, as in a
-    language model; "last" means that all answers are decoded from the last position alone, which
-    needs a decoder that the ordinary trainer does not have.
+    language model; "last" means that all answers are decoded from the last position alone, by a
+    model with ``model.answers="last"``.
     """
 
     @property

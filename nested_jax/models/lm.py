@@ -28,6 +28,7 @@ from nested_jax.layers.basic import (
 from nested_jax.layers.cms import no_recall
 from nested_jax.losses import logits_of
 from nested_jax.models.blocks import Block, BlockOutput
+from nested_jax.models.decoder import declare_decoder, decode_last
 from nested_jax.models.state import Cursor, OpenChunk, State
 from nested_jax.models.stream import advance, count, empty_context, make_span, started
 from nested_jax.ops.fast_weights import init_level, per_row, select
@@ -92,6 +93,8 @@ class LanguageModel:
                 )
                 for i in range(len(cfg.cms.periods))
             }
+        if cfg.answers == "last":
+            params["decoder"] = declare_decoder(jax.random.fold_in(key, 1), cfg.dim)
         for name, fast, layers, stack_key in (
             ("prefix", False, cfg.layers - cfg.fast_layers, keys[2]),
             ("suffix", True, cfg.fast_layers, keys[3]),
@@ -256,7 +259,8 @@ class LanguageModel:
     ) -> tuple[State, Array]:
         """Return the next state and the normalised output of the last block, [B, T, D].
 
-        Arguments as `apply`.
+        With ``model.answers="last"`` it is the decoder's, and the tokens are a whole row. Arguments
+        as `apply`.
         """
         x_BTD = self.inputs(params, inputs)
         span = make_span(
@@ -283,6 +287,8 @@ class LanguageModel:
             boundary = select(state.open.count_B == 0, now, state.open.boundary)
             state = state._replace(open=state.open._replace(boundary=boundary))
         state = state._replace(prefix=prefix, now=now)
+        if self.cfg.answers == "last":
+            h_BTD = decode_last(params["decoder"], h_BTD, self.cfg.norm_eps)
         return state, self.poison(self.final_norm(params, h_BTD), span)
 
     def inputs(self, params: PyTree, inputs: Array) -> Array:

@@ -158,7 +158,7 @@ def solve_selective(task, tokens):
 
 
 def solve_compression(task, tokens):
-    return [tokens[t - task.vocab] if t >= task.vocab else 0 for t in tokens]
+    return tokens
 
 
 def solve_memorization(task, tokens):
@@ -321,13 +321,14 @@ def test_selective_copy_never_ends_in_a_blank_before_the_copy_token():
         assert tokens[26:] == [task.vocab - 2] * 4
 
 
-def test_compression_as_mad_decodes_it():
-    task = Compression(vocab=8, tokens=6, decode="last")
+def test_compression_asks_for_its_input_and_ends_where_it_is_decoded():
+    task = Compression(vocab=8, tokens=6)
     row = task.example(0, 0)
     assert task.read == "last"
     assert row.tokens_T[-1] == 7
+    assert (row.tokens_T[:-1] < 7).all()
     np.testing.assert_array_equal(row.targets_T, row.tokens_T)
-    with pytest.raises(ValueError, match="decoded from the last position"):
+    with pytest.raises(ValueError, match=r"data.seq_len=8: wants the 6 tokens of Compression"):
         SyntheticSource(task, 0, 8, 4)
 
 
@@ -524,7 +525,7 @@ def test_task_of_reads_names_and_fields():
         ("fuzzy_recall,motif=8", "motif=8"),
         ("fuzzy_recall,tokens=17", "tokens=17: wants 18"),
         ("selective_copy,count=128", "count=128"),
-        ("compression,decode=first", "decode='first'"),
+        ("compression,tokens=3", "tokens=3: wants 4 or more"),
         ("memorization,tokens=31", "tokens=31"),
         ("formal,language=dyck", "language='dyck': wants one of parity"),
         ("formal,language=abab,max_length=3", "no string of the language"),

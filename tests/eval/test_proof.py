@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from tiny import compile_cache
 
-import launch as launcher
 from eval import proof
 from eval.__main__ import main as eval_main
 from eval.proof_cells import (
@@ -55,6 +54,8 @@ def tiny_suite(monkeypatch: pytest.MonkeyPatch) -> None:
         ("formal", "quick"),
         ("mqar", "quick"),
         ("text", "quick"),
+        pytest.param("mad", "quick", marks=pytest.mark.slow),
+        pytest.param("ablation", "quick", marks=pytest.mark.slow),
         pytest.param("formal", "default", marks=pytest.mark.slow),
         pytest.param("ablation", "default", marks=pytest.mark.slow),
     ],
@@ -62,8 +63,7 @@ def tiny_suite(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parameters_of_a_case_differ_by_2_percent_at_most(suite: str, mode: str) -> None:
     cells = plan_cells(SUITES[suite], SUITES[suite].budgets[mode])
     budget = SUITES[suite].budgets[mode]
-    each = len(budget.cases) * len(budget.models) * len(budget.rates) * len(budget.seeds)
-    assert len({cell.folder for cell in cells}) == len(cells) == each
+    assert len({cell.folder for cell in cells}) == len(cells) == budget.runs
     for case in budget.cases:
         counts = [parameters(cell) for cell in cells if cell.case == case]
         assert max(counts) <= 1.02 * min(counts)
@@ -87,12 +87,12 @@ def test_a_model_that_cannot_be_matched_is_refused() -> None:
         plan_cells(SUITES["formal"], budget)
 
 
-def in_process(ran: list[str]) -> Any:
-    """Stands for `run_cell`: the same command, without the seconds of a new process."""
+def pretend(ran: list[str]) -> Any:
+    """Stands for `run_cell`: the files that a run would leave, without the run."""
 
     def run(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Event) -> None:
         ran.append(cell.model)
-        assert launcher.main(cell.command(cell.workdir(out))[1:]) == 0
+        leave(cell, out, (0.5, 0.25, 0.0))
 
     return run
 
@@ -101,7 +101,7 @@ def test_finished_cells_are_not_run_again(
     tiny_suite: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(proof, "run_cell", in_process(ran))
+    monkeypatch.setattr(proof, "run_cell", pretend(ran))
     page = tmp_path / "results.md"
     page.write_text("# Results\n\nBefore.\n")
     arguments = ["--suite", "formal", "--quick", "--jobs", "1"]
@@ -160,13 +160,40 @@ def test_a_cell_runs_in_a_process_of_its_own_and_stops_when_told(tmp_path: Path)
     assert read_result(cell, tmp_path).summary["step"] == 2
 
 
+def test_a_case_may_have_steps_rows_and_rates_of_its_own() -> None:
+    """The same for all its models; the first rate of every case comes before the second of any."""
+    own = languages("(aa)*", steps=5, batch=4, rates=(1e-2, 1e-3))
+    budget = TINY._replace(cases=TINY.cases + own)
+    cells = plan_cells(SUITES["formal"], budget)
+    assert len(cells) == budget.runs == 6
+    seen = [(c.case.name, c.rate, c.load().train.steps, c.load().train.batch_size) for c in cells]
+    parity, aa = ("Parity", 3e-3, 2, 8), ("(aa)*", 1e-2, 5, 4)
+    assert seen == [parity, parity, aa, aa, *[("(aa)*", 1e-3, 5, 4)] * 2]
+    assert {cell.load().optim.learning_rate for cell in cells[4:]} == {1e-3}
+
+
+def test_filters_choose_cells_and_text_goes_to_the_cells_on_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = ["--suite", "text", "--quick", "--list", "--text", str(tmp_path)]
+    assert proof.main([*text, "--model", "hope_attention", "--seed", "1", "--seed", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    for line, seed in zip(lines, (1, 2), strict=True):
+        assert f"seed={seed}" in line
+        assert f"--config.data.source={tmp_path}" in line
+    assert "--text FOLDER" in proof.proof_of("text", proof.parse(text)).command
+    formal = proof.on_text(SUITES["formal"].budgets["quick"], tmp_path)
+    assert formal == SUITES["formal"].budgets["quick"]
+
+
 # --- tables from files ---------------------------------------------------------------------------
 
 
 def leave(cell: Cell, out: Path, bins: tuple[float, float, float], loss: float = 0.5) -> Result:
     """Write what a finished run of the cell would have left, with these accuracies."""
     workdir = cell.workdir(out)
-    workdir.mkdir(parents=True)
+    workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", to_dict(cell.load()))
     names = [f"formal,language=parity{end}/accuracy" for end in BINS]
     summary = {
@@ -252,6 +279,9 @@ def test_state_size_counts_what_a_sequence_carries() -> None:
         (["--suite", "formal", "--model", "hop"], "--model='hop': wants one of transformer"),
         (["--suite", "formal", "--case", "Party"], "--case='Party': wants one of Parity"),
         (["--suite", "formal", "--jobs", "-1"], "--jobs=-1: wants 0"),
+        (["--suite", "formal", "--rate", "0.5"], "--rate=0.5: wants one of 0.003"),
+        (["--suite", "formal", "--seed", "7"], "--seed=7: wants one of 0"),
+        (["--suite", "text", "--text", "no/where"], "--text='no/where': wants a folder"),
     ],
 )
 def test_bad_arguments_name_the_known_ones(

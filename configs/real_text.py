@@ -1,0 +1,46 @@
+"""What writing is worth on real text: attention over 64 of 1,024 characters, and one fast MLP.
+
+    python launch.py --config configs/real_text.py                        hope_attention, writing
+    python launch.py --config configs/real_text.py:writes=off             the same, never written
+    python launch.py --config configs/real_text.py:model=hope,source=FOLDER
+
+The argument is a size (text, test) and `FIELDS`. FOLDER holds plain text, train.txt and valid.txt
+or folders of these names; without it the text is the embedded one. The last block's MLP is written
+every 64 characters by the gradient of their loss, so that what lies behind the window can help only
+through it. Some minutes on one core.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import common
+
+FIELDS = {
+    **common.FIELDS,
+    "model": "model.block",
+    "writes": "teach.mode",
+    "frozen": "model.memory.frozen",
+    "rate": "model.memory.max_rate",
+    "rows": "data.valid_rows",
+}
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    size, fields = common.parse_arg(arg, default_size="text", known=FIELDS)
+    cfg = common.base(size)
+    cfg.model.block = fields.get("model.block", "hope_attention")
+    chunk = 16 if size == "test" else 64  # characters between writes
+    cfg.model.window = chunk  # characters that attention sees
+    common.teach_on(cfg, chunk, periods=(chunk,))  # one level: without writes a Transformer's MLP
+    cfg.teach.remat = "none"  # 16 chunks fit in memory
+    cfg.model.memory = ml_collections.ConfigDict()
+    cfg.model.memory.frozen = False
+    if cfg.model.block == "hope":
+        cfg.model.memory = ml_collections.ConfigDict({**common.HOPE_MEMORY, "frozen": False})
+    cfg.data.tokenizer = "char"
+    with cfg.unlocked():
+        common.set_fields(cfg, {"optim.final_fraction": 0.0, **fields})
+    cfg.optim.warmup_steps = max(1, cfg.train.steps // 20)
+    cfg.train.eval_every = cfg.train.save_every = max(1, cfg.train.steps // 2)
+    return cfg.lock()
