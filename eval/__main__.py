@@ -32,6 +32,7 @@ COMMANDS = {
     "classification": Command("eval.classification", "class-incremental intents"),
     "compare": Command("eval.compare", "checkpoints on the same items, paired significance"),
     "suite": Command("eval.suite", "many tasks in one go, resumable"),
+    "harness": Command("eval.harness", "the same checkpoint in lm-evaluation-harness"),
     "summary": Command("eval.summary", "Markdown of result files"),
     "proof": Command("eval.proof", "synthetic proofs that memories remember"),
     "curves": Command("eval.curves", "learning curves from metrics.jsonl"),

@@ -41,18 +41,30 @@ class Task(NamedTuple):
     memorizes: bool = True
 
 
-def parser_of(task: Task) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m eval {task.name}",
-        description=task.doc,
+def plain_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser without flags, whose help is `doc`."""
+    return argparse.ArgumentParser(
+        prog=f"python -m eval {name}",
+        description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def parser_of(task: Task) -> argparse.ArgumentParser:
+    parser = plain_parser(task.name, task.doc)
     add_common_flags(parser)
     if task.memorizes:
         memory.add_flags(parser)
     task.add_flags(parser)
     return parser
+
+
+def split_rest(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before and behind the first ``--``."""
+    words = list(arguments)
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,14 +7,21 @@ bootstrap interval of the mean difference. Flags after ``--`` go to the task.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.cli import Task, check_common, evaluate, parser_of, subject_of
+from eval.cli import (
+    Task,
+    check_common,
+    evaluate,
+    parser_of,
+    plain_parser,
+    split_rest,
+    subject_of,
+)
 from eval.report import group_table
 from eval.stats import bootstrap, mcnemar, sign_flip
 from nested_jax.config import require
@@ -24,16 +31,8 @@ TASKS = ("zeroshot", "perplexity", "books", "niah", "passkey")
 
 
 def main(arguments: list[str]) -> int:
-    own, rest = arguments, []
-    if "--" in arguments:
-        at = arguments.index("--")
-        own, rest = arguments[:at], arguments[at + 1 :]
-    parser = argparse.ArgumentParser(
-        prog="python -m eval compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    own, rest = split_rest(arguments)
+    parser = plain_parser("compare", __doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="the first of the pair")
     parser.add_argument("--to", type=Path, action="append", required=True, help="repeatable")
     parser.add_argument("--task", default="zeroshot", help=", ".join(TASKS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ def load_subject(
 def parse_mesh(text: str) -> Mesh:
     """Return the mesh of ``DATA,FSDP,MODEL``; -1 takes the devices that are left.
 
+    Without a -1 the first devices are taken: 1,1,1 is one device of a machine with eight.
+
     Raises:
       ValueError: not three numbers, or sizes that do not fit the devices.
     """
@@ -98,7 +101,10 @@ def parse_mesh(text: str) -> Mesh:
     numbers = len(parts) == 3 and all(part.strip().lstrip("-").isdigit() for part in parts)
     require(numbers, "--mesh", text, "wants DATA,FSDP,MODEL, three numbers")
     require(jax.process_count() == 1, "--mesh", text, "an evaluation runs in one process")
-    return make_mesh(MeshConfig(*(int(part) for part in parts)))
+    sizes = [int(part) for part in parts]
+    wanted = math.prod(sizes)
+    taken = wanted if min(sizes) > 0 and wanted <= jax.device_count() else None
+    return make_mesh(MeshConfig(*sizes), jax.devices()[:taken])
 
 
 def checkpoint_hash(folder: Path) -> str:

@@ -15,7 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.cli import Task, check_common, evaluate, options_of, parser_of, subject_of
+from eval.cli import (
+    Task,
+    check_common,
+    evaluate,
+    options_of,
+    parser_of,
+    plain_parser,
+    split_rest,
+    subject_of,
+)
 from eval.report import markdown
 from eval.subject import Subject
 from nested_jax.config import require
@@ -49,16 +58,8 @@ PRESETS: dict[str, dict[str, list[str]]] = {
 
 
 def main(arguments: list[str]) -> int:
-    own, rest = arguments, []
-    if "--" in arguments:
-        at = arguments.index("--")
-        own, rest = arguments[:at], arguments[at + 1 :]
-    parser = argparse.ArgumentParser(
-        prog="python -m eval suite",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    own, rest = split_rest(arguments)
+    parser = plain_parser("suite", __doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--out-dir", type=Path, help="default: eval in the checkpoint's workdir")
     parser.add_argument("--out", type=Path, help="JSON file of all metrics")
