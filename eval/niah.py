@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from eval import memory, plots
 from eval.cli import Findings, Task, data_root, run_task, with_memorized
 from eval.memory import Memorizer
-from eval.needles import DISTRACTORS, KINDS, Haystack, NeedleItem, describe, make_item, needle_words
+from eval.needles import KINDS, Haystack, NeedleItem, describe, make_item, needle_words
 from eval.requests import Request, Start
 from eval.stats import wilson
 from eval.subject import Subject
@@ -50,7 +50,24 @@ def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
 
 
 def find_needles(subject: Subject, flags: argparse.Namespace, names: Sequence[str]) -> Findings:
-    """Run variants at every length."""
+    return ask_at_lengths(
+        subject, flags, "niah", names, lambda *wanted: make_items(subject, flags, *wanted)
+    )
+
+
+def ask_at_lengths(
+    subject: Subject,
+    flags: argparse.Namespace,
+    task: str,
+    names: Sequence[str],
+    make: Callable[[str, int, int], list[NeedleItem]],
+) -> Findings:
+    """Run variants at every length.
+
+    Args:
+      task: begins the names of the plots.
+      make: from (variant, tokens, samples) to items.
+    """
     lengths = parse_lengths(flags.context_lengths)
     samples = flags.max_samples or flags.samples_per_length
     require(samples >= 1, "--samples-per-length", samples, "wants at least 1")
@@ -62,7 +79,7 @@ def find_needles(subject: Subject, flags: argparse.Namespace, names: Sequence[st
     kept: list[dict[str, Any]] = []
     for name in names:
         for length in lengths:
-            items = make_items(subject, flags, name, length, samples)
+            items = make(name, length, samples)
             group = f"{name}@{length}"
             base = answer(subject, items, flags.max_new_tokens)
             after = None
@@ -75,7 +92,7 @@ def find_needles(subject: Subject, flags: argparse.Namespace, names: Sequence[st
                 row = {**describe(item), "group": group, **base[i]}
                 kept.append(row if after is None else {**row, "memorized": after[i]})
     report = memorizer.report() if memorizer is not None else None
-    return Findings(metrics, kept, report, lambda folder: draw(folder, names, lengths, kept))
+    return Findings(metrics, kept, report, lambda folder: draw(folder, task, lengths, kept))
 
 
 def parse_lengths(text: str) -> list[int]:
@@ -144,38 +161,53 @@ def answer(
             owners.append(j)
     own_rows = [rows[j] for j in owners]
     scores = subject.scorer.loglikelihood(requests, start, own_rows)
-    sums = np.asarray([s.logprob for s in scores]).reshape(len(asked), 1 + DISTRACTORS)
+    sums: list[list[float]] = [[] for _ in asked]
+    for j, score in zip(owners, scores, strict=True):
+        sums[j].append(score.logprob)
     found: list[list[dict[str, Any]]] = [[] for _ in items]
     for (i, query), text, values in zip(asked, written, sums, strict=True):
-        found[i].append(judge(text, query.answers, values))
+        found[i].append(judge(text, query.answers, np.asarray(values)))
     return [join(parts) for parts in found]
 
 
 def judge(text: str, answers: Sequence[str], sums: np.ndarray) -> dict[str, Any]:
-    """Return how one query was answered; `sums` has the right value first."""
-    first = re.split(r"[^0-9a-zA-Z-]+", text.strip())[: len(answers)]
+    """Return how one query was answered; `sums` has the right value first.
+
+    Values that are exactly as likely as the right one share the first rank with it: a model that
+    tells nothing apart is at chance.
+    """
+    wanted = [word for answer in answers for word in words_of(answer)]
+    first = words_of(text)[: len(wanted)]
+    better, ties = int((sums > sums[0]).sum()), int((sums == sums[0]).sum())
     return {
         "text": text,
         "answers": list(answers),
-        "correct": set(first) == set(answers),
+        "correct": first == wanted if len(answers) == 1 else set(first) == set(wanted),
         "contains": sum(a in text for a in answers) / len(answers),
-        "rank": int((sums > sums[0]).sum()) + 1,
+        "rank": better + 1,
+        "rank1_share": 0.0 if better else 1 / ties,
+        "choices": len(sums),
         "logprob": float(sums[0]),
         "margin": float(sums[0] - sums[1:].max()),
     }
+
+
+def words_of(text: str) -> list[str]:
+    return re.split(r"[^0-9a-zA-Z-]+", text.strip())
 
 
 def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return an item of one or several queries: right where all of them are."""
     if len(parts) == 1:
         return parts[0]
-    mean = {k: float(np.mean([p[k] for p in parts])) for k in ("contains", "logprob", "margin")}
+    averaged = ("contains", "logprob", "margin", "rank1_share")
+    mean = {k: float(np.mean([p[k] for p in parts])) for k in averaged}
     return {
         "text": [p["text"] for p in parts],
         "answers": [p["answers"] for p in parts],
         "correct": all(p["correct"] for p in parts),
         "rank": max(p["rank"] for p in parts),
-        "rank1_share": float(np.mean([p["rank"] == 1 for p in parts])),
+        "choices": parts[0]["choices"],
         **mean,
     }
 
@@ -183,7 +215,7 @@ def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     count = len(rows)
     hits = sum(row["correct"] for row in rows)
-    first = [row.get("rank1_share", float(row["rank"] == 1)) for row in rows]
+    first = [row["rank1_share"] for row in rows]
     return {
         "accuracy": hits / count,
         "accuracy_interval": wilson(hits, count),
@@ -191,18 +223,18 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "rank1": sum(first) / count,
         "rank1_interval": wilson(sum(first), count),
         "margin": sum(row["margin"] for row in rows) / count,
-        "rank1_chance": 1 / (1 + DISTRACTORS),
+        "rank1_chance": sum(1 / row["choices"] for row in rows) / count,
         "n": count,
     }
 
 
 def draw(
-    folder: Path, names: Sequence[str], lengths: Sequence[int], rows: Sequence[dict[str, Any]]
+    folder: Path, task: str, lengths: Sequence[int], rows: Sequence[dict[str, Any]]
 ) -> list[Path]:
     """Draw, for each variant, accuracy over length and depth."""
     paths = []
     bands = np.linspace(0, 1, 6)
-    for name in names:
+    for name in dict.fromkeys(row["group"].rpartition("@")[0] for row in rows):
         table = np.full((5, len(lengths)), np.nan)
         for column, length in enumerate(lengths):
             here = [r for r in rows if r["group"] == f"{name}@{length}"]
@@ -212,11 +244,11 @@ def draw(
         labels = [f"{int(100 * a)}-{int(100 * b)} %" for a, b in itertools.pairwise(bands)]
         paths.append(
             plots.heat_map(
-                folder / f"niah_{name}.png",
+                folder / f"{task}_{name}.png",
                 table,
                 labels,
                 [str(n) for n in lengths],
-                title=f"{name}: value written exactly",
+                title=f"{name}: answered exactly",
                 x="tokens",
                 y="depth",
                 limits=(0.0, 1.0),
