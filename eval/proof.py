@@ -10,6 +10,7 @@
     --report FILE          Markdown with the tables (default docs/results.md); plots lie beside it
     --retry                run cells that failed once more
     --list                 print the cells and their parameters, run nothing
+    --tables               write the tables of what has run, run nothing
 
 A cell is an ordinary workdir of launch.py. A finished one is not run again, an interrupted one goes
 on from its checkpoint; the tables are written from the files of the runs, after every cell.
@@ -105,10 +106,13 @@ def perform(proof: Proof, planned: list[Cell], flags: argparse.Namespace) -> Non
         for cell in cells:
             print(f"{parameters(cell):>12,}  {' '.join(cell.command(cell.workdir(proof.out)))}")
         return
-    if flags.retry:
-        for cell in cells:
-            failure_file(cell.workdir(proof.out)).unlink(missing_ok=True)
-    run_all(proof, cells, planned, flags.jobs or default_jobs())
+    if flags.tables:
+        proof.write(planned)
+    else:
+        if flags.retry:
+            for cell in cells:
+                failure_file(cell.workdir(proof.out)).unlink(missing_ok=True)
+        run_all(proof, cells, planned, flags.jobs or default_jobs())
     print(f"tables and plots: {proof.report}")
 
 
@@ -137,6 +141,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "results.md")
     parser.add_argument("--retry", action="store_true")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--tables", action="store_true")
     parser.set_defaults(mode="default")
     return parser.parse_args(arguments)
 

@@ -112,7 +112,7 @@ FORMAL = Suite(
     models={**MODELS, **EXPLAINED},
     budgets={
         "quick": Budget(
-            (*languages("Parity", steps=1000), *languages("(aa)*")),
+            (*languages("Parity", rates=(1e-2, 2e-2)), *languages("(aa)*")),
             ALL,
             steps=600,
             batch=32,

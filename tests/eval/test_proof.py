@@ -114,6 +114,10 @@ def test_finished_cells_are_not_run_again(
     assert page.read_text() == text
     assert text.startswith("# Results\n\nBefore.\n\n<!-- proof formal quick")
     (tmp_path / "out/formal-quick/Parity/hope_frozen/lr=0.003,seed=0/summary.json").unlink()
+    assert proof.main([*arguments, "--tables"]) == 0
+    assert ran == ["transformer", "hope frozen"]
+    assert "| hope frozen |" in text
+    assert "| hope frozen |" not in page.read_text()
     assert proof.main(arguments) == 0
     assert ran[2:] == ["hope frozen"]
     for plot in ("curves", "length"):
