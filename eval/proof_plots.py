@@ -9,19 +9,22 @@ from typing import Any
 
 from eval.plots import figure, save
 from eval.proof_cells import Result, state_size
-from eval.proof_suites import Suite
+from eval.proof_text import by_position
 from nested_jax.data.formal import Formal
 from nested_jax.data.recall import MQAR
 from nested_jax.data.synthetic import task_of
 from nested_jax.data.synthetic_task import Task
 
 
-def draw(folder: Path, name: str, suite: Suite, chosen: Sequence[Any]) -> list[Path]:
-    """Draw what the runs have; return the files."""
+def draw(folder: Path, name: str, proof: Any, chosen: Sequence[Any]) -> list[Path]:
+    """Draw what the runs of a proof have; return the files."""
+    suite = proof.suite
     runs = [c for c in chosen if c.results]
     if not runs:
         return []
     paths = [learning_curves(folder / f"proof-{name}-curves.png", suite.title, runs)]
+    if suite.measure == "position":
+        paths.append(by_position(folder / f"proof-{name}-position.png", proof, runs))
     if suite.measure == "accuracy":
         tasks = {
             type(task_of(spec)) for c in runs for spec in c.results[0].cell.load().data.task.scored

@@ -176,7 +176,7 @@ def notes(proof: Any, chosen: Sequence[Chosen]) -> str:
 def write_report(report: Path, name: str, proof: Any, results: Sequence[Result]) -> None:
     """Write the section of a proof into `report`, in the place of what it wrote there before."""
     chosen = [c for c in choose(results) if c.results or c.failed]
-    plots = draw(report.parent / "plots", name.replace(" ", "-"), proof.suite, chosen)
+    plots = draw(report.parent / "plots", name.replace(" ", "-"), proof, chosen)
     update_section(report, f"proof {name}", section(name, proof, chosen, results, plots))
 
 

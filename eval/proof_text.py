@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eval.plots import figure, save
 from eval.proof_cells import Result
 from nested_jax.checkpoint import load_checkpoint
 from nested_jax.config import Config
@@ -22,7 +22,20 @@ from nested_jax.models.lm import build_model
 from nested_jax.teach import teach
 from nested_jax.types import Array, PyTree
 
-PARTS = 4  # of a row, in which the loss is averaged
+PARTS = 16  # of a row, in which the loss is summed
+QUARTERS = 4  # of a row, in the tables
+
+
+class Positions(NamedTuple):
+    """Held-out loss by part of the row."""
+
+    nats: list[float]  # summed over the tokens of a part
+    tokens: list[float]
+
+    def means(self, parts: int = PARTS) -> list[float]:
+        """Return nats a token in each of `parts` equal parts; NaN where a part has no token."""
+        nats, tokens = (np.reshape(x, (parts, -1)).sum(axis=1) for x in self)
+        return np.divide(nats, tokens, out=np.full(parts, np.nan), where=tokens > 0).tolist()
 
 
 def position_tables(proof: Any, chosen: Sequence[Any]) -> str:
@@ -32,10 +45,12 @@ def position_tables(proof: Any, chosen: Sequence[Any]) -> str:
     rows = []
     for one in chosen:
         if not one.results:
-            rows.append([one.model, "failed", *[""] * PARTS])
+            rows.append([one.model, "failed", *[""] * QUARTERS])
             continue
         bits = [run.summary["valid_bits_per_byte"] for run in one.results]
-        parts = zip(*(positions(run, proof.out) for run in one.results), strict=True)
+        parts = zip(
+            *(positions(run, proof.out).means(QUARTERS) for run in one.results), strict=True
+        )
         rows.append(
             [
                 one.model,
@@ -43,7 +58,7 @@ def position_tables(proof: Any, chosen: Sequence[Any]) -> str:
                 *(mean_spread(part, 1.0, 4) for part in parts),
             ]
         )
-    quarters = [f"quarter {i + 1}" for i in range(PARTS)]
+    quarters = [f"quarter {i + 1}" for i in range(QUARTERS)]
     main = table(["model", "bits a byte", *(f"{q}, nats a token" for q in quarters)], rows)
     return f"{main}\n\n{gains(proof, chosen)}".strip()
 
@@ -65,8 +80,8 @@ def gains(proof: Any, chosen: Sequence[Any]) -> str:
         ]
         parts = np.array(
             [
-                np.subtract(positions(a, proof.out), positions(b, proof.out))
-                for a, b in zip(off, on, strict=True)
+                np.subtract(*(positions(run, proof.out).means(QUARTERS) for run in pair))
+                for pair in zip(off, on, strict=True)
             ]
         ).T
         rows.append(
@@ -79,38 +94,47 @@ def gains(proof: Any, chosen: Sequence[Any]) -> str:
         )
     if not rows:
         return ""
-    quarters = [f"quarter {i + 1}" for i in range(PARTS)]
+    quarters = [f"quarter {i + 1}" for i in range(QUARTERS)]
     header = ["gain from writing", "bits a byte", *(f"{q}, nats" for q in quarters), "seeds"]
     return table(header, rows)
 
 
-def positions(run: Result, out: Path) -> list[float]:
-    """Return the mean held-out loss in each part of a row, nats a token; kept beside the run."""
+def by_position(path: Path, proof: Any, runs: Sequence[Any]) -> Path:
+    """Draw the mean loss over seeds by position in the row, a line for each model."""
+    fig, ax = figure()
+    for one in runs:
+        curves = [positions(run, proof.out).means() for run in one.results]
+        length = one.results[0].cell.load().data.seq_len
+        at = (np.arange(PARTS) + 0.5) * length / PARTS
+        ax.plot(at, np.mean(curves, axis=0), marker=".", label=one.model)
+    ax.set(title="Held-out text", xlabel="position in the row, tokens", ylabel="nats a token")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="small")
+    return save(fig, path)
+
+
+def positions(run: Result, out: Path) -> Positions:
+    """Return the held-out loss by part of the row; kept beside the run."""
     workdir = run.cell.workdir(out)
     file = workdir / "positions.json"
     if not file.exists():
         params, cfg, step = load_checkpoint(workdir)
-        write_json(file, {"step": step, "parts": measure(params, cfg)})
-    return json.loads(file.read_text())["parts"]
+        write_json(file, {"step": step, **measure(params, cfg)._asdict()})
+    record = json.loads(file.read_text())
+    return Positions(record["nats"], record["tokens"])
 
 
-def measure(params: PyTree, cfg: Config) -> list[float]:
-    """Return the mean loss of the held-out rows by part, with the inner loop of training."""
+def measure(params: PyTree, cfg: Config) -> Positions:
+    """Score the held-out rows by part, with the inner loop of training."""
     model = build_model(cfg.model)
     score = jax.jit(partial(row_losses, model, cfg=cfg))
     total, count = np.zeros(PARTS), np.zeros(PARTS)
     for batch in valid_batches(cfg.data, batch_size=4, align=cfg.align):
-        loss_BT = np.asarray(score(params, batch))
-        for i, (loss, weight) in enumerate(
-            zip(
-                np.array_split(loss_BT * batch["weights_BT"], PARTS, axis=1),
-                np.array_split(batch["weights_BT"], PARTS, axis=1),
-                strict=True,
-            )
-        ):
-            total[i] += float(loss.sum())
-            count[i] += float(weight.sum())
-    return [t / max(c, 1.0) if c else math.nan for t, c in zip(total, count, strict=True)]
+        weights_BT = batch["weights_BT"]
+        loss_BT = np.asarray(score(params, batch)) * weights_BT
+        for sums, x_BT in ((total, loss_BT), (count, weights_BT)):
+            sums += [part.sum(dtype=float) for part in np.array_split(x_BT, PARTS, axis=1)]
+    return Positions(total.tolist(), count.tolist())
 
 
 def row_losses(model: Any, params: PyTree, batch: dict[str, Array], *, cfg: Config) -> Array:

@@ -1,0 +1,121 @@
+"""Loss by position in the row, and what writing gains, from the files of runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny import compile_cache
+
+import launch as launcher
+from eval import proof
+from eval.proof_cells import Cell, Result, plan_cells, read_result
+from eval.proof_suites import SUITES, Budget, text
+from eval.proof_text import PARTS, Positions, measure, position_tables
+from nested_jax.config import load_config
+from nested_jax.conversion import to_dict
+from nested_jax.data.pipeline import valid_batches
+from nested_jax.metrics import write_json
+from nested_jax.models.lm import build_model
+from nested_jax.outer_loss import loss_fn
+from nested_jax.types import Batch
+
+MODELS = ("hope_attention", "hope_attention, writes off")
+WORDS = ("the cat sat on the mat and the dog ran to the hat ", "a bird sang. ", "no, no; yes! ")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Plain text with splits, enough for a few rows of 64 characters."""
+    path = tmp_path / "text"
+    path.mkdir()
+    for split, count in (("train", 40), ("valid", 12), ("test", 2)):
+        parts = itertools.islice(itertools.cycle(WORDS), count)
+        (path / f"{split}.txt").write_text("".join(parts))
+    return path
+
+
+def test_parts_join_into_quarters_by_their_tokens() -> None:
+    nats = [float(i) for i in range(PARTS)]
+    tokens = [1.0] * 4 + [2.0, 0.0, 0.0, 0.0] + [0.0] * 4 + [1.0, 3.0, 0.0, 0.0]
+    got = Positions(nats, tokens).means(4)
+    np.testing.assert_allclose(got, [6 / 4, 22 / 2, np.nan, 54 / 4])
+    assert len(Positions(nats, tokens).means()) == PARTS
+
+
+def leave(cell: Cell, out: Path, bits: float, nats: list[float]) -> Result:
+    workdir = cell.workdir(out)
+    workdir.mkdir(parents=True)
+    write_json(workdir / "config.json", to_dict(cell.load()))
+    summary = {"step": 2, "valid_loss": bits, "valid_bits_per_byte": bits, "parameters": 9}
+    write_json(workdir / "summary.json", summary)
+    record = {"step": 2, "nats": np.repeat(nats, PARTS // 4).tolist(), "tokens": [1.0] * PARTS}
+    write_json(workdir / "positions.json", record)
+    (workdir / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    return read_result(cell, out)
+
+
+def test_the_gain_is_paired_by_seed(tmp_path: Path) -> None:
+    """Seeds differ by more than the gain; a seed that has run without writes only is left out."""
+    budget = Budget(text("test"), MODELS, 2, 8, (3e-3,), (0, 1, 2))
+    results = []
+    for cell in plan_cells(SUITES["text"], budget):
+        on, seed = cell.model == "hope_attention", cell.seed
+        if not (on and seed == 2):
+            gain = (0.25 + 0.5 * seed) * on
+            loss = [seed + 3 - gain, seed + 3 - 2 * gain, 2.0, 2.0]
+            results.append(leave(cell, tmp_path, 2.0 + 10 * seed - gain, loss))
+    run = proof.Proof("text", "quick", SUITES["text"], budget, tmp_path, tmp_path / "r.md", "X")
+    chosen = proof_choose(results)
+    tables = position_tables(run, chosen)
+    assert "| hope_attention | 0.5000 ± 0.3536 | 0.5000 ± 0.3536 | 1.0000 ± 0.7071 |" in tables
+    assert tables.rstrip().endswith("| 0, 1 |")
+    assert "| hope_attention, writes off | 12.0000 ± 10.0000 |" in tables
+
+
+def proof_choose(results: list[Result]) -> Any:
+    from eval.proof_report import choose
+
+    return choose(results)
+
+
+@pytest.mark.parametrize("writes", ["exact", pytest.param("off", marks=pytest.mark.slow)])
+def test_parts_add_up_to_the_held_out_loss(writes: str, folder: Path) -> None:
+    """The loop of training scores the same rows; its loss is the parts' mean, and writes count."""
+    overrides = {"data.source": str(folder), "data.cache_dir": str(folder.parent / "cache")}
+    cfg = load_config(f"configs/real_text.py:test,writes={writes},rows=4", overrides)
+    with compile_cache():
+        model = build_model(cfg.model)
+        params = jax.jit(model.init)(jax.random.key(0))
+        got = measure(params, cfg)
+        step = jax.jit(lambda p, b: loss_fn(model, p, b, cfg)[1])
+        (batch,) = valid_batches(cfg.data, batch_size=4, align=cfg.align)
+        want = step(params, Batch(**batch))
+    assert sum(got.tokens) == float(want["tokens"])
+    np.testing.assert_allclose(sum(got.nats) / sum(got.tokens), float(want["loss"]), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_suite_runs_on_a_folder_of_text(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = (f"data.cache_dir={tmp_path / 'cache'}",)
+    budget = Budget(text("test,rows=4", *cache), MODELS, 2, 8, (3e-3,), (0,))
+    monkeypatch.setitem(proof.SUITES, "text", SUITES["text"]._replace(budgets={"quick": budget}))
+
+    def run(cell: Cell, out: Path, *_: Any) -> None:
+        assert launcher.main(cell.command(cell.workdir(out))[1:]) == 0
+
+    monkeypatch.setattr(proof, "run_cell", run)
+    page = tmp_path / "docs" / "results.md"
+    flags = ["--suite", "text", "--quick", "--jobs", "1", "--text", str(folder)]
+    assert proof.main([*flags, "--out", str(tmp_path / "out"), "--report", str(page)]) == 0
+    assert "| gain from writing | bits a byte |" in page.read_text()
+    files = sorted((tmp_path / "out").rglob("positions.json"))
+    assert [len(json.loads(file.read_text())["nats"]) for file in files] == [PARTS] * 2
+    assert (tmp_path / "docs/plots/proof-text-quick-position.png").stat().st_size > 1000
