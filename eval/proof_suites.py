@@ -256,7 +256,7 @@ ABLATION = Suite(
             (
                 *languages("Parity", steps=600),
                 *mqar(128, (64,), MQAR_SETTINGS[:1]),
-                *text("text,rows=32", steps=200, batch=4, rates=(3e-3,)),
+                *text("text,rows=16", steps=150, batch=4, rates=(3e-3,)),
             ),
             tuple(SWITCHES),
             steps=400,
@@ -311,9 +311,9 @@ TEXT = Suite(
     },
     budgets={
         "quick": Budget(
-            text("text,rows=32"),
+            text("text,rows=16"),
             ("hope_attention", "hope_attention, writes off", "transformer"),
-            steps=400,
+            steps=250,
             batch=4,
             rates=(3e-3,),
             seeds=(0, 1, 2),
