@@ -34,6 +34,7 @@ COMMANDS = {
     "compare": Command("eval.compare", "checkpoints on the same items, paired significance"),
     "suite": Command("eval.suite", "many tasks in one go, resumable"),
     "harness": Command("eval.harness", "the same checkpoint in lm-evaluation-harness"),
+    "release": Command("eval.release", "config, checkpoint, metrics, report, hashes: one folder"),
     "summary": Command("eval.summary", "Markdown of result files"),
     "proof": Command("eval.proof", "synthetic proofs that memories remember"),
     "curves": Command("eval.curves", "learning curves from metrics.jsonl"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from eval.bundle import checkpoint_hash, is_bundle, verify
 from eval.reader import ModelReader, Reader
 from eval.scoring import Scorer
-from nested_jax.checkpoint import FOLDER, load_checkpoint
+from nested_jax.checkpoint import FOLDER, load_checkpoint, saved_meta
 from nested_jax.config import Config, MeshConfig, require
 from nested_jax.data.tokenizer import Tokenizer
 from nested_jax.flops import count_parameters
@@ -33,6 +33,7 @@ class Subject:
     scorer: Scorer
     parameters: int
     checkpoint: Path | None = None  # the folder of the step; None inside training
+    checkpoint_sha256: str | None = None  # of the parameters on disk
 
     @property
     def reader(self) -> Reader:
@@ -51,6 +52,7 @@ class Subject:
         return {
             "name": self.name,
             "checkpoint": str(self.checkpoint) if self.checkpoint else None,
+            "checkpoint_sha256": self.checkpoint_sha256,
             "step": self.step,
             "block": self.cfg.model.block,
             "size": self.cfg.model.size,
@@ -68,24 +70,37 @@ def load_subject(
 ) -> Subject:
     """Load a workdir's newest checkpoint, or one of its ``checkpoints/STEP``, with its tokenizer.
 
+    A release bundle serves as a workdir; all its files are checked first.
+
     Raises:
-      ValueError: no checkpoint, a damaged one, no tokenizer beside it, or one of another size.
+      ValueError: no checkpoint, a damaged one, no tokenizer beside it, or not the one it was
+        trained with.
     """
     path = Path(path)
-    params, cfg, step = load_checkpoint(path)
-    tokenizer = workdir_tokenizer(path, cfg)
-    model = build_model(cfg.model)
-    scorer = Scorer(ModelReader(model, params, mesh), batch_size, batch_tokens)
     run = path.absolute()
     run = run.parent.parent if run.parent.name == FOLDER else run
+    name = verify(run)["name"] if is_bundle(run) else run.name
+    params, cfg, step = load_checkpoint(path)
+    folder = run / FOLDER / str(step)
+    tokenizer = workdir_tokenizer(path, cfg)
+    trained = saved_meta(folder)["tokenizer_sha256"]
+    require(
+        tokenizer.hash == trained,
+        "tokenizer",
+        str(run / "tokenizer.model"),
+        f"has SHA-256 {tokenizer.hash[:12]}; this checkpoint was trained with {trained[:12]}",
+    )
+    model = build_model(cfg.model)
+    scorer = Scorer(ModelReader(model, params, mesh), batch_size, batch_tokens)
     return Subject(
-        name=run.name,
+        name=name,
         cfg=cfg,
         step=step,
         tokenizer=tokenizer,
         scorer=scorer,
         parameters=count_parameters(model.param_info()),
-        checkpoint=run / FOLDER / str(step),
+        checkpoint=folder,
+        checkpoint_sha256=checkpoint_hash(folder),
     )
 
 
@@ -105,14 +120,3 @@ def parse_mesh(text: str) -> Mesh:
     wanted = math.prod(sizes)
     taken = wanted if min(sizes) > 0 and wanted <= jax.device_count() else None
     return make_mesh(MeshConfig(*sizes), jax.devices()[:taken])
-
-
-def checkpoint_hash(folder: Path) -> str:
-    """Return the SHA-256 of a checkpoint's files, names and contents, in the order of names."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
-        with open(file, "rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

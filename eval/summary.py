@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from eval.report import markdown
 from nested_jax.config import require
@@ -15,7 +16,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, help="Markdown file; else it is printed")
     flags = parser.parse_args(arguments)
-    text = "\n".join(section(file) for file in flags.files)
+    text = "\n".join(markdown(read_result(file)) for file in flags.files)
     if flags.out is None:
         print(text)
     else:
@@ -24,18 +25,19 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def section(file: Path) -> str:
-    """Return the Markdown of one result.
+def read_result(file: Path) -> dict[str, Any]:
+    """Return the result in a file.
 
     Raises:
       ValueError: a file that is not the result of a task.
     """
     require(file.is_file(), "file", str(file), "no such file; wants the --out of a task")
     try:
-        result = json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError as error:
+        result: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except ValueError as error:  # no JSON, or no text at all
         raise ValueError(f"{file}: not JSON ({error})") from error
     wanted = ("task", "subject", "metrics", "seconds", "device")
+    require(isinstance(result, dict), "file", str(file), "is no result of a task")
     missing = [key for key in wanted if key not in result]
     require(not missing, "file", str(file), f"is no result of a task: lacks {', '.join(missing)}")
-    return markdown(result)
+    return result

@@ -9,6 +9,7 @@ themselves. Both are checked on reading.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -309,6 +310,19 @@ def load_checkpoint(path: str | Path) -> tuple[PyTree, Config, int]:
                 f"others are {[s for s in steps if s != step]}"
             ) from error
     return params, cfg, step
+
+
+def saved_meta(step: Path) -> dict[str, Any]:
+    """Return the item ``meta`` of one ``checkpoints/STEP``, without the arrays.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    file = step / "meta" / "metadata"  # where Orbax puts a JSON item
+    try:
+        return unseal(json.loads(file.read_text("utf-8")))
+    except DAMAGE as error:
+        raise ValueError(f"{file}: damaged ({error})") from error
 
 
 def saved_steps(folder: Path) -> list[int]:
