@@ -13,7 +13,8 @@
     --tables               write the tables of what has run, run nothing
 
 A cell is an ordinary workdir of launch.py. A finished one is not run again, an interrupted one goes
-on from its checkpoint; the tables are written from the files of the runs, after every cell.
+on from its checkpoint; the tables are written from the files of the runs, after every cell. Several
+drivers may share a folder.
 
 Exit status: 0 done (failed cells are in the tables), 2 bad input, 130 interrupted.
 """
@@ -239,6 +240,8 @@ def run_all(proof: Proof, cells: list[Cell], planned: list[Cell], jobs: int) -> 
 
 
 def outcome(cell: Cell, out: Path) -> str:
+    if not finished(cell, out):
+        return "left to the driver that is running it"
     result = read_result(cell, out)
     if result.failed:
         return f"FAILED: {result.failed}"

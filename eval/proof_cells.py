@@ -25,6 +25,7 @@ from eval.errors import ROOT
 from eval.proof_suites import Budget, Case, Model, Suite
 from nested_jax.config import Config, from_config_dict, load_config, parse_overrides, require
 from nested_jax.conversion import difference, to_dict
+from nested_jax.data.cache import try_lock
 from nested_jax.flops import count_parameters
 from nested_jax.metrics import write_json
 from nested_jax.models.lm import build_model
@@ -201,7 +202,8 @@ def failure_file(workdir: Path) -> Path:
 def run_cell(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Event) -> None:
     """Run a cell in a process of its own on some cores, until it ends or `stop` is set.
 
-    A run that fails (diverged, refused) is recorded, and is not tried again.
+    A run that fails (diverged, refused) is recorded, and is not tried again. A cell that another
+    driver runs in the same folder is left to it.
 
     Raises:
       KeyboardInterrupt: the run was stopped by a signal; it has saved and can go on.
@@ -213,7 +215,10 @@ def run_cell(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Even
     environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "compiled"))
     environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     command = [sys.executable, *cell.command(workdir)]
-    with open(workdir.with_name(workdir.name + ".log"), "ab") as log:
+    with open(log_file(workdir), "ab") as log:
+        # The run inherits the lock with its output: it outlives a driver that is killed.
+        if not try_lock(log) or finished(cell, out):
+            return
         process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)
         pin(process.pid, cores)
         while process.poll() is None:
@@ -230,6 +235,10 @@ def run_cell(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Even
             raise RuntimeError(f"{log.name}: exit status {status}: {last}")  # a defect, no result
         failure = {"status": status, "error": last, "config": to_dict(cell.load())}
         write_json(failure_file(workdir), failure)
+
+
+def log_file(workdir: Path) -> Path:
+    return workdir.with_name(workdir.name + ".log")
 
 
 def pin(process: int, cores: tuple[int, ...]) -> None:

@@ -19,6 +19,7 @@ from eval.proof_cells import (
     failure_file,
     finished,
     load_cell,
+    log_file,
     parameters,
     plan_cells,
     read_result,
@@ -28,6 +29,7 @@ from eval.proof_cells import (
 from eval.proof_report import choose, update_section
 from eval.proof_suites import SUITES, Budget, Case, languages
 from nested_jax.conversion import to_dict
+from nested_jax.data.cache import try_lock
 from nested_jax.metrics import write_json
 
 TINY = Budget(languages("Parity"), ("transformer", "hope frozen"), 2, 8, (3e-3,), (0,))
@@ -141,9 +143,15 @@ def test_a_folder_of_another_budget_is_refused(tmp_path: Path) -> None:
         finished(replace(cell, config=config), tmp_path)
 
 
-def test_a_refused_run_is_recorded_and_not_tried_again(tmp_path: Path) -> None:
+def test_a_refused_run_is_recorded_and_one_of_another_driver_left_to_it(tmp_path: Path) -> None:
     (cell, *_) = plan_cells(SUITES["formal"], TINY)
     bad = replace(cell, overrides=("data.seq_len=49",))
+    log = log_file(bad.workdir(tmp_path))
+    log.parent.mkdir(parents=True)
+    with open(log, "ab") as other:
+        assert try_lock(other)
+        run_cell(bad, tmp_path, (), threading.Event())
+        assert proof.outcome(bad, tmp_path) == "left to the driver that is running it"
     run_cell(bad, tmp_path, (), threading.Event())
     assert finished(bad, tmp_path)
     result = read_result(bad, tmp_path)

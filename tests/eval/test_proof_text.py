@@ -88,6 +88,7 @@ def proof_choose(results: list[Result]) -> Any:
 def test_parts_add_up_to_the_held_out_loss(writes: str, folder: Path) -> None:
     """The loop of training scores the same rows; its loss is the parts' mean, and writes count."""
     overrides = {"data.source": str(folder), "data.cache_dir": str(folder.parent / "cache")}
+    overrides["model.layers"] = 1
     cfg = load_config(f"configs/real_text.py:test,writes={writes},rows=4", overrides)
     with compile_cache():
         model = build_model(cfg.model)
