@@ -29,6 +29,7 @@ COMMANDS = {
     "niah": Command("eval.niah", "needles in a haystack: S-NIAH, multi-key, -value, -query"),
     "passkey": Command("eval.passkey", "a passkey at a known depth of a long text"),
     "babi": Command("eval.babi", "bAbI stories inside a long text (BABILong style)"),
+    "recall": Command("eval.recall", "synthetic recall at 1, 2, 4 and 8 times the training length"),
     "continual": Command("eval.continual", "loss matrix over segments, forgetting, transfer"),
     "classification": Command("eval.classification", "class-incremental intents"),
     "compare": Command("eval.compare", "checkpoints on the same items, paired significance"),

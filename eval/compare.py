@@ -27,7 +27,7 @@ from eval.stats import bootstrap, mcnemar, sign_flip
 from nested_jax.config import require
 from nested_jax.metrics import write_json
 
-TASKS = ("zeroshot", "perplexity", "books", "niah", "passkey")
+TASKS = ("zeroshot", "perplexity", "books", "niah", "passkey", "recall")
 
 
 def main(arguments: list[str]) -> int:

@@ -141,7 +141,7 @@ class Memorizer:
         step = partial(write_tokens, self.model, self.teaching)
         self._write = jax.jit(step)
         self._finish = jax.jit(partial(finish, self.model, self.teaching, self.sequence))
-        self._learn = jax.jit(partial(learn_tokens, self.model, self.teaching))
+        self._learn = jax.jit(partial(learn_tokens, self.model, self.teaching, self.sequence))
 
     def teach_config(self, trained: TeachConfig, layers: tuple[int, ...] | None) -> TeachConfig:
         """Return the inner loop of training, limited to what may be written."""
@@ -399,6 +399,7 @@ def measure(model: LanguageModel, params: PyTree, state: State, sequence: bool) 
 def learn_tokens(
     model: LanguageModel,
     cfg: TeachConfig,
+    sequence: bool,
     params: PyTree,
     state: State,
     tokens_BT: Array,
@@ -407,6 +408,6 @@ def learn_tokens(
 ) -> tuple[State, Array, Written]:
     """Score tokens in the inner loop; return nats [B, T] and what was written so far."""
     after, taught = teach(model, params, state, tokens_BT, targets_BT, cfg, lengths_B=lengths_B)
-    written = measure(model, params, after, sequence=False)
+    written = measure(model, params, after, sequence)
     blocked_MB = blocked_periods(model, state.fast, after.fast, lengths_B)
     return after, taught.loss_BT, written._replace(blocked_MB=blocked_MB)

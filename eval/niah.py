@@ -95,7 +95,7 @@ def ask_at_lengths(
     return Findings(metrics, kept, report, lambda folder: draw(folder, task, lengths, kept))
 
 
-def parse_lengths(text: str) -> list[int]:
+def parse_lengths(text: str, flag: str = "--context-lengths") -> list[int]:
     """Return the lengths of ``512,4096``.
 
     Raises:
@@ -103,7 +103,7 @@ def parse_lengths(text: str) -> list[int]:
     """
     parts = [part.strip() for part in text.split(",")]
     right = all(part.isdigit() and int(part) > 0 for part in parts)
-    require(right, "--context-lengths", text, "wants tokens, as in 512,4096")
+    require(right, flag, text, "wants tokens, as in 512,4096")
     return [int(part) for part in parts]
 
 

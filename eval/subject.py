@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh
@@ -15,6 +15,7 @@ from eval.reader import ModelReader, Reader
 from eval.scoring import Scorer
 from nested_jax.checkpoint import FOLDER, load_checkpoint, saved_meta
 from nested_jax.config import Config, MeshConfig, require
+from nested_jax.data.synthetic import identity
 from nested_jax.data.tokenizer import Tokenizer
 from nested_jax.flops import count_parameters
 from nested_jax.generate import workdir_tokenizer
@@ -61,6 +62,30 @@ class Subject:
         }
 
 
+class NoText:
+    """Stands for the tokenizer of a run of synthetic tasks, whose ids mean nothing.
+
+    Raises:
+      ValueError: at every use but that of its hash.
+    """
+
+    def __init__(self, name: str, tasks_hash: str) -> None:
+        self.name, self.hash = name, tasks_hash
+
+    def __getattr__(self, attribute: str) -> Any:
+        raise ValueError(
+            f"{self.name}: was trained on synthetic tasks and reads no text; "
+            "python -m eval recall scores it"
+        )
+
+
+def load_tokenizer_of(path: Path, cfg: Config, name: str) -> Tokenizer:
+    """Load the tokenizer that a run keeps; a run of synthetic tasks has `NoText`."""
+    if cfg.data.is_synthetic:
+        return cast(Tokenizer, NoText(name, identity(cfg.data.task)))
+    return workdir_tokenizer(path, cfg)
+
+
 def load_subject(
     path: str | Path,
     *,
@@ -82,7 +107,7 @@ def load_subject(
     name = verify(run)["name"] if is_bundle(run) else run.name
     params, cfg, step = load_checkpoint(path)
     folder = run / FOLDER / str(step)
-    tokenizer = workdir_tokenizer(path, cfg)
+    tokenizer = load_tokenizer_of(path, cfg, name)
     trained = saved_meta(folder)["tokenizer_sha256"]
     require(
         tokenizer.hash == trained,
