@@ -18,7 +18,8 @@ def wilson(hits: float, count: int, z: float = Z95) -> tuple[float, float]:
     center = (p + square / (2 * count)) / (1 + square / count)
     spread = z * math.sqrt(p * (1 - p) / count + square / (4 * count * count))
     half = spread / (1 + square / count)
-    return max(0.0, center - half), min(1.0, center + half)
+    # Rounding must not put 0 of n, or n of n, outside its own interval.
+    return (center - half if hits else 0.0), (center + half if hits < count else 1.0)
 
 
 def mean_stderr(values: Sequence[float]) -> tuple[float, float]:

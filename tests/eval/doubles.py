@@ -72,9 +72,7 @@ def order_two(vocab: int) -> HandMade:
     """A model that needs its whole history: a lost, doubled or foreign token changes the score."""
 
     def log_p(history: Sequence[int]) -> np.ndarray:
-        code = 0
-        for token in history:
-            code = (code * 31 + token + 1) % 1_000_003
+        code = hash(tuple(history)) % (1 << 32)  # of integers: the same in every process
         logits = np.random.default_rng(code).normal(size=vocab)
         return logits - np.log(np.exp(logits).sum())
 

@@ -12,7 +12,7 @@ from doubles import HandMade, uniform
 
 from eval import niah, zeroshot
 from eval.__main__ import main
-from eval.continual import summarize
+from eval.continual import own_stages, summarize
 from eval.datasets import DataRoot
 from eval.memory_paths import choose_layers, choose_paths, model_paths
 from eval.needles import KINDS, Haystack, make_item
@@ -112,6 +112,9 @@ def _score(logprob):
 
 def test_statistics_against_known_values():
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    for count in (1, 7, 80):
+        assert wilson(0, count)[0] == 0.0
+        assert wilson(count, count)[1] == 1.0
     assert mcnemar([True] * 8, [False] * 8) == pytest.approx(2 / 256)
     assert mcnemar([True, False], [True, False]) == 1.0
     assert sign_flip([1.0] * 8) == pytest.approx(2 / 256)
@@ -123,6 +126,16 @@ def test_forgetting_of_a_known_matrix():
     assert found["a"]["forgetting"] == pytest.approx(1.0)
     assert found["a"]["backward_transfer"] == pytest.approx(1.0)
     assert found["b"]["forward_transfer"] == pytest.approx(-0.5)
+    assert "forgetting" not in found["b"]  # it was learned last
+    assert "forward_transfer" not in found["a"]  # nothing came before it
+    assert found["mean"]["forgetting"] == pytest.approx(1.0)
+    plain = summarize(matrix, ["a", "b"], first=None)
+    assert plain["mean"] == {
+        "loss_first": 5.0,
+        "loss_last": 3.0,
+        "forgetting": pytest.approx(np.mean([4 - 3, 2 - 4.5])),
+    }
+    assert [own_stages(n, 3) for n in (2, 3, 4, 5)] == [None, 0, 1, None]
 
 
 def test_memories_by_name():

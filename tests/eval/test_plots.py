@@ -1,0 +1,107 @@
+"""Plots: files that hold a picture, with the labels and the numbers that belong there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval import books, classification, continual, niah, plots, recall, zeroshot
+
+PNG = b"\x89PNG\r\n\x1a\n"
+STAGES, NAMES = ["before", "one", "two"], ["one", "two"]
+LOSSES = np.asarray([[5.0, 5.0], [3.0, 4.5], [4.0, 2.0]])
+ZERO = {"acc": 0.5, "acc_stderr": 0.1, "chance": 0.25}
+NEEDLES = [
+    {"group": f"s1@{n}", "depth": d, "correct": c}
+    for n, d, c in ((256, 0.1, True), (256, 0.9, False), (512, 0.5, True))
+]
+
+# What draws; how many files; title, x and y of the last; words of its legend; numbers in its cells.
+DRAWN: dict[str, tuple[Callable[[Path], list[Path]], int, tuple[str, ...], set[str], set[str]]] = {
+    "books": (
+        lambda f: books.draw(f, [0, 64, 128], {"baseline": [5.0, 4.0], "memorized": [5.0, 3.0]}),
+        1,
+        ("Loss by position", "token of the book", "nats a token"),
+        {"baseline", "memorized"},
+        set(),
+    ),
+    "continual": (
+        lambda f: continual.draw(f, {"": LOSSES, "memorized": LOSSES - 1}, STAGES, NAMES),
+        4,
+        ("Held-out loss, learning while reading", "segment", "after stage"),
+        set(),
+        {"4", "2", "3.5", "3", "1"},
+    ),
+    "classification": (
+        lambda f: classification.draw(f, {"memory": np.asarray([[0.5, np.nan], [0.25, 1.0]])}),
+        1,
+        ("Accuracy, memory", "increment", "after"),
+        set(),
+        {"0.5", "0.25", "1"},
+    ),
+    "niah": (
+        lambda f: niah.draw(f, ["s1"], [256, 512], NEEDLES),
+        1,
+        ("s1: value written exactly", "tokens", "depth"),
+        set(),
+        {"1", "0"},
+    ),
+    "zeroshot": (
+        lambda f: zeroshot.draw(f, {"piqa": {**ZERO, "memorized": ZERO}}),
+        1,
+        ("Zero-shot", "", "accuracy"),
+        {"baseline", "memorized", "chance"},
+        set(),
+    ),
+    "recall": (
+        lambda f: recall.draw(
+            f, [64, 128], {"64": {"accuracy": 1.0, "chance": 0.1}, "128": ZERO | {"accuracy": 0.5}},
+            64,
+        ),
+        1,
+        ("Recall, trained on 64 tokens", "tokens", "accuracy"),
+        {"all answers of a row", "chance"},
+        set(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_plot_says_what_it_shows(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, count, labels, legend, cells = DRAWN[name]
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save", keeping(figures, plots.save))
+    paths = draw(tmp_path / "plots")
+    assert len(paths) == count == len(set(paths))
+    for path in paths:
+        assert path.read_bytes().startswith(PNG)
+        assert path.stat().st_size > 4000
+    ax = figures[-1].axes[0]
+    assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == labels
+    shown = ax.get_legend()
+    assert ({t.get_text() for t in shown.get_texts()} if shown else set()) == legend
+    assert {text.get_text() for text in ax.texts} == cells
+
+
+def keeping(figures: list[Any], save: Callable[..., Path]) -> Callable[..., Path]:
+    def both(fig: Any, path: Path) -> Path:
+        figures.append(fig)
+        return save(fig, path)
+
+    return both
+
+
+def test_lines_hold_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save", keeping(figures, plots.save))
+    continual.draw(tmp_path, {"": LOSSES}, STAGES, NAMES)
+    curves = {line.get_label(): line.get_ydata().tolist() for line in figures[0].axes[0].lines}
+    assert curves == {"one": [5.0, 3.0, 4.0], "two": [5.0, 4.5, 2.0]}
+    ticks = [t.get_text() for t in figures[1].axes[0].get_yticklabels()]
+    assert ticks == STAGES
