@@ -36,6 +36,7 @@ COMMANDS = {
     "suite": Command("eval.suite", "many tasks in one go, resumable"),
     "harness": Command("eval.harness", "the same checkpoint in lm-evaluation-harness"),
     "release": Command("eval.release", "config, checkpoint, metrics, report, hashes: one folder"),
+    "fetch": Command("eval.fetch", "zero-shot files from the Hugging Face Hub"),
     "summary": Command("eval.summary", "Markdown of result files"),
     "proof": Command("eval.proof", "synthetic proofs that memories remember"),
     "curves": Command("eval.curves", "learning curves from metrics.jsonl"),

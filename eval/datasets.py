@@ -16,7 +16,10 @@ from typing import Any
 
 VARIABLE = "NESTED_JAX_DATA"
 DEFAULTS = (Path("data"), Path("../shared/data"))
-HOW = f"give --data-root or set {VARIABLE}; docs/evaluation.md lists the files and columns"
+HOW = (
+    f"give --data-root or set {VARIABLE}; docs/evaluation.md lists the files and columns, and "
+    "`python -m eval fetch` gets the zero-shot ones from the Hugging Face Hub"
+)
 
 
 class DataRoot:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,3 +22,15 @@ def raised_here(error: BaseException) -> bool:
         return False
     file = Path(frame.tb_frame.f_code.co_filename).resolve()
     return any(folder in file.parents for folder in (ROOT / "eval", ROOT / "nested_jax"))
+
+
+def import_extra(name: str, extra: str) -> ModuleType:
+    """Import a module that one of the optional dependencies brings.
+
+    Raises:
+      ValueError: it is not installed; how to get it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"module {name!r}: {error}; pip install 'nested-jax[{extra}]'") from error

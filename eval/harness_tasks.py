@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import logging
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from eval.datasets import DataRoot
+from eval.errors import import_extra
 from eval.perplexity import SEGMENTS, documents
 from eval.tasks import TASKS, ZeroShot
 from nested_jax.config import require
@@ -21,16 +21,8 @@ ROLLING = ("word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
 def import_harness(name: str) -> ModuleType:
-    """Import a module of lm_eval, or of `datasets`, which it brings.
-
-    Raises:
-      ValueError: it is not installed; how to get it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        how = "wants lm-eval: pip install 'nested-jax[eval]'"
-        raise ValueError(f"module {name!r}: {error}; {how}") from error
+    """Import a module of lm_eval, or `datasets`, which it brings."""
+    return import_extra(name, "eval")
 
 
 def choose_local(text: str) -> list[str]:

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from eval.reader import Draw, Reader
-from eval.requests import PIECE, Group, Request, Score, Start, bucket, pad, pieces, stopped, windows
+from eval.requests import (
+    PIECE,
+    Group,
+    Request,
+    Score,
+    Start,
+    bucket,
+    pad,
+    pieces,
+    room,
+    stopped,
+    windows,
+)
 from nested_jax.config import require
 from nested_jax.data.tokenizer import Tokenizer
 
+SPARE = 2048  # tokens of padding that are not worth another shape to compile
 BLOCK = 8  # tokens decoded between two looks at the stop strings
+
+
+class Call(NamedTuple):
+    """Continuations that are scored together: (row of the group's state, number of the request)."""
+
+    pairs: list[tuple[int, int]]
+    copies: bool  # of the rows, one for each pair; else the rows as they are
 
 
 class Scorer:
@@ -30,9 +51,15 @@ class Scorer:
         require(batch_tokens >= 1, "--batch-tokens", batch_tokens, "wants at least 1 token")
         self.reader, self.batch_size, self.batch_tokens = reader, batch_size, batch_tokens
 
-    def rows(self, width: int) -> int:
-        """Return the rows of a batch whose rows have `width` tokens."""
+    def rows(self, width: int, used: int | None = None) -> int:
+        """Return the rows of a batch whose rows have `width` tokens.
+
+        A batch with fewer rows `used` is halved until they just fit, unless all that is left is
+        `SPARE` tokens or fewer.
+        """
         fit = max(1, min(self.batch_size, self.batch_tokens // max(width, 1)))
+        while used is not None and fit // 2 >= used and fit // 2 * width > SPARE:
+            fit = -(-fit // 2)
         return -(-fit // self.reader.row_multiple) * self.reader.row_multiple
 
     def check(self, tokens: int) -> None:
@@ -48,7 +75,7 @@ class Scorer:
     def start(self, start: Start | None, rows: Sequence[int], count: int, tokens: int) -> Any:
         """Return the states of a batch of `count` rows, that go on to read `tokens` tokens."""
         held = start.held if start is not None else 0
-        capacity = bucket(held + tokens)
+        capacity = room(held + tokens)
         limit = self.reader.limit
         if limit is not None:
             capacity = min(capacity, max(limit, held + tokens))
@@ -107,27 +134,49 @@ class Scorer:
         self, groups: list[Group], requests: Sequence[Request], start: Start | None
     ) -> dict[int, Score]:
         """Read the contexts of the groups but their last tokens, then score all continuations."""
-        width = max(len(g.context) - 1 for g in groups)
-        members = sorted(
-            ((r, i) for r, g in enumerate(groups) for i in g.members),
-            key=lambda m: len(requests[m[1]].continuation),
-        )
-        longest = bucket(len(requests[members[-1][1]].continuation))
-        count = self.rows(bucket(width))
-        state = self.start(start, [g.row for g in groups], count, bucket(width) + longest)
+        width = bucket(max(len(g.context) - 1 for g in groups))
+        longest = bucket(max(len(requests[i].continuation) for g in groups for i in g.members))
+        count = self.rows(width, len(groups))
+        state = self.start(start, [g.row for g in groups], count, width + longest)
         state = self.read(state, [g.context[:-1] for g in groups], count)
         scores = {}
-        for at in range(0, len(members), count):
-            part = members[at : at + count]
-            ids = np.zeros(count, np.int32)
-            ids[: len(part)] = [r for r, _ in part]
-            taken = self.reader.take(state, ids)
-            wanted = [requests[i] for _, i in part]
-            inputs = [(q.context[-1], *q.continuation[:-1]) for q in wanted]
-            nats, likeliest = self.score(taken, inputs, [q.continuation for q in wanted], count)
-            for (_, i), nat, hit in zip(part, nats, likeliest, strict=True):
-                scores[i] = Score(-float(nat.sum()), bool(hit.all()), len(nat))
+        for part in self.calls(groups, requests, count, self.rows(width)):
+            taken, rows, at = state, count, [r for r, _ in part.pairs]
+            if part.copies:
+                rows = self.rows(width, len(part.pairs))
+                ids = np.zeros(rows, np.int32)
+                ids[: len(at)] = at
+                taken, at = self.reader.take(state, ids), list(range(len(at)))
+            inputs: list[tuple[int, ...]] = [()] * (max(at) + 1)
+            targets = list(inputs)
+            for row, (_, i) in zip(at, part.pairs, strict=True):
+                context, targets[row] = requests[i]
+                inputs[row] = (context[-1], *targets[row][:-1])
+            nats, likeliest = self.score(taken, inputs, targets, rows)
+            for row, (_, i) in zip(at, part.pairs, strict=True):
+                nat = nats[row]
+                scores[i] = Score(-float(nat.sum()), bool(likeliest[row].all()), len(nat))
         return scores
+
+    def calls(
+        self, groups: list[Group], requests: Sequence[Request], count: int, most: int
+    ) -> list[Call]:
+        """Return which continuations are scored together, the shorter ones first.
+
+        Call j scores the j-th continuation of every group from the `count` rows as they are, where
+        the groups have about as many each. Else up to `most` at a time from copies of their rows,
+        which cost as much as the caches that they copy.
+        """
+
+        def length(pair: tuple[int, int]) -> int:
+            return len(requests[pair[1]].continuation)
+
+        ranked = [sorted(((r, i) for i in g.members), key=length) for r, g in enumerate(groups)]
+        pairs = sorted(itertools.chain(*ranked), key=length)
+        if max(map(len, ranked)) * count <= 2 * len(pairs):
+            columns = itertools.zip_longest(*ranked)
+            return [Call([p for p in column if p is not None], False) for column in columns]
+        return [Call(pairs[at : at + most], True) for at in range(0, len(pairs), most)]
 
     def read(self, state: Any, texts: Sequence[Sequence[int]], count: int) -> Any:
         """Return the state behind the texts."""
@@ -178,8 +227,8 @@ class Scorer:
         at = 0
         while at < len(order):
             longest = len(cut[order[at]][1].context + cut[order[at]][1].scored)
-            count = self.rows(min(bucket(longest), PIECE))
-            batch = order[at : at + count]
+            batch = order[at : at + self.rows(min(bucket(longest), PIECE))]
+            count = self.rows(min(bucket(longest), PIECE), len(batch))
             rows = [cut[j][1] for j in batch]
             streams = [w.context + w.scored for w in rows]
             width = max(map(len, streams))
@@ -224,10 +273,10 @@ class Scorer:
         groups = [Group(ids[i], tuple(prompt), [i]) for i, prompt in enumerate(prompts)]
         texts: dict[int, str] = {}
         for batch in self.batches(groups):
-            count = self.rows(bucket(len(batch[0].context) - 1))
+            count = self.rows(bucket(len(batch[0].context) - 1), len(batch))
             width = max(len(g.context) for g in batch)
-            room = -(-max_tokens // BLOCK) * BLOCK
-            state = self.start(start, [g.row for g in batch], count, width + room)
+            more = -(-max_tokens // BLOCK) * BLOCK
+            state = self.start(start, [g.row for g in batch], count, width + more)
             state = self.read(state, [g.context[:-1] for g in batch], count)
             last_B = np.zeros(count, np.int32)
             last_B[: len(batch)] = [g.context[-1] for g in batch]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.reader import ModelReader
-from eval.requests import Request, bucket, encode_pair, windows
+from eval.requests import Request, bucket, encode_pair, room, windows
 from eval.scoring import Scorer
 from nested_jax.config import MeshConfig, ModelConfig
 from nested_jax.data.tokenizer import Tokenizer, train_tokenizer
@@ -236,5 +236,37 @@ def _greedy():
     return Draw()
 
 
-def test_buckets_are_powers_of_two():
-    assert [bucket(n) for n in (0, 1, 8, 9, 16, 17, 1000)] == [0, 8, 8, 16, 16, 32, 1024]
+def test_widths_and_room_hold_their_tokens():
+    wanted = {0: 0, 1: 8, 9: 16, 17: 32, 33: 48, 49: 64, 65: 96, 97: 128, 600: 768, 1000: 1024}
+    assert {n: bucket(n) for n in wanted} == wanted
+    assert [room(n) for n in (1, 520, 1024, 1500)] == [8, 576, 1024, 1536]
+    assert all(n <= room(n) <= n * 9 / 8 + 8 for n in range(1, 3000))
+
+
+def test_a_batch_with_few_rows_is_not_padded_to_a_full_one():
+    scorer = Scorer(uniform(VOCAB), batch_size=32, batch_tokens=16_384)
+    assert scorer.rows(512) == scorer.rows(512, 32) == 32
+    assert scorer.rows(512, 16) == 16
+    assert scorer.rows(512, 3) == 8  # 4 rows would save no more than `SPARE` tokens
+    assert scorer.rows(8, 1) == 32
+    assert scorer.rows(100_000) == 1
+
+
+@pytest.mark.parametrize("counts", [(4, 4, 4), (1, 2, 9), (5,)])
+def test_scored_in_place_or_from_copies_it_is_the_same(counts):
+    """Even groups are scored where they are, uneven ones from copies of their rows."""
+    rng = np.random.default_rng(4)
+    draw = lambda n: tuple(int(t) for t in rng.integers(1, VOCAB, n))  # noqa: E731
+    contexts = [draw(9) for _ in counts]
+    wanted = [
+        Request(c, draw(rng.integers(1, 12)))
+        for c, n in zip(contexts, counts, strict=True)
+        for _ in range(n)
+    ]
+    reader, taken = order_two(VOCAB), []
+    take = reader.take
+    reader.take = lambda state, rows: taken.append(len(rows)) or take(state, rows)
+    scores = Scorer(reader, batch_size=len(counts)).loglikelihood(wanted)
+    for request, score in zip(wanted, scores, strict=True):
+        assert score.logprob == pytest.approx(plain(reader, request)[0], abs=1e-9)
+    assert bool(taken) == (counts == (1, 2, 9))
