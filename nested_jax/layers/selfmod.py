@@ -33,8 +33,8 @@ from nested_jax.ops.self_modifying import (
     SelfModSpec,
     SelfModState,
     init_self_modifying,
-    self_modifying_chunked,
 )
+from nested_jax.ops.self_modifying_chunked import self_modifying_chunked
 from nested_jax.types import Array, Span
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from nested_jax.ops.chunk_weights import ChunkGates
 from nested_jax.ops.chunking import ChunkGrid, from_chunks, remat_scan, split_slots, to_chunks
 from nested_jax.ops.memory_arch import Matrices
-from nested_jax.ops.memory_state import MemoryInputs, where_rows
+from nested_jax.ops.memory_state import MemoryInputs, MemoryState, where_rows
 from nested_jax.types import Array
 
 
@@ -47,6 +47,11 @@ class _Step(NamedTuple):
     chunk: Any  # Chunk, or what `prepare` made of it
     start_B: Array | None
     complete_B: Array | None
+
+
+def carried(grid: ChunkGrid, state: MemoryState) -> Memory:
+    """Return what a scan over the grid carries of a state."""
+    return Memory(state.fast, () if grid.complete_BN is None else state.anchor, state.momentum)
 
 
 def chunk_tokens(grid: ChunkGrid, inputs: MemoryInputs, starts_BT: Array | None = None) -> Chunk:
@@ -121,5 +126,7 @@ def scan_chunks(
 
     complete_NB = None if grid.complete_BN is None else grid.complete_BN.T
     steps = _Step(chunks, starts_NB, complete_NB)
+    # A chunk's intermediates outweigh its carry: recomputing them is less work than keeping them.
+    body = jax.checkpoint(body, prevent_cse=False)
     memory, y_NBHWV = remat_scan(body, memory, steps, remat=remat, prepare=prepare)
     return memory, from_chunks(grid, jnp.moveaxis(y_NBHWV, 2, 3))

@@ -41,7 +41,7 @@ def scores(mix: Mix, probe_RI: Array, input_CI: Array, direction_CI: Array | Non
 def from_sources(mix: Mix, probe_RI: Array, sources: tuple[Array, ...]) -> Array:
     """Return what the probes find of the memories that the chunk started from, [R, O]."""
     parts = [
-        (coefficient_R[:, None] * probe_RI) @ source_IO
+        coefficient_R[:, None] * (probe_RI @ source_IO)
         for coefficient_R, source_IO in zip(mix.sources, sources, strict=True)
         if coefficient_R is not None
     ]
@@ -86,8 +86,8 @@ def mixed(mix: Mix, sources: tuple[Array, ...], writes: Writes) -> Array:
         if coefficient_1 is not None
     ]
     matrix_IO = sum(parts[1:], parts[0])
-    matrix_IO = matrix_IO - (writes.input_CI * mix.grad_RC[0][:, None]).T @ writes.delta_CO
+    matrix_IO = matrix_IO - writes.input_CI.T @ (mix.grad_RC[0][:, None] * writes.delta_CO)
     if mix.erase_RC is None or writes.direction_CI is None:
         return matrix_IO
     assert writes.erased_CO is not None
-    return matrix_IO - (writes.direction_CI * mix.erase_RC[0][:, None]).T @ writes.erased_CO
+    return matrix_IO - writes.direction_CI.T @ (mix.erase_RC[0][:, None] * writes.erased_CO)

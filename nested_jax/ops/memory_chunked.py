@@ -16,6 +16,7 @@ from nested_jax.ops.chunk_scan import (
     Chunk,
     ChunkForm,
     Memory,
+    carried,
     chunk_starts,
     chunk_tokens,
     scan_chunks,
@@ -131,16 +132,13 @@ def memory_chunked(
             phase_B = jnp.where(first_B, 0, phase_B)
         grid = phased_grid(tokens, spec.chunk, phase_B, lengths_B)
 
-    def carried(s: MemoryState) -> Memory:
-        return Memory(s.fast, () if grid.complete_BN is None else s.anchor, s.momentum)
-
     memory, y_BTHV = scan_chunks(
         ChunkForm(partial(prepare_chunk, spec), partial(write_chunk, spec)),
         grid,
-        carried(state),
+        carried(grid, state),
         chunk_tokens(grid, cast_inputs(state, inputs)),
         chunk_starts(grid, starts_BT),
-        None if initial is None else carried(initial),
+        None if initial is None else carried(grid, initial),
         remat,
     )
     reached_B = phase_B + (tokens if lengths_B is None else lengths_B)

@@ -16,9 +16,6 @@ delta rates of the order of 1, which recall wants of M_mem, replace what M_k and
 NL makes eta and a scalars and leaves open how; here M_rate and M_keep are memories like the others,
 read out by slow vectors r, so that their self-made targets are unit vectors too. The target is
 normalised because M̄(v) written into M makes the update quadratic in M, and it diverges.
-
-Generators and memory may have chunks of different sizes, one dividing the other. The scan goes over
-the smaller; the memory of the larger chunk is written piece by piece and keeps its anchor.
 """
 
 from __future__ import annotations
@@ -31,21 +28,9 @@ import jax
 import jax.numpy as jnp
 
 from nested_jax.config import require
-from nested_jax.ops.chunk_scan import Chunk, Memory
-from nested_jax.ops.chunk_weights import ChunkGates, ChunkWeights, chunk_weights
-from nested_jax.ops.chunking import (
-    ChunkGrid,
-    aligned_grid,
-    from_chunks,
-    phased_grid,
-    remat_scan,
-    split_slots,
-    to_chunks,
-)
 from nested_jax.ops.memory_arch import Matrices, memory_apply
-from nested_jax.ops.memory_chunked import Prepared, write_chunk
 from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryState, mask_tokens, where_rows
+from nested_jax.ops.memory_state import MemoryState
 from nested_jax.ops.normalize import l2_normalize, widen
 from nested_jax.types import Array
 
@@ -95,11 +80,6 @@ class SelfModSpec:
         """In the order of `SelfModState`."""
         return self.generator, self.memory
 
-    @property
-    def step(self) -> int:
-        """Tokens of one step of the scan."""
-        return min(self.memory.chunk, self.generator.chunk)
-
 
 class SelfModState(NamedTuple):
     generators: MemoryState  # leaves [B, H, generators, I, O]
@@ -124,13 +104,6 @@ class GateReadout(NamedTuple):
     keep_HV: Array | None
     keep_bias_H: Array | None
     pace_HG: Array | None = None  # of the generators, in their order; None: all 1
-
-
-class HeadTokens(NamedTuple):
-    """What one head sees of the C slots of a step."""
-
-    inputs: SelfModInputs  # leaves [C, K] and [C]
-    live_C: Array | None  # 1 where the slot holds a token; None: everywhere
 
 
 class Generated(NamedTuple):
@@ -178,166 +151,6 @@ def make_target(spec: SelfModSpec, memory: MemorySpec, anchor: Matrices, v_CV: A
     if spec.targets == "value":
         return v_CV
     return l2_normalize(memory_apply(memory, anchor, v_CV))
-
-
-def write_step(
-    spec: SelfModSpec,
-    readout: GateReadout,
-    memories: tuple[Memory, Memory],
-    tokens: HeadTokens,
-) -> tuple[tuple[Memory, Memory], Array]:
-    """Generate, write and read the C slots of one head; the anchors are returned as they were."""
-    generators, memory = memories
-    made = generate(spec, readout, generators.anchor or generators.fast, tokens.inputs)
-    gates = _mask(ChunkGates(made.rate_C, made.keep_C, tokens.inputs.momentum, tokens.live_C, None))
-    weights = chunk_weights(spec.memory, gates)
-
-    def write(
-        memory_spec: MemorySpec, m: Memory, gates: ChunkGates, weights: ChunkWeights
-    ) -> tuple[Memory, Array]:
-        target_CV = make_target(spec, memory_spec, m.anchor or m.fast, made.v_CV)
-        chunk = Chunk(made.q_CK, made.k_CK, target_CV, gates)
-        fast, momentum, y_CV = write_chunk(memory_spec, m, None, Prepared(chunk, weights))
-        return Memory(fast, m.anchor, momentum), y_CV
-
-    if spec.writes == "none":
-        return memories, memory_apply(spec.memory, memory.fast, made.q_CK)
-    pace_G = readout.pace_HG  # of this head
-    if spec.writes == "all" and pace_G is None:
-        generators = jax.vmap(lambda m: write(spec.generator, m, gates, weights)[0])(generators)
-    elif spec.writes == "all" and pace_G is not None:
-
-        def write_slowly(m: Memory, pace: Array) -> Memory:
-            paced = gates._replace(
-                rate_C=pace * gates.rate_C, keep_C=1.0 - pace * (1.0 - gates.keep_C)
-            )
-            return write(spec.generator, m, paced, chunk_weights(spec.memory, paced))[0]
-
-        generators = jax.vmap(write_slowly)(generators, pace_G)
-    memory, y_CV = write(spec.memory, memory, gates, weights)
-    return (generators, memory), y_CV
-
-
-def _mask(gates: ChunkGates) -> ChunkGates:
-    """Give slots without a token the gates that change nothing."""
-    if gates.live_C is None:
-        return gates
-    live_C = gates.live_C > 0
-    momentum_C = gates.momentum_C
-    if momentum_C is not None:
-        momentum_C = jnp.where(live_C, momentum_C, 1.0)
-    return gates._replace(
-        rate_C=jnp.where(live_C, gates.rate_C, 0.0),
-        keep_C=jnp.where(live_C, gates.keep_C, 1.0),
-        momentum_C=momentum_C,
-    )
-
-
-class _Step(NamedTuple):
-    tokens: HeadTokens  # leaves [B, H, C, ...]
-    start_B: Array | None
-    complete_B: tuple[Array | None, Array | None]  # of generators and memory; None: always
-
-
-def self_modifying_chunked(
-    spec: SelfModSpec,
-    readout: GateReadout,
-    state: SelfModState,
-    inputs: SelfModInputs,
-    *,
-    lengths_B: Array | None = None,
-    starts_BT: Array | None = None,
-    initial: SelfModState | None = None,
-    aligned: bool = False,
-) -> tuple[SelfModState, Array]:
-    """Write and read T tokens in every row and head; return the state behind them and y_BTHV.
-
-    Arguments as `memory_chunked`; a start lies on a boundary of the larger chunk, or is the first
-    token of the call. Computed at the precision of the state; y has the dtype of x.
-
-    Raises:
-      ValueError: inputs or a state that do not belong to the spec.
-    """
-    check_self_modifying(spec, state, inputs)
-    inputs_wide = jax.tree.map(lambda x: x.astype(state.memory.fast[0].dtype), inputs)
-    batch, tokens = inputs.x.shape[:2]
-    phases = [jnp.zeros_like(m.phase_B) if aligned else m.phase_B for m in state]
-    if starts_BT is not None:
-        phases = [jnp.where(starts_BT[:, 0], 0, phase_B) for phase_B in phases]
-    if aligned:
-        grid = aligned_grid(batch, tokens, spec.step, lengths_B)
-    else:
-        grid = phased_grid(tokens, spec.step, phases[0] % spec.step, lengths_B)
-    generator_ends, memory_ends = (
-        _completes(grid, m.chunk // spec.step, phase_B // spec.step)
-        for m, phase_B in zip(spec.specs, phases, strict=True)
-    )
-    complete = generator_ends, memory_ends
-
-    def carried(states: SelfModState) -> tuple[Memory, Memory]:
-        generators, memory = (
-            Memory(m.fast, () if done is None else m.anchor, m.momentum)
-            for m, done in zip(states, complete, strict=True)
-        )
-        return generators, memory
-
-    fresh = None if initial is None else carried(initial)
-    over_heads = jax.vmap(partial(write_step, spec))
-    over_rows = jax.vmap(over_heads, in_axes=(None, 0, 0))
-
-    def body(memories: tuple[Memory, Memory], step: _Step) -> tuple[tuple[Memory, Memory], Array]:
-        if step.start_B is not None and fresh is not None:
-            memories = where_rows(step.start_B, fresh, memories)
-        after, y_BHCV = over_rows(readout, memories, step.tokens)
-        generators, memory = (
-            m if done_B is None else m._replace(anchor=where_rows(done_B, m.fast, m.anchor))
-            for m, done_B in zip(after, step.complete_B, strict=True)
-        )
-        return (generators, memory), y_BHCV
-
-    steps = _Step(_lay_out(grid, inputs_wide), _starts(grid, starts_BT), complete)
-    memories, y_NBHCV = remat_scan(body, carried(state), steps, grid.chunks, remat=spec.remat)
-    y_BTHV = from_chunks(grid, jnp.moveaxis(y_NBHCV, 2, 3))
-    count = tokens if lengths_B is None else lengths_B
-    generators, memory = (
-        MemoryState(m.fast, m.anchor or m.fast, m.momentum, (phase_B + count) % s.chunk)
-        for m, s, phase_B in zip(memories, spec.specs, phases, strict=True)
-    )
-    y_BTHV = mask_tokens(y_BTHV, lengths_B).astype(inputs.x.dtype)
-    return SelfModState(generators, memory), y_BTHV
-
-
-def _completes(grid: ChunkGrid, steps: int, begun_B: Array) -> Array | None:
-    """Return [N, B]: whether a chunk of `steps` steps ends with the step; None: each step ends one.
-
-    `begun_B` steps of the open chunk lie before the call.
-    """
-    if grid.complete_BN is None and steps == 1:
-        return None
-    step_N = jnp.arange(1, grid.chunks + 1, dtype=jnp.int32)
-    ends_NB = (step_N[:, None] + begun_B[None, :]) % steps == 0
-    return ends_NB if grid.complete_BN is None else ends_NB & grid.complete_BN.T
-
-
-def _starts(grid: ChunkGrid, starts_BT: Array | None) -> Array | None:
-    """Return [N, B]: whether a document starts with the step."""
-    if starts_BT is None:
-        return None
-    starts_NBW = to_chunks(grid, starts_BT)
-    if grid.exists_BS is not None:
-        starts_NBW = starts_NBW & split_slots(grid, grid.exists_BS)
-    return jnp.any(starts_NBW, axis=-1)
-
-
-def _lay_out(grid: ChunkGrid, inputs: SelfModInputs) -> HeadTokens:
-    """[B, T, H, ...] -> [N, B, H, C, ...]."""
-    laid = jax.tree.map(lambda x: jnp.moveaxis(to_chunks(grid, x), 3, 2), inputs)
-    if grid.exists_BS is None:
-        return HeadTokens(laid, None)
-    live_NBC = split_slots(grid, grid.exists_BS).astype(inputs.x.dtype)
-    heads = inputs.x.shape[2]
-    live_NBHC = jnp.broadcast_to(live_NBC[:, :, None], (*live_NBC.shape[:2], heads, grid.width))
-    return HeadTokens(laid, live_NBHC)
 
 
 def check_self_modifying(spec: SelfModSpec, state: SelfModState, inputs: SelfModInputs) -> None:

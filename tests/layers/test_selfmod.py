@@ -25,8 +25,8 @@ from nested_jax.ops.self_modifying import (
     SelfModSpec,
     generate,
     init_self_modifying,
-    self_modifying_chunked,
 )
+from nested_jax.ops.self_modifying_chunked import self_modifying_chunked
 from nested_jax.types import Array, PyTree
 
 B, T, H, K = 2, 11, 3, 4

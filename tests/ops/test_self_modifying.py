@@ -19,8 +19,8 @@ from nested_jax.ops.self_modifying import (
     SelfModSpec,
     SelfModState,
     init_self_modifying,
-    self_modifying_chunked,
 )
+from nested_jax.ops.self_modifying_chunked import self_modifying_chunked
 from nested_jax.ops.self_modifying_reference import self_modifying_reference
 from nested_jax.types import PyTree
 
