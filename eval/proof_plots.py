@@ -112,7 +112,9 @@ def by_pairs(path: Path, runs: Sequence[Any]) -> Path:
         (spec,) = cfg.data.task.scored
         mean = statistics.fmean(accuracy(run, spec) for run in one.results)
         label = f"{one.model}, width {cfg.model.dim}"
-        series.setdefault(label, []).append((task_of(spec).pairs, mean))
+        task = task_of(spec)
+        assert isinstance(task, MQAR)
+        series.setdefault(label, []).append((task.pairs, mean))
     for label, points in series.items():
         pairs, means = zip(*sorted(points), strict=True)
         ax.plot(pairs, means, marker="o", label=label)

@@ -78,12 +78,11 @@ def gains(proof: Any, chosen: Sequence[Any]) -> str:
             a.summary["valid_bits_per_byte"] - b.summary["valid_bits_per_byte"]
             for a, b in zip(off, on, strict=True)
         ]
-        parts = np.array(
-            [
-                np.subtract(*(positions(run, proof.out).means(QUARTERS) for run in pair))
-                for pair in zip(off, on, strict=True)
-            ]
-        ).T
+        quarters = [
+            [np.array(positions(run, proof.out).means(QUARTERS)) for run in pair]
+            for pair in zip(off, on, strict=True)
+        ]
+        parts = np.array([without - written for without, written in quarters]).T
         rows.append(
             [
                 base,
@@ -94,8 +93,8 @@ def gains(proof: Any, chosen: Sequence[Any]) -> str:
         )
     if not rows:
         return ""
-    quarters = [f"quarter {i + 1}" for i in range(QUARTERS)]
-    header = ["gain from writing", "bits a byte", *(f"{q}, nats" for q in quarters), "seeds"]
+    names = [f"quarter {i + 1}, nats" for i in range(QUARTERS)]
+    header = ["gain from writing", "bits a byte", *names, "seeds"]
     return table(header, rows)
 
 

@@ -323,11 +323,12 @@ def test_selective_copy_never_ends_in_a_blank_before_the_copy_token():
 
 def test_compression_asks_for_its_input_and_ends_where_it_is_decoded():
     task = Compression(vocab=8, tokens=6)
-    row = task.example(0, 0)
     assert task.read == "last"
-    assert row.tokens_T[-1] == 7
-    assert (row.tokens_T[:-1] < 7).all()
-    np.testing.assert_array_equal(row.targets_T, row.tokens_T)
+    for i in range(30):
+        row = task.example(0, i)
+        assert row.tokens_T[-1] == 7
+        assert (row.tokens_T[:-1] < 7).all()
+        np.testing.assert_array_equal(row.targets_T, row.tokens_T)
     with pytest.raises(ValueError, match=r"data.seq_len=8: wants the 6 tokens of Compression"):
         SyntheticSource(task, 0, 8, 4)
 
@@ -342,6 +343,14 @@ def test_the_memorized_mapping_is_one_to_one_and_the_same_everywhere():
 
 
 # --- formal languages ----------------------------------------------------------------------------
+
+
+def test_chance_of_a_bin_is_the_mean_over_its_lengths():
+    parity = task_of("formal,language=parity,max_length=3")
+    assert parity.chance == pytest.approx((1 / 4 + 1 / 8) / 2)
+    abab = task_of("formal,language=abab,min_length=4,max_length=8")
+    assert abab.chance == pytest.approx((3**-4 + 3**-8) / 2)
+
 
 MEMBERS = {
     "parity": lambda w: w.count("1") % 2 == 0,

@@ -138,6 +138,11 @@ def test_a_folder_of_another_budget_is_refused(tmp_path: Path) -> None:
     (cell, *_) = plan_cells(SUITES["formal"], TINY)
     leave(cell, tmp_path, (1.0, 0.5, 0.0))
     assert finished(cell, tmp_path)
+    summary = cell.workdir(tmp_path) / "summary.json"
+    whole = summary.read_text()
+    summary.write_text(whole.replace('"step": 2', '"step": 1'))
+    assert not finished(cell, tmp_path)  # a run whose steps were raised goes on
+    summary.write_text(whole)
     config = cell.config.replace("steps=2", "steps=3")
     with pytest.raises(ValueError, match=r"train.steps: 2 -> 3.*wants another folder"):
         finished(replace(cell, config=config), tmp_path)
