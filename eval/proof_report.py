@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -258,7 +259,8 @@ def short(commit: str) -> str:
 
 def example(results: Sequence[Result]) -> str:
     cell: Cell = results[-1].cell
-    return shown(cell.command(Path("runs/again"))) + f"    # {parameters(cell):,} parameters"
+    command = re.sub(r"(data\.source=)\S+", r"\1FOLDER", shown(cell.command(Path("runs/again"))))
+    return f"{command}    # {parameters(cell):,} parameters"
 
 
 def update_section(file: Path, name: str, text: str) -> None:
