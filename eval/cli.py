@@ -137,7 +137,14 @@ def options_of(flags: argparse.Namespace) -> dict[str, Any]:
     """Return the flags that decide the numbers, and those that were given."""
     skip = ("checkpoint", "out", "plots", "save_items")
     found = {k: v for k, v in vars(flags).items() if k not in skip}
-    return {k: str(v) if isinstance(v, Path) else v for k, v in found.items()}
+    return {k: names(v) for k, v in found.items()}
+
+
+def names(value: Any) -> Any:
+    """Return a flag's value with its paths as text, which JSON can hold."""
+    if isinstance(value, list):
+        return [names(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def write_result(result: dict[str, Any], flags: argparse.Namespace) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import jax
 import numpy as np
 import pytest
 from test_scoring import tokenizer
+from tiny import compile_cache
 
 from eval.errors import NotWrittenError
 from eval.memory import MemorizeOptions, Memorizer
@@ -22,12 +24,18 @@ TEXTS = [list(range(5, 26)), list(range(40, 50)), list(range(7, 40))]
 REQUESTS = [Request((5, 6, 7), (8, 9)), Request((40, 41), (42,)), Request((7, 8), (9, 10, 11))]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cached():
+    with compile_cache():
+        yield
+
+
 @cache
-def subject(block: str) -> Subject:
+def subject(block: str, fast_layers: int = 1) -> Subject:
     cfg = Config(
         model=ModelConfig(
             block=block, vocab_size=64, dim=16, layers=2, heads=2, mlp_hidden=24, max_len=64,
-            cms=CMSConfig(periods=(8, 16), inner_lr=(0.05,)),
+            cms=CMSConfig(periods=(8, 16), inner_lr=(0.05,), fast_layers=fast_layers),
         ),
         teach=TeachConfig(mode="exact" if block == "hope_attention" else "off", chunk=8),
     )  # fmt: skip
@@ -36,14 +44,18 @@ def subject(block: str) -> Subject:
     return Subject("tiny", cfg, 0, tokenizer(), Scorer(reader, 4), 0)
 
 
-def memorized(block: str, **options) -> tuple[list[float], Memorizer]:
-    memorizer = Memorizer(subject(block), MemorizeOptions(on=True, **options))
+def memorized(
+    block: str, order: Sequence[int] = (0, 1, 2), fast_layers: int = 1, **options
+) -> tuple[list[float], Memorizer]:
+    """Score the requests, each from memories of its own text; texts are given in an order."""
+    chosen = subject(block, fast_layers)
+    memorizer = Memorizer(chosen, MemorizeOptions(on=True, **options))
     scores = {}
-    for part, start in memorizer.batches(TEXTS, subject(block).scorer):
-        found = subject(block).scorer.loglikelihood(
-            [REQUESTS[i] for i in part], start, list(range(len(part)))
+    for part, start in memorizer.batches([TEXTS[i] for i in order], chosen.scorer):
+        found = chosen.scorer.loglikelihood(
+            [REQUESTS[order[i]] for i in part], start, list(range(len(part)))
         )
-        scores |= {i: s.logprob for i, s in zip(part, found, strict=True)}
+        scores |= {order[i]: s.logprob for i, s in zip(part, found, strict=True)}
     return [scores[i] for i in range(len(TEXTS))], memorizer
 
 
@@ -75,3 +87,93 @@ def test_writes_that_were_asked_for_and_blocked_are_an_error():
     np.testing.assert_array_equal(after, baseline("hope_attention"))
     with pytest.raises(NotWrittenError, match="nothing was written"):
         memorizer.report()
+
+
+def test_the_order_of_texts_changes_no_score_and_no_count():
+    one, first = memorized("hope_attention")
+    other, second = memorized("hope_attention", order=(2, 0, 1))
+    np.testing.assert_allclose(other, one, atol=1e-5)
+    assert second.report()["writes"] == first.report()["writes"]
+
+
+@pytest.mark.slow
+def test_every_step_writes_the_text_again():
+    once, _ = memorized("hope_attention")
+    twice, memorizer = memorized("hope_attention", steps=2)
+    assert memorizer.report()["writes"] == {"cms_fast": 2 * 9, "cms_mid": 2 * 5}
+    assert memorizer.report()["texts"] == 2 * len(TEXTS)
+    assert sum(twice) > sum(once)
+
+
+@pytest.mark.slow
+def test_memories_that_are_not_reset_know_the_texts_before():
+    each, _ = memorized("hope_attention")
+    carried, memorizer = memorized("hope_attention", reset=False)
+    assert carried[0] == pytest.approx(each[0], abs=1e-5)
+    assert carried[2] != pytest.approx(each[2], abs=1e-3)
+    assert memorizer.report()["writes"] == {"cms_fast": 9, "cms_mid": 5}
+    assert not memorizer.report()["reset"]
+    again, _ = memorized("hope_attention", order=(1, 0, 2), reset=False)
+    assert again[0] != pytest.approx(each[0], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_paths_and_layers_choose_what_is_written():
+    both, _ = memorized("hope_attention")
+    mid, memorizer = memorized("hope_attention", paths="cms_mid,titan")
+    report = memorizer.report()
+    assert report["writes"] == {"cms_mid": 5}
+    assert report["absent_paths"] == ["titan"]
+    assert mid != pytest.approx(both, abs=1e-4)
+    assert mid != pytest.approx(baseline("hope_attention"), abs=1e-4)
+    _, all_layers = memorized("hope_attention", fast_layers=2)
+    assert all_layers.report()["writes"] == {"cms_fast": 2 * 9, "cms_mid": 2 * 5}
+    for layers in ("last", "1", "-1"):
+        _, last = memorized("hope_attention", fast_layers=2, layers=layers)
+        assert last.report()["writes"] == {"cms_fast": 9, "cms_mid": 5}
+    with pytest.raises(NotWrittenError, match="layers '0'"):
+        memorized("hope_attention", layers="0")[1].report()  # it has no fast weights
+
+
+@pytest.mark.slow
+def test_the_threshold_blocks_chunks_and_counts_them():
+    losses = []
+    for threshold in (4.0, 4.15, 4.3):
+        scores, memorizer = memorized("hope_attention", surprise_threshold=threshold)
+        report = memorizer.report()
+        total = {k: v + report["blocked"].get(k, 0) for k, v in report["writes"].items()}
+        assert total == {"cms_fast": 9, "cms_mid": 5}
+        losses.append((report["writes"]["cms_fast"], sum(scores)))
+    assert losses[0][0] > losses[-1][0], losses
+
+
+def test_the_answer_is_marked_as_leakage():
+    _, memorizer = memorized("hope_attention", use_correct_answer=True)
+    assert memorizer.report()["leakage"]
+    assert not memorized("hope_attention")[1].report()["leakage"]
+
+
+@pytest.mark.slow
+def test_reading_writes_a_sequence_memory_and_says_by_how_much():
+    _, memorizer = memorized("deltanet")
+    report = memorizer.report()
+    assert report["writes"] == {"delta": sum(map(len, TEXTS)) * 2}
+    assert report["change"]["delta"] > 0
+    chosen = subject("deltanet")
+    learner = Memorizer(chosen, MemorizeOptions(on=True))
+    nats = chosen.scorer.rolling(TEXTS, 0, learner.learn)
+    plain = chosen.scorer.rolling(TEXTS, 0)
+    for a, b in zip(nats, plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)  # it is written in both
+    assert learner.report()["change"]["delta"] > 0
+
+
+def test_reading_scores_a_token_before_the_write_that_it_causes():
+    chosen = subject("hope_attention")
+    learner = Memorizer(chosen, MemorizeOptions(on=True))
+    text = [5, 6, 7, 8, 9, 10, 11, 12] * 4
+    (learned,) = chosen.scorer.rolling([text], 0, learner.learn)
+    (plain,) = chosen.scorer.rolling([text], 0)
+    np.testing.assert_allclose(learned[:8], plain[:8], atol=1e-5)  # the first chunk
+    assert learned[16:].mean() < plain[16:].mean()
+    assert learner.report()["writes"] == {"cms_fast": 4, "cms_mid": 2}

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from doubles import HandMade, uniform
 
-from eval import niah, zeroshot
+from eval import continual, niah, zeroshot
 from eval.__main__ import main
+from eval.cli import options_of, parser_of
 from eval.continual import own_stages, summarize
 from eval.datasets import DataRoot
 from eval.memory_paths import choose_layers, choose_paths, model_paths
@@ -168,3 +169,10 @@ def test_bad_input_ends_with_2(capsys, tmp_path):
     assert main(["zeroshot", "--checkpoint", str(tmp_path), "--memorize-steps", "2"]) == 2
     assert "--memorize" in capsys.readouterr().err
     assert main(["zeroshot", "--list-tasks"]) == 0
+
+
+def test_flags_that_hold_paths_can_be_written(tmp_path):
+    words = ["--then", str(tmp_path), "--then", "b", "--data-root", "c"]
+    options = options_of(parser_of(continual.TASK).parse_args(words))
+    assert json.loads(json.dumps(options))["then"] == [str(tmp_path), "b"]
+    assert options["data_root"] == "c"

@@ -1,0 +1,211 @@
+"""Whole commands on checkpoints: memorization, suites that go on, comparisons, training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_root import untrained, write_root
+from tiny import HOPE, compile_cache, read_lines, tiny_config, write_data
+
+from eval import suite
+from eval.__main__ import main
+from eval.cli import evaluate
+from eval.evaluators import make_evaluators
+from nested_jax.trainer import train
+
+FEW = ("--max-samples", "4", "--batch-size", "4")
+TASKS = ("--tasks", "piqa,winogrande,lambada")
+
+
+class Place:
+    """A data root and two checkpoints of one tokenizer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = write_root(folder / "root")
+        data = write_data(folder / "data")
+        self.hope = untrained(folder / "hope", data, HOPE)
+        self.plain = untrained(folder / "plain", data)
+        self.other = untrained(folder / "other", data, {"seed": 4})
+
+    def run(self, task: str, checkpoint: Path, out: Path, *words: str) -> dict[str, Any]:
+        """Run a command that succeeds, and return its result."""
+        command = [task, "--checkpoint", str(checkpoint), "--out", str(out)]
+        assert main([*command, "--data-root", str(self.root), *words]) == 0
+        return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with compile_cache():
+        yield Place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.mark.slow
+def test_memorizing_changes_hope_and_leaves_its_baseline(place: Place, tmp_path: Path) -> None:
+    out = tmp_path / "a.json"
+    base = place.run("zeroshot", place.hope, out, *TASKS, *FEW, "--save-items")
+    words = (*TASKS, *FEW, "--save-items", "--memorize", "--plots", str(tmp_path / "plots"))
+    found = place.run("zeroshot", place.hope, out, *words)
+    assert sum(found["memorize"]["writes"].values()) > 0
+    assert min(found["memorize"]["change"].values()) > 0
+    assert not found["memorize"]["leakage"]
+    for before, row in zip(base["items"], found["items"], strict=True):
+        assert row["logprobs"] == before["logprobs"]  # the baseline, to the last bit
+        assert row["memorized"]["logprobs"] != before["logprobs"]
+    for name, group in found["metrics"].items():
+        assert {k: group[k] for k in base["metrics"][name]} == base["metrics"][name]
+        assert group["delta"]["acc"] == group["memorized"]["acc"] - group["acc"]
+    assert (tmp_path / "plots" / "zeroshot.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_a_transformer_differs_by_exactly_nothing(
+    place: Place, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "a.json"
+    zero = place.run("zeroshot", place.plain, out, *TASKS, *FEW, "--memorize")
+    read = place.run("perplexity", place.plain, out, "--segments", "code,wikitext2", "--memorize")
+    for found in (zero, read):
+        for group in found["metrics"].values():
+            assert set(group["delta"].values()) == {0.0}
+        assert found["memorize"]["writes"] == {}
+        assert "nothing to write" in found["memorize"]["note"]
+    assert "nothing to write" in capsys.readouterr().out
+
+
+def test_writes_that_did_not_come_end_with_1(place: Place, capsys: Any) -> None:
+    words = ["--data-root", str(place.root), "--tasks", "piqa", *FEW, "--memorize"]
+    command = ["zeroshot", "--checkpoint", str(place.hope), *words]
+    assert main([*command, "--memorize-paths", "titan"]) == 1
+    assert "nothing was written into cms_fast, cms_mid" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_the_answer_leaks_is_marked(place: Place, tmp_path: Path, capsys: Any) -> None:
+    words = ("--tasks", "piqa", *FEW, "--memorize", "--memorize-use-correct-answer")
+    found = place.run("zeroshot", place.hope, tmp_path / "a.json", *words, "--memorize-no-reset")
+    assert found["memorize"]["leakage"]
+    assert not found["memorize"]["reset"]
+    assert "**Leakage" in capsys.readouterr().out
+
+
+def test_a_suite_that_was_killed_goes_on(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """What is done is not done again, half a file is no result, other flags are other results."""
+    tiny = {"zeroshot": ["--tasks", "piqa"], "perplexity": ["--segments", "code"]}
+    monkeypatch.setitem(suite.PRESETS, "tiny", tiny)
+    folder, ran, kills = tmp_path / "eval", [], ["perplexity"]
+    command = ["suite", "--checkpoint", str(place.plain), "--out-dir", str(folder)]
+    command += ["--preset", "tiny", "--out", str(tmp_path / "all.json")]
+    rest = ["--", "--data-root", str(place.root), *FEW]
+
+    def run(task: Any, *inputs: Any) -> Any:
+        if task.name in kills:
+            kills.clear()
+            raise KeyboardInterrupt
+        ran.append(task.name)
+        return evaluate(task, *inputs)
+
+    monkeypatch.setattr(suite, "evaluate", run)
+    with pytest.raises(KeyboardInterrupt):
+        main([*command, *rest])
+    assert ran == ["zeroshot"]
+    first = (folder / "zeroshot.json").read_bytes()
+    assert main([*command, *rest]) == 0
+    assert ran == ["zeroshot", "perplexity"]
+    assert "zeroshot: done before" in capsys.readouterr().out
+    assert (folder / "zeroshot.json").read_bytes() == first
+    second = folder / "perplexity.json"
+    second.write_text(second.read_text()[:100])
+    assert main([*command, *rest]) == 0
+    assert ran[2:] == ["perplexity"]
+    assert main([*command, *rest, "--seed", "1"]) == 0
+    assert ran[3:] == ["zeroshot", "perplexity"]
+    assert set(json.loads((tmp_path / "all.json").read_text())["metrics"]) == set(tiny)
+    text = (folder / "summary.md").read_text()
+    assert "## zeroshot: plain, step 0" in text
+    assert "## perplexity: plain, step 0" in text
+    capsys.readouterr()
+    assert main(["summary", str(folder / "zeroshot.json"), str(second)]) == 0
+    assert capsys.readouterr().out.strip() == text.strip()
+    assert main(["summary", str(tmp_path / "all.json")]) == 2
+    assert "is no result of a task" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_checkpoints_are_compared_item_by_item(place: Place, tmp_path: Path) -> None:
+    def pair(task: str, to: Path, *words: str) -> dict[str, Any]:
+        out = tmp_path / "compare.json"
+        command = ["compare", "--checkpoint", str(place.plain), "--to", str(to), "--task", task]
+        rest = ["--", "--data-root", str(place.root), "--batch-size", "4", *words]
+        assert main([*command, "--out", str(out), *rest]) == 0
+        (found,) = json.loads(out.read_text())["pairs"]
+        return found["groups"]
+
+    same = pair("zeroshot", place.plain, "--tasks", "piqa,lambada", "--max-samples", "4")
+    for group in same.values():
+        assert (group["difference"], group["p"], group["n"]) == (0.0, 1.0, 4)
+    group = pair("perplexity", place.other, "--segments", "code")["code"]
+    assert group["measure"] == "loss"
+    assert group["difference"] == pytest.approx(group["b"] - group["a"])
+    assert group["interval"][0] <= group["difference"] <= group["interval"][1]
+    assert group["p"] in [k / 8 for k in range(1, 9)]  # three documents: eight choices of signs
+
+
+@pytest.mark.slow
+def test_stages_of_checkpoints_make_a_matrix(place: Place, tmp_path: Path) -> None:
+    names, plots = ["code", "dialogue_sgd"], tmp_path / "plots"
+    words = ["--then", str(place.hope), "--then", str(place.hope), "--segments", ",".join(names)]
+    words += ["--doc-tokens", "40", "--score-tokens", "80", "--plots", str(plots), "--memorize"]
+    found = place.run("continual", place.hope, tmp_path / "a.json", *words)
+    table = found["metrics"]["matrix"]
+    assert table["stages"] == ["hope@0"] * 3
+    assert table["segments"] == names
+    rows = table["loss"]
+    assert rows[0] == rows[1] == rows[2]
+    assert table["memorized"]["loss"][0] != rows[0]
+    assert found["metrics"]["mean"]["forgetting"] == 0.0
+    assert found["memorize"]["writes"]["cms_fast"] > 0
+    drawn = {p.name for p in plots.iterdir()}
+    kinds = ("", "_memorized")
+    assert drawn == {f"continual_{k}{e}.png" for k in ("forgetting", "matrix") for e in kinds}
+
+
+@pytest.mark.slow
+def test_segments_of_one_stream_make_a_matrix(place: Place, tmp_path: Path) -> None:
+    words = ["--segments", "code,dialogue_sgd", "--doc-tokens", "40", "--score-tokens", "80"]
+    words += ["--write-tokens", "90"]
+    hope = place.run("continual", place.hope, tmp_path / "a.json", *words)
+    rows = hope["metrics"]["matrix"]["loss"]
+    assert hope["metrics"]["matrix"]["stages"] == ["before", "code", "dialogue_sgd"]
+    assert rows[0] != rows[1] != rows[2]
+    assert hope["memorize"]["writes"]["cms_fast"] >= 2 * (90 // 8)
+    plain = place.run("continual", place.plain, tmp_path / "a.json", *words)
+    rows = plain["metrics"]["matrix"]["loss"]
+    assert rows[0] == rows[1] == rows[2]
+
+
+@pytest.mark.slow
+def test_a_run_scores_tasks_while_it_trains(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers are those of the command on the checkpoint of the same step."""
+    monkeypatch.setenv("NESTED_JAX_DATA", str(place.root))
+    changes = {"train.eval_tasks": ["piqa", "lambada"], "train.steps": 6, "train.save_every": 3}
+    cfg = tiny_config(place.root.parent / "data", {**changes, "train.eval_every": 3})
+    workdir = tmp_path / "run"
+    summary = train(cfg, workdir, make_evaluators(cfg))
+    lines = [line for line in read_lines(workdir) if "valid_loss" in line]
+    assert [line["step"] for line in lines] == [3, 6]
+    for line in lines:
+        step = workdir / "checkpoints" / str(line["step"])
+        found = place.run("zeroshot", step, tmp_path / "a.json", "--tasks", "piqa,lambada")
+        for name, group in found["metrics"].items():
+            assert line[f"{name}/acc"] == group["acc"]
+            assert line[f"{name}/chance"] == group["chance"]
+    assert summary.scores["piqa/acc"] == lines[-1]["piqa/acc"]
