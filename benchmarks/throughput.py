@@ -229,7 +229,7 @@ def emit(benchmark: str, **values: Any) -> None:
 
 
 def where() -> dict[str, Any]:
-    names = ("jax", "jaxlib", "flax", "torch")
+    names = ("jax", "jaxlib", "flax", "torch", "titans-pytorch")
     installed = {d.name.lower() for d in metadata.distributions() if d.name}
     commit = partial(subprocess.run, capture_output=True, text=True, check=False)
     return {

@@ -133,7 +133,7 @@ def memory_chunked(
         grid = phased_grid(tokens, spec.chunk, phase_B, lengths_B)
 
     memory, y_BTHV = scan_chunks(
-        ChunkForm(partial(prepare_chunk, spec), partial(write_chunk, spec)),
+        ChunkForm(partial(prepare_chunk, spec), partial(write_chunk, spec), spec.num_matrices > 1),
         grid,
         carried(grid, state),
         chunk_tokens(grid, cast_inputs(state, inputs)),

@@ -189,7 +189,7 @@ def scan_memory(
     """Return M_mem behind T tokens, and its answers y_BTHV."""
     grid, phase_B = rows.grid(inputs.q_BTHK.shape[1], spec.memory.chunk, state.phase_B)
     memory, y_BTHV = scan_chunks(
-        ChunkForm(partial(prepare_chunk, spec.memory), partial(write_memory, spec)),
+        ChunkForm(partial(prepare_chunk, spec.memory), partial(write_memory, spec), recompute=True),
         grid,
         carried(grid, state),
         chunk_tokens(grid, inputs),
