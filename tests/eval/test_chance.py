@@ -111,3 +111,22 @@ def test_a_model_that_never_changes_forgets_nothing(root: Path, tokenizer: Any) 
     found = continual.compared(np.asarray([row] * 3), None, ["a", "b", "c"], names)
     kept = {k: v for k, v in found["mean"].items() if not k.startswith("loss")}
     assert kept == {"forgetting": 0.0, "backward_transfer": 0.0, "forward_transfer": 0.0}
+
+
+def test_a_model_that_always_says_one_intent_has_a_known_matrix(root: Path, tokenizer: Any) -> None:
+    favorite = np.zeros(VOCAB)
+    favorite[tokenizer.encode(" pay bill")] = 5.0
+    log_p = favorite - np.log(np.exp(favorite).sum())
+    words = ("--learners", "frozen", "--task-size", "2", "--tasks", "2", "--eval-per-label", "6")
+    found = run(classification.TASK, HandMade(lambda history: log_p), tokenizer, root, *words)
+    labels = [row["label"] for row in found.items if row["id"].startswith("frozen/1/")]
+    first = 0.5 * ("pay_bill" in labels[:12])  # half of its increment, and nothing of the other
+    group = found.metrics["frozen"]
+    assert group["matrix"] == [
+        [first or pytest.approx(group["matrix"][0][0]), None],
+        [first, 0.5 - first],
+    ]
+    assert group["average_accuracy"] == 0.25
+    assert {row["guess"] for row in found.items if row["id"].startswith("frozen/1/")} == {
+        "pay_bill"
+    }
