@@ -18,7 +18,15 @@ import numpy as np
 from eval import memory, plots
 from eval.cli import Findings, Task, data_root, run_task, with_memorized
 from eval.memory import Memorizer
-from eval.perplexity import document_items, documents, stream_report, streams, summarize, tokenized
+from eval.perplexity import (
+    choose_segments,
+    document_items,
+    documents,
+    stream_report,
+    streams,
+    summarize,
+    tokenized,
+)
 from eval.stats import mean_stderr
 from eval.subject import Subject
 from nested_jax.config import require
@@ -55,6 +63,7 @@ def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
     length, root = context_tokens(subject, flags.context_tokens), data_root(flags)
     options = memory.from_flags(flags)
     memorizer = Memorizer(subject, options) if options.on else None
+    choose_segments(flags.segment)
     texts = documents(root, flags.segment, flags.split)
     if flags.max_samples:
         texts = itertools.islice(texts, flags.max_samples)
