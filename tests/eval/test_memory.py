@@ -89,6 +89,7 @@ def test_writes_that_were_asked_for_and_blocked_are_an_error():
         memorizer.report()
 
 
+@pytest.mark.slow
 def test_the_order_of_texts_changes_no_score_and_no_count():
     one, first = memorized("hope_attention")
     other, second = memorized("hope_attention", order=(2, 0, 1))
@@ -147,6 +148,7 @@ def test_the_threshold_blocks_chunks_and_counts_them():
     assert losses[0][0] > losses[-1][0], losses
 
 
+@pytest.mark.slow
 def test_the_answer_is_marked_as_leakage():
     _, memorizer = memorized("hope_attention", use_correct_answer=True)
     assert memorizer.report()["leakage"]
