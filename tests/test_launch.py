@@ -261,6 +261,7 @@ def test_many_kills(tmp_path: Path, data: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's tasks
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_the_last_checkpoint_is_good(
     config: Path,
     tmp_path: Path,
@@ -287,6 +288,7 @@ def test_a_full_disk_ends_the_run_and_the_last_checkpoint_is_good(
 # --- several processes ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_one_goes_on(
     undisturbed: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -89,7 +89,7 @@ def total(metrics: list[dict[str, Array]]) -> Array:
     [
         pytest.param({}, marks=pytest.mark.slow),
         {"surprise": (0.5, 0.25)},
-        {"carry": "all", **WRITTEN},
+        pytest.param({"carry": "all", **WRITTEN}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -58,6 +58,7 @@ def fields(**changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_scores_its_tasks_and_resumes(tmp_path: Path) -> None:
     """What an interrupted run leaves is, bit for bit, what an undisturbed one leaves."""
     cfg = from_config_dict(fields())

@@ -200,7 +200,7 @@ def test_stop_zeroes_exactly_the_write_path():
     [
         (6, (1,) * 11),
         pytest.param(6, (3, 1, 7), marks=pytest.mark.slow),
-        (0, (1, 3, 7)),
+        pytest.param(0, (1, 3, 7), marks=pytest.mark.slow),
         pytest.param(6, (4, 4, 3), marks=pytest.mark.slow),
         pytest.param(0, (1,) * 11, marks=pytest.mark.slow),
     ],
@@ -336,6 +336,7 @@ def test_gate_decides_for_each_sequence():
     )
 
 
+@pytest.mark.slow
 def test_units_do_not_move_with_batch_or_chunk():
     """The signal's norm a token is that of the summed loss: batch and chunk do not scale it."""
     cfg = config(scale=0.0)

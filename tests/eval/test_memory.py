@@ -63,6 +63,7 @@ def baseline(block: str) -> list[float]:
     return [s.logprob for s in subject(block).scorer.loglikelihood(REQUESTS)]
 
 
+@pytest.mark.slow
 def test_writing_helps_its_own_text_and_leaves_the_baseline_alone():
     before = baseline("hope_attention")
     after, memorizer = memorized("hope_attention")

@@ -46,7 +46,7 @@ DRAWN: dict[str, tuple[Callable[[Path], list[Path]], int, tuple[str, ...], set[s
     "niah": (
         lambda f: niah.draw(f, ["s1"], [256, 512], NEEDLES),
         1,
-        ("s1: value written exactly", "tokens", "depth"),
+        ("s1: answered exactly", "tokens", "depth"),
         set(),
         {"1", "0"},
     ),

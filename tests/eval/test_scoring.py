@@ -203,6 +203,7 @@ def test_scores_are_those_of_one_plain_call(block):
         assert score.logprob == pytest.approx(float(want), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_no_score():
     wanted = requests(5, 7)
     scores = [

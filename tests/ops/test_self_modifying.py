@@ -111,7 +111,7 @@ def used_state(spec: SelfModSpec, slow: PyTree) -> SelfModState:
     )
 
 
-DEFAULT = ("online", "dgd", "titans", "gd", "apart")  # the others compile for seconds each
+DEFAULT = ("online", "dgd", "titans")  # the others compile for seconds each
 
 
 @pytest.mark.parametrize(
