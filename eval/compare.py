@@ -27,7 +27,7 @@ from eval.stats import bootstrap, mcnemar, sign_flip
 from nested_jax.config import require
 from nested_jax.metrics import write_json
 
-TASKS = ("zeroshot", "perplexity", "books", "niah", "passkey", "recall")
+TASKS = ("zeroshot", "perplexity", "books", "niah", "passkey", "babi", "recall")
 
 
 def main(arguments: list[str]) -> int:
@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="JSON file of the comparison")
     flags = parser.parse_args(own)
     require(flags.task in TASKS, "--task", flags.task, f"wants one of {', '.join(TASKS)}")
+    for path in (flags.checkpoint, *flags.to):  # before the first is evaluated
+        require(path.is_dir(), "checkpoint", str(path), "wants the folder of a run or of a step")
     task: Task = importlib.import_module(f"eval.{flags.task}").TASK
     results = [run(task, path, rest) for path in (flags.checkpoint, *flags.to)]
     found = compare(results)

@@ -44,6 +44,7 @@ PRESETS: dict[str, dict[str, list[str]]] = {
         "books": [],
         "niah": ["--context-lengths", "512,1024,2048"],
         "passkey": ["--context-lengths", "512,1024,2048"],
+        "babi": ["--context-lengths", "512,1024,2048"],
         "continual": [],
     },
     "full": {
@@ -52,6 +53,7 @@ PRESETS: dict[str, dict[str, list[str]]] = {
         "books": [],
         "niah": ["--context-lengths", "512,1024,2048", "--samples-per-length", "500"],
         "passkey": ["--context-lengths", "512,1024,2048", "--samples-per-length", "500"],
+        "babi": ["--context-lengths", "512,1024,2048", "--samples-per-length", "500"],
         "continual": [],
     },
 }
