@@ -112,6 +112,11 @@ def room(tokens: int) -> int:
     return -(-tokens // unit) * unit
 
 
+def padded(tokens: int) -> int:
+    """Return the slots that `pieces` of texts of so many tokens fill or pass over."""
+    return max(tokens, min(bucket(tokens), PIECE))
+
+
 def pad(rows: Sequence[Sequence[int]], count: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Return tokens int32 [count, width], padded with 0, and the lengths of the rows."""
     tokens_BT = np.zeros((count, width), np.int32)

@@ -18,6 +18,7 @@ from eval.requests import (
     Start,
     bucket,
     pad,
+    padded,
     pieces,
     room,
     stopped,
@@ -231,7 +232,7 @@ class Scorer:
             count = self.rows(min(bucket(longest), PIECE), len(batch))
             rows = [cut[j][1] for j in batch]
             streams = [w.context + w.scored for w in rows]
-            width = max(map(len, streams))
+            width = padded(max(map(len, streams)))
             state = self.start(start, [0] * len(batch), count, width)
             inputs = [s[:-1] for s in streams]
             nats, _ = self.score(state, inputs, [s[1:] for s in streams], count, step)
@@ -274,7 +275,7 @@ class Scorer:
         texts: dict[int, str] = {}
         for batch in self.batches(groups):
             count = self.rows(bucket(len(batch[0].context) - 1), len(batch))
-            width = max(len(g.context) for g in batch)
+            width = padded(max(len(g.context) for g in batch))
             more = -(-max_tokens // BLOCK) * BLOCK
             state = self.start(start, [g.row for g in batch], count, width + more)
             state = self.read(state, [g.context[:-1] for g in batch], count)
