@@ -30,7 +30,8 @@ from nested_jax.types import PyTree
 
 FOLDER = "checkpoints"
 # What reading a damaged folder raises: missing or cut files, bad JSON, tensorstore's DATA_LOSS.
-DAMAGE = (ValueError, KeyError, TypeError, OSError)
+# AttributeError: Orbax takes what a damaged metadata file holds for what should be there.
+DAMAGE = (ValueError, KeyError, TypeError, OSError, AttributeError)
 # Fields that may change between the runs of one workdir: they do not touch what is computed, or,
 # for train.steps, only the rest of the schedule. Everything else would make another experiment.
 FREE = (

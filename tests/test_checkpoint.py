@@ -20,7 +20,14 @@ from helpers import assert_equal
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny import tiny_config
 
-from nested_jax.checkpoint import CheckpointError, Checkpoints, run_meta, saved_steps
+from nested_jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    DamagedError,
+    damage,
+    run_meta,
+    saved_steps,
+)
 from nested_jax.config import Config, MeshConfig, TrainConfig
 from nested_jax.optim import scale_by_adam, skip_non_finite
 from nested_jax.sharding import make_mesh
@@ -178,6 +185,19 @@ def test_a_damaged_newest_is_reported_and_the_one_before_used(
     assert restored is not None
     assert_equal(restored.state, make_state(step=6))
     assert (saved.folder / "6.damaged").is_dir()
+
+
+@pytest.mark.parametrize(
+    "kind", [ValueError, KeyError, TypeError, OSError, AttributeError, Exception]
+)
+def test_what_reading_damage_raises_is_damage(kind: type[Exception]) -> None:
+    with pytest.raises(DamagedError, match=f"{kind.__name__}: .*no attribute"), damage():
+        raise kind("'dict' object has no attribute 'param_name'")
+
+
+def test_other_errors_are_not_damage() -> None:
+    with pytest.raises(ZeroDivisionError), damage():
+        raise ZeroDivisionError
 
 
 def test_random_damage_never_restores_wrong_numbers(saved: Checkpoints) -> None:
