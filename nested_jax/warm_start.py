@@ -31,6 +31,7 @@ def first_params(plan: Plan) -> PyTree | None:
     source = plan.cfg.train.init_from
     if not source or saved_steps(plan.workdir / FOLDER):
         return None
+    require(Path(source).is_dir(), NAME, source, "wants the folder of a run or of a step")
     params, cfg, _ = load_checkpoint(source)
     want = f"wants a checkpoint of model.block={plan.cfg.model.block!r}, got {cfg.model.block!r}"
     require(cfg.model.block == plan.cfg.model.block, NAME, source, want)
