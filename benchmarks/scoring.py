@@ -1,11 +1,17 @@
 """Requests a second of `eval.scoring` against the same requests one by one, one JSON line each.
 
-    python benchmarks/scoring.py [--only choices|needles] [--blocks transformer,hope]
+    python benchmarks/scoring.py [--only choices|needles|intents] [--blocks transformer,hope]
 
 One by one is what a plain script does: prompt and answer are one text, read in one compiled call,
 padded to the same widths, so neither side compiles while it is timed. Both sides must give the same
 log-likelihoods (1e-3) or nothing is reported. `choices` has questions of four answers, with the
-lengths of HellaSwag and ARC (drawn evenly); `needles` ten values behind each long prompt.
+lengths of HellaSwag and ARC (drawn evenly); `needles` ten values behind each long prompt; `intents`
+the 150 intents of CLINC150 behind a text and the examples before it, as eval/classification.py asks
+for them in context.
+
+tokens_ratio is how many times as many tokens are read one by one: where the cores are busy in both
+cases it is what can be won at most, but for the batches' better use of them. slots_ratio counts the
+padding too.
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ from eval.scoring import Scorer
 from nested_jax import machine
 from nested_jax.config import from_config_dict
 from nested_jax.models.lm import build_model
+from nested_jax.types import Array
 
 MODEL = {
     "vocab_size": 4096,
@@ -62,6 +69,13 @@ def needles(rng: np.random.Generator) -> list[Request]:
     return drawn(rng, prompts=16, prompt=(500, 513), answers=10, answer=(4, 9))
 
 
+def intents(rng: np.random.Generator) -> list[Request]:
+    examples = text(rng, 512, 513)
+    asked = [examples + text(rng, 8, 20) for _ in range(2)]
+    labels = [text(rng, 2, 6) for _ in range(150)]
+    return [Request(context, label) for context in asked for label in labels]
+
+
 def drawn(
     rng: np.random.Generator,
     prompts: int,
@@ -69,15 +83,28 @@ def drawn(
     answers: int,
     answer: tuple[int, int],
 ) -> list[Request]:
-    def text(low: int, high: int) -> tuple[int, ...]:
-        length = int(rng.integers(low, high))
-        return tuple(int(t) for t in rng.integers(4, MODEL["vocab_size"], length))
-
-    shared = [text(*prompt) for _ in range(prompts)]
-    return [Request(context, text(*answer)) for context in shared for _ in range(answers)]
+    shared = [text(rng, *prompt) for _ in range(prompts)]
+    return [Request(context, text(rng, *answer)) for context in shared for _ in range(answers)]
 
 
-SETS = {"choices": choices, "needles": needles}
+def text(rng: np.random.Generator, low: int, high: int) -> tuple[int, ...]:
+    length = int(rng.integers(low, high))
+    return tuple(int(t) for t in rng.integers(4, MODEL["vocab_size"], length))
+
+
+SETS = {"choices": choices, "needles": needles, "intents": intents}
+
+
+class Counted(ModelReader):
+    """Counts the tokens that it reads, and the slots that they and their padding fill."""
+
+    tokens = slots = 0
+
+    def put(self, *arrays: np.ndarray) -> tuple[Array, ...]:
+        if len(arrays) > 1:  # tokens, targets where there are some, lengths
+            self.tokens += int(arrays[-1].sum())
+            self.slots += arrays[0].size
+        return super().put(*arrays)
 
 
 def one_by_one(reader: ModelReader, requests: Sequence[Request]) -> list[float]:
@@ -89,7 +116,7 @@ def one_by_one(reader: ModelReader, requests: Sequence[Request]) -> list[float]:
         tokens_BT, lengths_B = pad([whole[:-1]], 1, width)
         targets_BT, _ = pad([whole[1:]], 1, width)
         state = reader.fresh(1, width)
-        _, nats_BT, _ = reader.score(state, tokens_BT, targets_BT, lengths_B)
+        nats_BT, _ = reader.score_last(state, tokens_BT, targets_BT, lengths_B)
         found.append(-float(nats_BT[0, len(context) - 1 : len(whole) - 1].sum()))
     return found
 
@@ -108,25 +135,37 @@ def seconds(score: Callable[[], list[float]], rounds: int) -> float:
     return statistics.median(times)
 
 
+def counted(
+    reader: Counted, score: Callable[[], list[float]]
+) -> tuple[list[float], tuple[int, int]]:
+    """Return the log-likelihoods, and the tokens and slots that were read for them."""
+    before = reader.tokens, reader.slots
+    found = score()
+    return found, (reader.tokens - before[0], reader.slots - before[1])
+
+
 def measure(block: str, name: str, flags: argparse.Namespace) -> dict[str, object]:
     cfg = from_config_dict({"model": MODEL | VARIANTS[block]})
     model = build_model(cfg.model)
-    reader = ModelReader(model, jax.jit(model.init)(jax.random.key(0)))
+    reader = Counted(model, jax.jit(model.init)(jax.random.key(0)))
     scorer = Scorer(reader, flags.batch_size)
     requests = SETS[name](np.random.default_rng(0))
-    one, many = one_by_one(reader, requests), batched(scorer, requests)
+    one, (tokens, slots) = counted(reader, lambda: one_by_one(reader, requests))
+    many, (fewer_tokens, fewer_slots) = counted(reader, lambda: batched(scorer, requests))
     difference = float(np.abs(np.subtract(one, many)).max())
     if difference > 1e-3:
         raise SystemExit(f"{block}, {name}: log-likelihoods differ by {difference}")
     slow = seconds(lambda: one_by_one(reader, requests), flags.rounds)
     fast = seconds(lambda: batched(scorer, requests), flags.rounds)
-    tokens = sum(len(r.context) + len(r.continuation) for r in requests)
     return {
         "benchmark": f"scoring, {name}",
         "block": block,
         "requests": len(requests),
         "tokens": tokens,
         "batch_size": flags.batch_size,
+        "batched_tokens": fewer_tokens,
+        "tokens_ratio": round(tokens / fewer_tokens, 2),
+        "slots_ratio": round(slots / fewer_slots, 2),
         "one_by_one_per_s": round(len(requests) / slow, 2),
         "batched_per_s": round(len(requests) / fast, 2),
         "ratio": round(slow / fast, 2),

@@ -137,11 +137,13 @@ def score(
     memorizer: Memorizer | None = None,
 ) -> list[float]:
     """Return the loss of every segment; with a memorizer it learns while it reads."""
-    losses = []
-    step = memorizer.learn if memorizer is not None else None
+    losses, prefix = [], subject.tokenizer.eos_id
     for docs in held_out.values():
         texts = [tokens for _, tokens in docs]
-        nats = subject.scorer.rolling(texts, subject.tokenizer.eos_id, step, start)
+        if memorizer is None:
+            nats = subject.scorer.rolling(texts, prefix, start=start)
+        else:
+            nats = memorizer.rolling(texts, prefix, subject.scorer)
         losses.append(float(np.concatenate(nats).mean(dtype=np.float64)))
     return losses
 

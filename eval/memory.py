@@ -195,7 +195,7 @@ class Memorizer:
         longest = bucket(max(1, *map(len, texts)))
         with jax.set_mesh(self.reader.mesh):
             if state is None:
-                state = self.reader.fresh(count, longest)
+                state = self.reader.writable(count, longest)
             for _ in range(self.options.steps):
                 before = level_writes(state)
                 state = self.fit(state, count, longest)
@@ -215,7 +215,7 @@ class Memorizer:
         """Give memories that are carried a cache that holds the next text."""
         if self.reader.limit is None:
             return state
-        fresh = self.reader.fresh(count, longest)
+        fresh = self.reader.writable(count, longest)
         return fresh._replace(fast=state.fast)
 
     def count(
@@ -247,6 +247,12 @@ class Memorizer:
             tally.add_change(name, written.sequence_B, used)
 
     # --- learning while reading ---
+
+    def rolling(
+        self, texts: Sequence[Sequence[int]], prefix: int, scorer: Scorer
+    ) -> list[np.ndarray]:
+        """Return the nats of every token of each text, as `Scorer.rolling`, while learning it."""
+        return scorer.rolling(texts, prefix, self.learn, Blank(self.reader))
 
     def learn(
         self, state: State, tokens_BT: np.ndarray, targets_BT: np.ndarray, lengths_B: np.ndarray
@@ -315,9 +321,20 @@ class Memories:
     def __call__(self, rows: np.ndarray, capacity: int) -> State:
         reader = self.memorizer.reader
         if self.memorizer.sequence:
-            return reader.take(self.state, rows)
+            return reader.take(self.state._replace(open=()), rows)
         fresh = reader.fresh(len(rows), capacity)
         return fresh._replace(fast=reader.take(self.state.fast, rows))
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A `Start` of rows that know nothing, and can be written."""
+
+    reader: ModelReader
+    held: int = 0
+
+    def __call__(self, rows: np.ndarray, capacity: int) -> State:
+        return self.reader.writable(len(rows), capacity)
 
 
 # --- the compiled steps --------------------------------------------------------------------------

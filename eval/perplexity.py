@@ -117,8 +117,10 @@ def streams(
     subject: Subject, docs: Sequence[tuple[str, list[int]]], memorizer: Memorizer | None
 ) -> list[np.ndarray]:
     """Return the nats of every token of each document, learning while reading or not."""
-    step = memorizer.learn if memorizer is not None else None
-    return subject.scorer.rolling([t for _, t in docs], subject.tokenizer.eos_id, step)
+    texts, prefix = [tokens for _, tokens in docs], subject.tokenizer.eos_id
+    if memorizer is None:
+        return subject.scorer.rolling(texts, prefix)
+    return memorizer.rolling(texts, prefix, subject.scorer)
 
 
 def stream_report(memorizer: Memorizer | None) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from nested_jax.config import MeshConfig
 from nested_jax.losses import logits_of
 from nested_jax.models.decode import Sampling, sample
 from nested_jax.models.lm import LanguageModel, uses_slots
+from nested_jax.models.state import State
 from nested_jax.sharding import batch_sharding, make_mesh, param_shardings
 from nested_jax.types import Array, PyTree
 
@@ -38,7 +39,10 @@ class Reader(Protocol):
     row_multiple: int  # batches have a multiple of so many rows
 
     def fresh(self, rows: int, capacity: int) -> Any:
-        """Return the state of rows that have read nothing and will read `capacity` tokens."""
+        """Return the state of rows that have read nothing and will read `capacity` tokens.
+
+        Nothing will be written into it.
+        """
 
     def take(self, state: Any, rows: np.ndarray) -> Any:
         """Return the state whose row i is row ``rows[i]`` of `state`."""
@@ -50,6 +54,11 @@ class Reader(Protocol):
         self, state: Any, tokens_BT: np.ndarray, targets_BT: np.ndarray, lengths_B: np.ndarray
     ) -> tuple[Any, np.ndarray, np.ndarray]:
         """Read; return also nats [B, T] of each target, and whether it is the likeliest token."""
+
+    def score_last(
+        self, state: Any, tokens_BT: np.ndarray, targets_BT: np.ndarray, lengths_B: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return nats and likeliest as `score`, where nothing is read behind these tokens."""
 
     def decode(
         self, state: Any, last_B: np.ndarray, count: int, draw: Draw
@@ -67,10 +76,14 @@ class ModelReader:
         self.row_multiple = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.params = jax.device_put(params, param_shardings(self.mesh, model.param_info()))
         self.rows = batch_sharding(self.mesh)
-        self._fresh = jax.jit(model.init_state, static_argnums=(1, 2), out_shardings=self.rows)
+        self._fresh = jax.jit(
+            partial(read_only, model), static_argnums=(1, 2), out_shardings=self.rows
+        )
+        self._writable = jax.jit(model.init_state, static_argnums=(1, 2), out_shardings=self.rows)
         self._take = jax.jit(_take, out_shardings=self.rows)
         self._read = jax.jit(partial(read_tokens, model))
         self._score = jax.jit(partial(score_tokens, model))
+        self._score_last = jax.jit(partial(score_last_tokens, model))
         self._decode = jax.jit(partial(decode_tokens, model), static_argnums=(4, 5))
 
     def put(self, *arrays: np.ndarray) -> tuple[Array, ...]:
@@ -78,9 +91,17 @@ class ModelReader:
         return tuple(jax.device_put(x, self.rows) for x in arrays)
 
     def fresh(self, rows: int, capacity: int) -> Any:
-        # Only full attention has a cache that grows; for all others one shape serves every length.
         with jax.set_mesh(self.mesh):
-            return self._fresh(self.params, rows, capacity if self.limit is not None else 1)
+            return self._fresh(self.params, rows, self.slots(capacity))
+
+    def writable(self, rows: int, capacity: int) -> Any:
+        """Return a fresh state whose CMS levels can be written, as `nested_jax.teach` wants it."""
+        with jax.set_mesh(self.mesh):
+            return self._writable(self.params, rows, self.slots(capacity))
+
+    def slots(self, capacity: int) -> int:
+        """Only full attention has a cache that grows; for all others one shape serves them all."""
+        return capacity if self.limit is not None else 1
 
     def take(self, state: Any, rows: np.ndarray) -> Any:
         with jax.set_mesh(self.mesh):
@@ -97,6 +118,14 @@ class ModelReader:
             arrays = self.put(tokens_BT, targets_BT, lengths_B)
             state, nats_BT, likeliest_BT = self._score(self.params, state, *arrays)
             return state, np.asarray(nats_BT), np.asarray(likeliest_BT)
+
+    def score_last(
+        self, state: Any, tokens_BT: np.ndarray, targets_BT: np.ndarray, lengths_B: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        with jax.set_mesh(self.mesh):
+            arrays = self.put(tokens_BT, targets_BT, lengths_B)
+            nats_BT, likeliest_BT = self._score_last(self.params, state, *arrays)
+            return np.asarray(nats_BT), np.asarray(likeliest_BT)
 
     def decode(
         self, state: Any, last_B: np.ndarray, count: int, draw: Draw
@@ -116,6 +145,14 @@ def _take(state: PyTree, rows: Array) -> PyTree:
     return jax.tree.map(lambda x: x[rows], state)
 
 
+def read_only(model: LanguageModel, params: PyTree, rows: int, capacity: int) -> State:
+    """Return a fresh state without fast weights.
+
+    The slow model reads it: the same function, without a copy of the fast weights for each row.
+    """
+    return model.init_state(params, rows, capacity)._replace(fast=(), open=())
+
+
 def read_tokens(
     model: LanguageModel, params: PyTree, state: PyTree, tokens_BT: Array, lengths_B: Array
 ) -> PyTree:
@@ -133,6 +170,18 @@ def score_tokens(
     """Read tokens with the fast weights as they are; return nats and likeliest, [B, T]."""
     state, h_BTD = model.read(params, state, tokens_BT, lengths_B=lengths_B)
     return state, *token_scores(h_BTD, model.head(params), targets_BT, model.cfg.loss_chunk)
+
+
+def score_last_tokens(
+    model: LanguageModel,
+    params: PyTree,
+    state: PyTree,
+    tokens_BT: Array,
+    targets_BT: Array,
+    lengths_B: Array,
+) -> tuple[Array, Array]:
+    """`score_tokens` without the next state, whose caches need not be made."""
+    return score_tokens(model, params, state, tokens_BT, targets_BT, lengths_B)[1:]
 
 
 def token_scores(
@@ -178,8 +227,9 @@ def decode_tokens(
 
     def step(carry: tuple[PyTree, Array], i: Array) -> tuple[tuple[PyTree, Array], Array]:
         state, last_B = carry
-        state, logits_BTS = model.apply(params, state, last_B[:, None])
-        token_B = sample(logits_BTS[:, -1], jax.random.fold_in(key, first + i), how)
+        state, h_BTD = model.read(params, state, last_B[:, None])
+        logits_BS = logits_of(h_BTD, model.head(params))[:, -1]
+        token_B = sample(logits_BS, jax.random.fold_in(key, first + i), how)
         return (state, token_B), token_B
 
     numbers = jnp.arange(count, dtype=jnp.int32)

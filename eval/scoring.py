@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,18 +23,12 @@ from eval.requests import (
     stopped,
     windows,
 )
+from eval.schedule import choose_calls, shared_tokens
 from nested_jax.config import require
 from nested_jax.data.tokenizer import Tokenizer
 
 SPARE = 2048  # tokens of padding that are not worth another shape to compile
 BLOCK = 8  # tokens decoded between two looks at the stop strings
-
-
-class Call(NamedTuple):
-    """Continuations that are scored together: (row of the group's state, number of the request)."""
-
-    pairs: list[tuple[int, int]]
-    copies: bool  # of the rows, one for each pair; else the rows as they are
 
 
 class Scorer:
@@ -114,20 +107,24 @@ class Scorer:
             row = rows[i] if rows is not None else 0
             key = (row, request.context)
             groups.setdefault(key, Group(row, request.context, [])).members.append(i)
+
+        def longest(group: Group) -> int:
+            return max(len(requests[i].continuation) for i in group.members)
+
         scores: dict[int, Score] = {}
-        for batch in self.batches(list(groups.values())):
+        for batch in self.batches(sorted(groups.values(), key=longest, reverse=True)):
             scores |= self.score_groups(batch, requests, start)
         return [scores[i] for i in range(len(requests))]
 
     def batches(self, groups: list[Group]) -> Iterator[list[Group]]:
-        """Yield groups of similar length together, as many as make a batch."""
-        groups = sorted(groups, key=lambda g: (bucket(len(g.context) - 1), g.row))
+        """Yield groups of similar length together, as many as make a batch, the longest first.
+
+        Groups whose contexts have one width keep their order.
+        """
+        groups = sorted(groups, key=lambda g: -bucket(len(g.context) - 1))
         at = 0
         while at < len(groups):
-            width = bucket(len(groups[at].context) - 1)
-            count = self.rows(width)
-            batch = groups[at : at + count]
-            batch = [g for g in batch if bucket(len(g.context) - 1) == width]
+            batch = groups[at : at + self.rows(bucket(len(groups[at].context) - 1))]
             yield batch
             at += len(batch)
 
@@ -138,14 +135,23 @@ class Scorer:
         width = bucket(max(len(g.context) - 1 for g in groups))
         longest = bucket(max(len(requests[i].continuation) for g in groups for i in g.members))
         count = self.rows(width, len(groups))
-        state = self.start(start, [g.row for g in groups], count, width + longest)
-        state = self.read(state, [g.context[:-1] for g in groups], count)
+        texts = [g.context[:-1] for g in groups]
+        alike = all(g.row == groups[0].row for g in groups)
+        begun = shared_tokens(texts, count, self.reader.row_multiple) if alike else 0
+        if begun:
+            few = self.reader.row_multiple
+            state = self.start(start, [groups[0].row] * few, few, width + longest)
+            state = self.read(state, [texts[0][:begun]], few)
+            state = self.reader.take(state, np.zeros(count, np.int32))
+        else:
+            state = self.start(start, [g.row for g in groups], count, width + longest)
+        state = self.read(state, [text[begun:] for text in texts], count)
         scores = {}
-        for part in self.calls(groups, requests, count, self.rows(width)):
-            taken, rows, at = state, count, [r for r, _ in part.pairs]
+        lengths = [{i: len(requests[i].continuation) for i in g.members} for g in groups]
+        for part in choose_calls(lengths, count, lambda used: self.rows(width, used)):
+            taken, at = state, [r for r, _ in part.pairs]
             if part.copies:
-                rows = self.rows(width, len(part.pairs))
-                ids = np.zeros(rows, np.int32)
+                ids = np.zeros(part.rows, np.int32)
                 ids[: len(at)] = at
                 taken, at = self.reader.take(state, ids), list(range(len(at)))
             inputs: list[tuple[int, ...]] = [()] * (max(at) + 1)
@@ -153,31 +159,11 @@ class Scorer:
             for row, (_, i) in zip(at, part.pairs, strict=True):
                 context, targets[row] = requests[i]
                 inputs[row] = (context[-1], *targets[row][:-1])
-            nats, likeliest = self.score(taken, inputs, targets, rows)
+            nats, likeliest = self.score(taken, inputs, targets, part.rows)
             for row, (_, i) in zip(at, part.pairs, strict=True):
                 nat = nats[row]
                 scores[i] = Score(-float(nat.sum()), bool(likeliest[row].all()), len(nat))
         return scores
-
-    def calls(
-        self, groups: list[Group], requests: Sequence[Request], count: int, most: int
-    ) -> list[Call]:
-        """Return which continuations are scored together, the shorter ones first.
-
-        Call j scores the j-th continuation of every group from the `count` rows as they are, where
-        the groups have about as many each. Else up to `most` at a time from copies of their rows,
-        which cost as much as the caches that they copy.
-        """
-
-        def length(pair: tuple[int, int]) -> int:
-            return len(requests[pair[1]].continuation)
-
-        ranked = [sorted(((r, i) for i in g.members), key=length) for r, g in enumerate(groups)]
-        pairs = sorted(itertools.chain(*ranked), key=length)
-        if max(map(len, ranked)) * count <= 2 * len(pairs):
-            columns = itertools.zip_longest(*ranked)
-            return [Call([p for p in column if p is not None], False) for column in columns]
-        return [Call(pairs[at : at + most], True) for at in range(0, len(pairs), most)]
 
     def read(self, state: Any, texts: Sequence[Sequence[int]], count: int) -> Any:
         """Return the state behind the texts."""
@@ -197,12 +183,17 @@ class Scorer:
 
         `step` takes the place of the reader's `score`; a step that learns goes there.
         """
+        alone = step is None and max(map(len, inputs)) <= PIECE
         step = step or self.reader.score
         nats: list[list[np.ndarray]] = [[] for _ in inputs]
         likeliest: list[list[np.ndarray]] = [[] for _ in inputs]
         for tokens_BT, lengths_B, at in pieces(inputs, count):
             targets_BT, _ = pad([t[at : at + PIECE] for t in targets], *tokens_BT.shape)
-            state, nats_BT, likeliest_BT = step(state, tokens_BT, targets_BT, lengths_B)
+            arrays = (tokens_BT, targets_BT, lengths_B)
+            if alone:
+                nats_BT, likeliest_BT = self.reader.score_last(state, *arrays)
+            else:
+                state, nats_BT, likeliest_BT = step(state, *arrays)
             for i, length in enumerate(lengths_B[: len(inputs)]):
                 nats[i].append(nats_BT[i, :length])
                 likeliest[i].append(likeliest_BT[i, :length])

@@ -47,6 +47,11 @@ class HandMade:
                 likeliest[i, t] = int(np.argmax(log_p)) == targets_BT[i, t]
         return self.read(state, tokens_BT, lengths_B), nats, likeliest
 
+    def score_last(
+        self, state: Any, tokens_BT: np.ndarray, targets_BT: np.ndarray, lengths_B: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self.score(state, tokens_BT, targets_BT, lengths_B)[1:]
+
     def decode(
         self, state: Any, last_B: np.ndarray, count: int, draw: Draw
     ) -> tuple[Any, np.ndarray]:

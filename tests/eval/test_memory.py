@@ -164,7 +164,7 @@ def test_reading_writes_a_sequence_memory_and_says_by_how_much():
     assert report["change"]["delta"] > 0
     chosen = subject("deltanet")
     learner = Memorizer(chosen, MemorizeOptions(on=True))
-    nats = chosen.scorer.rolling(TEXTS, 0, learner.learn)
+    nats = learner.rolling(TEXTS, 0, chosen.scorer)
     plain = chosen.scorer.rolling(TEXTS, 0)
     for a, b in zip(nats, plain, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)  # it is written in both
@@ -175,7 +175,7 @@ def test_reading_scores_a_token_before_the_write_that_it_causes():
     chosen = subject("hope_attention")
     learner = Memorizer(chosen, MemorizeOptions(on=True))
     text = [5, 6, 7, 8, 9, 10, 11, 12] * 4
-    (learned,) = chosen.scorer.rolling([text], 0, learner.learn)
+    (learned,) = learner.rolling([text], 0, chosen.scorer)
     (plain,) = chosen.scorer.rolling([text], 0)
     np.testing.assert_allclose(learned[:8], plain[:8], atol=1e-5)  # the first chunk
     assert learned[16:].mean() < plain[16:].mean()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from eval.reader import ModelReader
 from eval.requests import Request, bucket, encode_pair, room, windows
+from eval.schedule import choose_calls
 from eval.scoring import Scorer
 from nested_jax.config import MeshConfig, ModelConfig
 from nested_jax.data.tokenizer import Tokenizer, train_tokenizer
@@ -86,6 +87,38 @@ def test_equal_prompts_are_read_once():
     context = tuple(range(1, 10)) * 3
     Scorer(reader).loglikelihood([Request(context, (i,)) for i in range(1, 5)])
     assert reader.tokens_read == len(context) - 1 + 4
+
+
+@pytest.mark.parametrize("questions", [1, 7])
+def test_examples_before_all_questions_are_read_once(questions):
+    rng = np.random.default_rng(2)
+    draw = lambda n: tuple(int(t) for t in rng.integers(1, VOCAB, n))  # noqa: E731
+    examples = draw(90)
+    asked = [(i, *draw(6)) for i in range(1, questions + 1)]
+    wanted = [Request(examples + q, draw(n)) for q in asked for n in (3, 1, 5)]
+    reader = order_two(VOCAB)
+    scores = Scorer(reader, batch_size=8).loglikelihood(wanted)
+    for request, score in zip(wanted, scores, strict=True):
+        assert score.logprob == pytest.approx(plain(reader, request)[0], abs=1e-9)
+    assert reader.tokens_read == 90 + questions * (6 + 3 + 1 + 5)
+
+
+def test_one_long_answer_does_not_widen_the_others():
+    """The best of both ways, and each continuation in exactly one call."""
+    lengths = [{4 * c + k: 3 for k in range(4)} for c in range(16)]
+    even = choose_calls(lengths, 16, lambda used: 16)
+    assert [call.copies for call in even] == [False] * 4
+    for c in range(16):
+        lengths[c][4 * c + c % 4] = 40
+    uneven = choose_calls(lengths, 16, lambda used: 16)
+    assert all(len(call.pairs) == 16 for call in uneven)
+    longest = [max(lengths[c][i] for c, i in call.pairs) for call in uneven]
+    assert longest == [3, 3, 3, 40]
+    assert sorted(i for call in uneven for _, i in call.pairs) == list(range(64))
+    lengths[5] |= {100 + k: 3 for k in range(40)}  # one context with many: copies of its row
+    many = choose_calls(lengths, 16, lambda used: 16)
+    assert {call.copies for call in many} == {True}
+    assert len(many) == 7
 
 
 def test_few_shapes():
