@@ -98,12 +98,12 @@ SETS = {"choices": choices, "needles": needles, "intents": intents}
 class Counted(ModelReader):
     """Counts the tokens that it reads, and the slots that they and their padding fill."""
 
-    tokens = slots = 0
+    tokens = filled = 0
 
     def put(self, *arrays: np.ndarray) -> tuple[Array, ...]:
         if len(arrays) > 1:  # tokens, targets where there are some, lengths
             self.tokens += int(arrays[-1].sum())
-            self.slots += arrays[0].size
+            self.filled += arrays[0].size
         return super().put(*arrays)
 
 
@@ -139,9 +139,9 @@ def counted(
     reader: Counted, score: Callable[[], list[float]]
 ) -> tuple[list[float], tuple[int, int]]:
     """Return the log-likelihoods, and the tokens and slots that were read for them."""
-    before = reader.tokens, reader.slots
+    before = reader.tokens, reader.filled
     found = score()
-    return found, (reader.tokens - before[0], reader.slots - before[1])
+    return found, (reader.tokens - before[0], reader.filled - before[1])
 
 
 def measure(block: str, name: str, flags: argparse.Namespace) -> dict[str, object]:

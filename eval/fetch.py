@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> int:
         if file.is_file():
             print(f"{name}: {file} is there")
             continue
-        rows = [SOURCES[name].convert(row) for row in load(name, file, flags.copies)]
+        rows = converted(name, load(name, file, flags.copies))
         write_rows(file, rows)
         print(f"{name}: {len(rows):,} rows in {file}")
     return 0
@@ -129,14 +129,33 @@ def load(name: str, file: Path, copies: Path | None) -> Iterable[Row]:
     require(there, "--copies", str(copies), f"{path} is missing, a copy of {source.repository}")
     try:
         return datasets.load_dataset(path, source.config, split=source.split)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        where = "from the Hugging Face Hub" if copies is None else "as a copy of its repository"
         raise ValueError(
             f"task {name!r}: {path} (config {source.config}, split {source.split}) cannot be "
-            f"loaded from the Hugging Face Hub: {type(error).__name__}: {first[:200]}. Take a "
-            f"machine that reaches huggingface.co, give --copies, or put {file} there by hand "
+            f"loaded {where}: {type(error).__name__}: {first[:200]}. Take a machine that reaches "
+            f"huggingface.co, give --copies (a whole copy), or put {file} there by hand "
             "(docs/evaluation.md, Data)"
         ) from error
+
+
+def converted(name: str, rows: Iterable[Row]) -> list[Row]:
+    """Return our rows of a repository's.
+
+    Raises:
+      ValueError: a row that lacks a column, or whose answer is none of its choices.
+    """
+    source, found = SOURCES[name], []
+    for i, row in enumerate(rows):
+        try:
+            found.append(source.convert(row))
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"task {name!r}: row {i} of {source.repository} is not as expected: "
+                f"{type(error).__name__}: {error}; its columns are {', '.join(row)}"
+            ) from error
+    return found
 
 
 def write_rows(file: Path, rows: Iterable[Row]) -> None:

@@ -13,10 +13,11 @@ from doubles import HandMade, order_two, uniform
 from small_root import QUESTIONS, write_root
 from tiny import WORDS
 
-from eval import books, classification, continual, niah, passkey, perplexity, zeroshot
+from eval import babi, books, classification, continual, niah, passkey, perplexity, zeroshot
 from eval.cli import Findings, Task, parser_of
 from eval.scoring import Scorer
 from eval.stats import wilson
+from eval.stories import GENERATED
 from eval.subject import Subject
 from eval.tasks import TASKS
 from nested_jax.config import Config
@@ -70,6 +71,15 @@ def test_a_random_model_is_at_chance_on_every_needle(root: Path, tokenizer: Any)
             asked = 24 * (4 if name.startswith("mq") else 1)
             assert group["accuracy"] == 0.0, name
             assert at_chance(group["rank1"] * asked, asked, group["rank1_chance"]), name
+
+
+def test_a_random_model_is_at_chance_on_every_story(root: Path, tokenizer: Any) -> None:
+    lengths = ("--context-lengths", "1500", "--samples-per-length", "24", "--haystack", "noise")
+    found = run(babi.TASK, order_two(VOCAB), tokenizer, root, *lengths).metrics
+    assert list(found) == [f"{name}@1500" for name in GENERATED]
+    for name, group in found.items():
+        assert group["accuracy"] == 0.0, name
+        assert at_chance(group["rank1"] * 24, 24, group["rank1_chance"]), name
 
 
 def test_a_random_model_is_at_chance_on_intents(root: Path, tokenizer: Any) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_root import untrained, write_root
-from tiny import HOPE, compile_cache, read_lines, tiny_config, write_data
+from tiny import HOPE, ROOT, compile_cache, environment, read_lines, tiny_config, write_data
 
 from eval import suite
 from eval.__main__ import main
@@ -135,6 +140,41 @@ def test_a_suite_that_was_killed_goes_on(
     assert capsys.readouterr().out.strip() == text.strip()
     assert main(["summary", str(tmp_path / "all.json")]) == 2
     assert "is no result of a task" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_suite_killed_with_sigkill_ends_in_the_same_results(place: Place, tmp_path: Path) -> None:
+    def start(folder: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "eval", "suite", "--checkpoint", str(place.plain)]
+        command += ["--out-dir", str(folder), "--preset", "smoke", "--tasks", "zeroshot,perplexity"]
+        command += ["--", "--data-root", str(place.root), "--tasks", "piqa,lambada", *FEW]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+        )
+
+    def results(folder: Path) -> dict[str, Any]:
+        found = {file.name: json.loads(file.read_text()) for file in folder.glob("*.json")}
+        return {n: {k: v for k, v in r.items() if k != "seconds"} for n, r in found.items()}
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole).wait(120) == 0
+    process, first = start(cut), cut / "zeroshot.json"
+    end = time.monotonic() + 120
+    while not first.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert list(results(cut)) == ["zeroshot.json"]
+    written = first.stat().st_mtime_ns
+    process = start(cut)
+    said = process.communicate(timeout=120)[0].splitlines()
+    assert process.returncode == 0
+    assert said[0] == "zeroshot: done before"
+    assert said[1].startswith("perplexity: ")
+    assert first.stat().st_mtime_ns == written
+    assert results(cut) == results(whole)
+    summaries = [(folder / "summary.md").read_text() for folder in (cut, whole)]
+    assert len({re.sub(r"[\d.]+ s\b", "", text) for text in summaries}) == 1
 
 
 @pytest.mark.slow
