@@ -50,7 +50,7 @@ def choose_calls(
     return min(in_place, copied, key=lambda calls: sum(map(cost, calls)))
 
 
-def shared_tokens(texts: Sequence[Sequence[int]], count: int, few: int) -> int:
+def shared_tokens(texts: Sequence[tuple[int, ...]], count: int, few: int) -> int:
     """Return how many tokens, that all texts begin with, to read once; 0 where it saves nothing.
 
     Args:

@@ -84,6 +84,36 @@ def test_every_answer_follows_from_the_facts(name):
     assert len(answers) >= 6  # every place, or people and objects
 
 
+@pytest.mark.parametrize("name", GENERATED)
+def test_the_supporting_facts_are_enough(name):
+    rng = np.random.default_rng(5)
+    for _ in range(100):
+        story = GENERATED[name](rng)
+        facts = [story.facts[i] for i in story.supporting]
+        assert solve(facts, story.question) == story.answer, story
+
+
+@pytest.mark.parametrize("name", ["qa2", "qa3"])
+def test_things_are_taken_where_they_lie(name):
+    rng, found = np.random.default_rng(6), 0
+    for _ in range(100):
+        place, holds, lies = {}, {}, {}
+        for fact in GENERATED[name](rng).facts:
+            if m := re.fullmatch(GO, fact):
+                assert place.get(m[1]) != m[2]
+                place[m[1]] = m[2]
+            elif m := re.fullmatch(TAKE, fact):
+                assert m[2] not in holds
+                assert lies.get(m[2], place[m[1]]) == place[m[1]], fact
+                found += m[2] in lies
+                holds[m[2]] = m[1]
+            else:
+                person, thing = re.fullmatch(r"(\w+) .* the (\w+)\.", fact).groups()
+                assert holds.pop(thing) == person
+                lies[thing] = place[person]
+    assert found > 20
+
+
 def test_the_answer_needs_its_supporting_facts():
     rng = np.random.default_rng(3)
     for _ in range(50):

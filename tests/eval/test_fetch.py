@@ -79,6 +79,7 @@ def test_every_task_comes_out_as_its_right_answer(hub, tmp_path):
     assert len(hub) == len(TASKS)
     read_back(tmp_path)
     files = {file: file.read_bytes() for file in tmp_path.rglob("*.gz")}
+    assert {content[4:8] for content in files.values()} == {bytes(4)}  # gzip's time of writing
     assert main(["fetch", "--data-root", str(tmp_path)]) == 0
     assert len(hub) == len(TASKS)  # what is there is not fetched again
     next(iter(files)).unlink()

@@ -229,6 +229,11 @@ def test_the_harness_and_we_agree(tmp_path):
         wanted = zeroshot.summarize(TASKS[name].kind, questions, ours)
         for key in metrics[name].keys() & wanted.keys():
             assert metrics[name][key] == pytest.approx(wanted[key]), (name, key)
+    assert [row["id"] for row in harness_tasks.rows_of("lambada", root, 4)] == ["0", "1", "2", "3"]
+    flags.num_fewshot = 1
+    _, shown = harness_tasks.run_local(model, ["arc_easy"], root, flags)
+    alone = {item["id"]: item["logprobs"] for item in items if item["group"] == "arc_easy"}
+    assert all(item["logprobs"] != alone[item["id"]] for item in shown)
     docs = perplexity.tokenized(who, perplexity.documents(root, "code", "test"), 0, 0)
     wanted = perplexity.summarize(who, docs, perplexity.streams(who, docs, None))
     assert metrics["code"]["bits_per_byte"] == pytest.approx(wanted["bits_per_byte"], abs=1e-6)

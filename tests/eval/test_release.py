@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -74,6 +75,16 @@ def test_a_bundle_is_the_model_that_was_trained(run: Path, released: Path) -> No
     assert "| valid_loss | 1.25 |" in report
     kept = json.loads((released / "results/zs.json").read_text())
     assert kept["subject"]["checkpoint"] == f"checkpoints/{STEP}"
+
+
+def test_the_hash_of_a_checkpoint_is_of_names_and_contents_in_order(tmp_path: Path) -> None:
+    for name, content in (("b", b"2"), ("a/c", b"1")):
+        (tmp_path / "params" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "params" / name).write_bytes(content)
+    (tmp_path / "opt").write_bytes(b"no part of it")
+    lines = ((name, hashlib.sha256(x).hexdigest()) for name, x in (("a/c", b"1"), ("b", b"2")))
+    wanted = hashlib.sha256("".join(f"{n}\0{digest}\n" for n, digest in lines).encode())
+    assert bundle.checkpoint_hash(tmp_path) == wanted.hexdigest()
 
 
 def test_resumable_keeps_the_optimizer(run: Path, tmp_path: Path) -> None:
