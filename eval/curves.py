@@ -5,8 +5,9 @@
     --x AXIS    tokens (default), step or seconds (time of training steps)
     --smooth N  mean over N log lines (default 1: the lines as they are)
 
-Panels: loss, perplexity, auxiliary loss and bits a byte, each where a run has it. Solid lines are
-training values, dashed ones with dots held-out. Exit status: 0 done, 2 bad input.
+Panels: loss, perplexity, auxiliary loss, bits a byte, and the accuracy of each of train.eval_tasks
+at its checkpoints (dotted: chance), each where a run has it. Solid lines are training values,
+dashed ones with dots held-out. Exit status: 0 done, 2 bad input.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Panel(NamedTuple):
     train: str  # field of a training line; "" draws none
     valid: str  # field of an evaluation
     log_y: bool = False
+    chance: str = ""  # field of what guessing gives
 
 
 PANELS = (
@@ -113,10 +115,19 @@ def read_run(text: str) -> Run:
     return Run(name if equals else folder.name, lines)
 
 
+def task_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Return a panel for every task that some run was scored on while it trained."""
+    fields = dict.fromkeys(field for run in runs for line in run.lines for field in line)
+    names = [field.removesuffix("/acc") for field in fields if field.endswith("/acc")]
+    return [Panel(f"{n}: accuracy", "", f"{n}/acc", chance=f"{n}/chance") for n in names]
+
+
 def draw(runs: Sequence[Run], out: Path, axis: str, smooth: int) -> Path:
     """Draw every panel for which some run has values; return the file."""
     panels = [
-        p for p in PANELS if any(run.series(axis, f)[0] for run in runs for f in (p.train, p.valid))
+        panel
+        for panel in (*PANELS, *task_panels(runs))
+        if any(run.series(axis, f)[0] for run in runs for f in (panel.train, panel.valid))
     ]
     fig, axes = figure(len(panels), width=4.8)
     for panel, ax in zip(panels, axes if len(panels) > 1 else [axes], strict=True):
@@ -128,6 +139,8 @@ def draw(runs: Sequence[Run], out: Path, axis: str, smooth: int) -> Path:
             if not panel.train:
                 ax.lines[-1].set_label(run.name)
                 ax.lines[-2].set_label(None)
+            if panel.chance:
+                ax.plot(*run.series(axis, panel.chance), color=color, linestyle=":")
         if panel.log_y:
             ax.set_yscale("log")
         else:

@@ -70,6 +70,22 @@ def test_panels_without_values_are_not_drawn(tmp_path: Path, monkeypatch: Any) -
     assert seen == [4, 3]
 
 
+def test_tasks_scored_while_training_have_panels(tmp_path: Path, monkeypatch: Any) -> None:
+    figures: list[Any] = []
+    save = curves.save
+    monkeypatch.setattr(curves, "save", lambda fig, out: figures.append(fig) or save(fig, out))
+    scored = {"piqa/acc": 0.5, "piqa/chance": 0.25}
+    some = [{**line, **(scored if "valid_loss" in line else {})} for line in lines()]
+    runs = [log(tmp_path / "scored", *some), log(tmp_path / "not", *lines())]
+    curves.draw([curves.read_run(str(run)) for run in runs], tmp_path / "a.png", "step", 1)
+    *_, panel = figures[0].axes
+    assert len(figures[0].axes) == 5
+    assert panel.get_title() == "piqa: accuracy"
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in panel.lines]
+    assert ([20.0, 40.0], [0.5, 0.5]) in drawn
+    assert ([20.0, 40.0], [0.25, 0.25]) in drawn
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
