@@ -62,13 +62,17 @@ def compare(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the paired differences of every later result from the first.
 
     Raises:
-      ValueError: results of different items.
+      ValueError: results of different items, or losses by different tokenizers.
     """
     first, pairs = results[0], []
     for other in results[1:]:
         a = {item["id"]: item for item in first["items"]}
         b = {item["id"]: item for item in other["items"]}
         require(a.keys() == b.keys(), "--to", other["subject"]["name"], "has other items")
+        same = len({r["subject"]["tokenizer_sha256"] for r in (first, other)}) == 1
+        comparable = same or all("correct" in item for item in first["items"])
+        wanted = "has another tokenizer: its losses a token do not compare"
+        require(comparable, "--to", other["subject"]["name"], wanted)
         groups = {}
         for group in dict.fromkeys(item["group"] for item in first["items"]):
             ids = [i for i, item in a.items() if item["group"] == group]

@@ -73,6 +73,8 @@ def ask_at_lengths(
     require(samples >= 1, "--samples-per-length", samples, "wants at least 1")
     for length in lengths:
         subject.scorer.check(length)
+        for name in names:  # what is too short for one of them is said before any is asked
+            make(name, length, 1)
     options = memory.from_flags(flags)
     memorizer = Memorizer(subject, options) if options.on else None
     metrics: dict[str, dict[str, Any]] = {}

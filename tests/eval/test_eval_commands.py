@@ -19,6 +19,7 @@ from tiny import HOPE, ROOT, compile_cache, environment, read_lines, tiny_config
 from eval import suite
 from eval.__main__ import main
 from eval.cli import evaluate
+from eval.compare import compare
 from eval.evaluators import make_evaluators
 from nested_jax.trainer import train
 
@@ -195,6 +196,20 @@ def test_checkpoints_are_compared_item_by_item(place: Place, tmp_path: Path) -> 
     assert group["difference"] == pytest.approx(group["b"] - group["a"])
     assert group["interval"][0] <= group["difference"] <= group["interval"][1]
     assert group["p"] in [k / 8 for k in range(1, 9)]  # three documents: eight choices of signs
+
+
+def test_losses_by_different_tokenizers_are_not_compared() -> None:
+    def result(tokenizer: str, **item: Any) -> dict[str, Any]:
+        about = {"name": tokenizer, "step": 1, "tokenizer_sha256": tokenizer}
+        items = [{"id": "1", "group": "g", **item}]
+        return {"task": "t", "subject": about, "items": items, "metrics": {}}
+
+    (pair,) = compare([result("a", loss=1.0), result("a", loss=1.5)])["pairs"]
+    assert pair["groups"]["g"]["difference"] == 0.5
+    (pair,) = compare([result("a", correct=True), result("b", correct=False)])["pairs"]
+    assert pair["groups"]["g"]["difference"] == -1.0
+    with pytest.raises(ValueError, match="--to='b': has another tokenizer"):
+        compare([result("a", loss=1.0), result("b", loss=1.5)])
 
 
 @pytest.mark.slow

@@ -55,6 +55,22 @@ def test_a_needle_prompt_that_cannot_hold_its_needles_is_refused(tokenizer):
         make_item("mv", tokenizer, hay(tokenizer, 64), WORDS, 40, 0, 5, 0)
 
 
+def test_a_length_that_one_variant_lacks_room_in_is_refused_before_all_others():
+    asked = []
+
+    def make(name, length, samples):
+        asked.append((name, length, samples))
+        if (name, length) == ("mk", 20):
+            raise ValueError("mk wants more")
+        return []
+
+    flags = SimpleNamespace(context_lengths="40,20", max_samples=0, samples_per_length=9)
+    subject = SimpleNamespace(scorer=SimpleNamespace(check=lambda length: None))
+    with pytest.raises(ValueError, match="mk wants more"):
+        niah.ask_at_lengths(subject, flags, "niah", ["s1", "mk"], make)
+    assert asked == [("s1", 40, 1), ("mk", 40, 1), ("s1", 20, 1), ("mk", 20, 1)]
+
+
 def oracle(tokenizer, items):
     """Copies: behind a question it writes the values that the text of the item has for it."""
     scripts = {}
