@@ -59,23 +59,27 @@ def recall(
     return answer_RO - score.erase_RC @ writes.erased_CO
 
 
+def erase_inverse(weights: ChunkWeights, direction_CI: Array) -> Array:
+    """Return (I + L)^-1, L_ts = D_{t-1,s} eta_s <u_t, u_s> for s < t: how erasures shrink others.
+
+    This is the WY form of DeltaNet (arXiv 2406.06484).
+    """
+    assert weights.before.erase_RC is not None
+    return unit_lower_inverse(weights.before.erase_RC * (direction_CI @ direction_CI.T))
+
+
 def erased(
-    weights: ChunkWeights,
-    direction_CI: Array,
-    sources: tuple[Array, ...],
-    input_CI: Array,
-    delta_CO: Array,
+    weights: ChunkWeights, inverse_CC: Array, sources: tuple[Array, ...], writes: Writes
 ) -> Array:
     """Return what a delta rule takes out: e_t = u_t^T W_{t-1}, [C, O].
 
-    Each e_t depends on those before it: (I + L) e = rhs with L_ts = D_{t-1,s} eta_s <u_t, u_s> for
-    s < t, one unit-triangular solve (the WY form of DeltaNet, arXiv 2406.06484).
+    Each e_t depends on those before it: (I + L) e = rhs, with the inverse of `erase_inverse`.
     """
-    before = weights.before
-    score = scores(before, direction_CI, input_CI, direction_CI)
-    rhs_CO = from_sources(before, direction_CI, sources) - score.grad_RC @ delta_CO
-    assert score.erase_RC is not None
-    return unit_lower_inverse(score.erase_RC) @ rhs_CO
+    before, direction_CI = weights.before, writes.direction_CI
+    assert direction_CI is not None
+    score_CC = before.grad_RC * (direction_CI @ writes.input_CI.T)
+    rhs_CO = from_sources(before, direction_CI, sources) - score_CC @ writes.delta_CO
+    return inverse_CC @ rhs_CO
 
 
 def mixed(mix: Mix, sources: tuple[Array, ...], writes: Writes) -> Array:

@@ -21,8 +21,16 @@ from nested_jax.ops.chunk_scan import (
     chunk_tokens,
     scan_chunks,
 )
-from nested_jax.ops.chunk_weights import ChunkWeights, chunk_weights
-from nested_jax.ops.chunk_write import Writes, erased, mixed, recall, scores
+from nested_jax.ops.chunk_weights import ChunkWeights, Mix, chunk_weights
+from nested_jax.ops.chunk_write import (
+    Scores,
+    Writes,
+    erase_inverse,
+    erased,
+    mixed,
+    recall,
+    scores,
+)
 from nested_jax.ops.chunking import aligned_grid, phased_grid
 from nested_jax.ops.delta_rule import delta_rule
 from nested_jax.ops.memory_arch import ACTIVATIONS, Matrices, memory_apply, memory_deltas
@@ -40,14 +48,32 @@ from nested_jax.types import Array
 
 
 class Prepared(NamedTuple):
-    """A chunk and what its gates alone decide."""
+    """A chunk and what needs no memory: its weights, and the products of its keys and queries."""
 
     chunk: Chunk
     weights: ChunkWeights
+    scores: Scores | None  # of the queries, as the first matrix meets them; None: read at the start
+    inverse_CC: Array | None  # `erase_inverse` of the keys, if the first matrix erases along them
+
+
+def read_mix(spec: MemorySpec, weights: ChunkWeights) -> Mix:
+    """Return the memories that answer the queries."""
+    return {"write_read": weights.after, "read_write": weights.before}[spec.order]
 
 
 def prepare_chunk(spec: MemorySpec, chunk: Chunk) -> Prepared:
-    return Prepared(chunk, chunk_weights(spec, chunk.gates))
+    return prepare_writes(spec, chunk, chunk_weights(spec, chunk.gates))
+
+
+@full_precision
+def prepare_writes(spec: MemorySpec, chunk: Chunk, weights: ChunkWeights) -> Prepared:
+    direction_CK = chunk.k_CK if spec.erases(0) else None
+    score = inverse_CC = None
+    if spec.read == "token":
+        score = scores(read_mix(spec, weights), chunk.q_CK, chunk.k_CK, direction_CK)
+    if direction_CK is not None:
+        inverse_CC = erase_inverse(weights, direction_CK)
+    return Prepared(chunk, weights, score, inverse_CC)
 
 
 @full_precision
@@ -56,20 +82,24 @@ def write_chunk(
 ) -> tuple[Matrices, Matrices, Array]:
     """Write a chunk into one head and answer its queries: (fast, momentum, y_CV)."""
     del fresh  # documents start chunks: the scan has put it in place
-    chunk, weights = prepared
+    chunk, weights = prepared.chunk, prepared.weights
     anchor = memory.anchor or memory.fast
     inputs, deltas = memory_deltas(spec, anchor, chunk.k_CK, chunk.v_CV)
-    read = {"write_read": weights.after, "read_write": weights.before}[spec.order]
+    read = read_mix(spec, weights)
     fast, momentum, answer = [], [], chunk.q_CK
     for i, (x_CI, d_CO) in enumerate(zip(inputs, deltas, strict=True)):
         sources = (memory.fast[i], *memory.momentum[i : i + 1])
         writes = Writes(x_CI, d_CO)
         if spec.erases(i):
             u_CI = x_CI if i == 0 else l2_normalize(x_CI)
-            writes = Writes(x_CI, d_CO, u_CI, erased(weights, u_CI, sources, x_CI, d_CO))
+            inverse_CC = erase_inverse(weights, u_CI) if i else prepared.inverse_CC
+            assert inverse_CC is not None
+            writes = writes._replace(direction_CI=u_CI)
+            writes = writes._replace(erased_CO=erased(weights, inverse_CC, sources, writes))
         if spec.read == "token":
             probe_CI = ACTIVATIONS[spec.activation](answer) if i else answer
-            score = scores(read, probe_CI, x_CI, writes.direction_CI)
+            score = scores(read, probe_CI, x_CI, writes.direction_CI) if i else prepared.scores
+            assert score is not None
             answer = recall(read, score, probe_CI, sources, writes)
         fast.append(mixed(weights.end, sources, writes))
         if weights.end_momentum is not None:
@@ -133,7 +163,7 @@ def memory_chunked(
         grid = phased_grid(tokens, spec.chunk, phase_B, lengths_B)
 
     memory, y_BTHV = scan_chunks(
-        ChunkForm(partial(prepare_chunk, spec), partial(write_chunk, spec), spec.num_matrices > 1),
+        ChunkForm(partial(prepare_chunk, spec), partial(write_chunk, spec)),
         grid,
         carried(grid, state),
         chunk_tokens(grid, cast_inputs(state, inputs)),

@@ -33,7 +33,12 @@ from nested_jax.ops.chunking import (
     to_chunks,
 )
 from nested_jax.ops.memory_arch import Matrices, memory_apply
-from nested_jax.ops.memory_chunked import Prepared, prepare_chunk, write_chunk
+from nested_jax.ops.memory_chunked import (
+    Prepared,
+    prepare_chunk,
+    prepare_writes,
+    write_chunk,
+)
 from nested_jax.ops.memory_state import MemoryInputs, MemoryState, mask_tokens, where_rows
 from nested_jax.ops.self_modifying import (
     GateReadout,
@@ -76,7 +81,9 @@ def write_generators(
     def write(m: Memory, weights: ChunkWeights) -> Memory:
         target_CV = make_target(spec, spec.generator, m.anchor or m.fast, made.v_CV)
         chunk = Chunk(made.k_CK, made.k_CK, target_CV, gates)
-        fast, momentum, _ = write_chunk(spec.generator, m, None, Prepared(chunk, weights))
+        fast, momentum, _ = write_chunk(
+            spec.generator, m, None, prepare_writes(spec.generator, chunk, weights)
+        )
         return Memory(fast, m.anchor, momentum)
 
     if readout.pace_HG is None:
@@ -189,7 +196,7 @@ def scan_memory(
     """Return M_mem behind T tokens, and its answers y_BTHV."""
     grid, phase_B = rows.grid(inputs.q_BTHK.shape[1], spec.memory.chunk, state.phase_B)
     memory, y_BTHV = scan_chunks(
-        ChunkForm(partial(prepare_chunk, spec.memory), partial(write_memory, spec), recompute=True),
+        ChunkForm(partial(prepare_chunk, spec.memory), partial(write_memory, spec)),
         grid,
         carried(grid, state),
         chunk_tokens(grid, inputs),
