@@ -131,6 +131,7 @@ class Formal(Task):
     on it and on ``Formal(name, *BINS[1])``, which has the same vocabulary and longer rows.
     """
 
+    metric = "sequence"
     language: str = "parity"
     min_length: int = BINS[0][0]
     max_length: int = BINS[0][1]
@@ -164,10 +165,6 @@ class Formal(Task):
     @property
     def length(self) -> int:
         return self.max_length
-
-    @property
-    def metric(self) -> str:
-        return "sequence"
 
     @property
     def chance(self) -> float:

@@ -7,36 +7,29 @@ token, test rows for the recalled values alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from nested_jax.config import require
-from nested_jax.data.synthetic_task import Example, Split, Task, answer_rows, next_token_rows
+from nested_jax.data.synthetic_task import (
+    Example,
+    SizedTask,
+    Split,
+    answer_rows,
+    next_token_rows,
+)
 
 
 @dataclass(frozen=True)
-class MADTask(Task):
-    """What the six share: a vocabulary, a number of tokens, and the metric."""
+class MADTask(SizedTask):
+    """What the six share."""
 
-    vocab: int = 16
+    metric = "macro"
     tokens: int = 128
 
     def __post_init__(self) -> None:
         require(self.vocab >= 4, "vocab", self.vocab, "wants 4 or more")
         require(self.tokens >= 4, "tokens", self.tokens, "wants 4 or more")
-
-    @property
-    def vocab_size(self) -> int:
-        return self.vocab
-
-    @property
-    def length(self) -> int:
-        return self.tokens
-
-    @property
-    def metric(self) -> str:
-        return "macro"
 
 
 @dataclass(frozen=True)
@@ -206,11 +199,8 @@ class Compression(MADTask):
     model that answered at each place would learn the identity.
     """
 
+    read = "last"
     tokens: int = 32
-
-    @property
-    def read(self) -> Literal["each", "last"]:
-        return "last"
 
     @property
     def chance(self) -> float:

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 
 from nested_jax.config import require
-from nested_jax.data.synthetic_task import Example, Split, Task, answer_rows
+from nested_jax.data.synthetic_task import Example, SizedTask, Split, Task, answer_rows
 
 
 @dataclass(frozen=True)
-class MQAR(Task):
+class MQAR(SizedTask):
     """Multi-query associative recall (Arora et al., Zoology, 2312.04927).
 
     `pairs` keys with their values, then the same keys once each at two-token slots that bunch near
@@ -20,8 +20,8 @@ class MQAR(Task):
     is not shown. Keys are ids 1 to V/2 - 1, values V/2 to V - 1, without repetition in a row.
     """
 
+    metric = "example"
     vocab: int = 8192
-    tokens: int = 64  # of a row
     pairs: int = 4
     fill: Literal["random", "zero"] = "random"  # tokens between the queries
     power: float = 0.01  # a; smaller bunches more
@@ -36,18 +36,6 @@ class MQAR(Task):
             self.pairs,
             f"wants at least 1, and 4 tokens each of the {self.tokens}",
         )
-
-    @property
-    def vocab_size(self) -> int:
-        return self.vocab
-
-    @property
-    def length(self) -> int:
-        return self.tokens
-
-    @property
-    def metric(self) -> str:
-        return "example"
 
     @property
     def chance(self) -> float:
@@ -70,31 +58,18 @@ class MQAR(Task):
 
 
 @dataclass(frozen=True)
-class Induction(Task):
+class Induction(SizedTask):
     """Induction heads (Olsson et al. 2022; the form of Mamba, 2312.00752).
 
     Random tokens with one special token (id V - 1) somewhere inside and again at the end, which
     asks for the token that followed the first one.
     """
 
-    vocab: int = 16
-    tokens: int = 64
+    metric = "token"
 
     def __post_init__(self) -> None:
         require(self.vocab >= 3, "vocab", self.vocab, "wants 3 or more")
         require(self.tokens >= 3, "tokens", self.tokens, "wants 3 or more")
-
-    @property
-    def vocab_size(self) -> int:
-        return self.vocab
-
-    @property
-    def length(self) -> int:
-        return self.tokens
-
-    @property
-    def metric(self) -> str:
-        return "token"
 
     @property
     def chance(self) -> float:
@@ -116,6 +91,7 @@ class Copy(Task):
     x_i for x_{i+1}, as in language modelling. Blank is id V - 2, copy V - 1.
     """
 
+    metric = "token"
     vocab: int = 16
     count: int = 16
     gap: int = 0  # blanks between the tokens and their copy
@@ -134,10 +110,6 @@ class Copy(Task):
         return 2 * self.count + self.gap
 
     @property
-    def metric(self) -> str:
-        return "token"
-
-    @property
     def chance(self) -> float:
         return 1.0 / (self.vocab - 2)
 
@@ -151,7 +123,7 @@ class Copy(Task):
 
 
 @dataclass(frozen=True)
-class Needle(Task):
+class Needle(SizedTask):
     """A single needle in a haystack, in tokens instead of words (RULER's S-NIAH).
 
     Needles ``MARK key value...`` stand at random places of a haystack; the row ends with
@@ -162,6 +134,7 @@ class Needle(Task):
     lower quarter of the rest, values the next quarter, hay the upper half: no hay looks like them.
     """
 
+    metric = "sequence"
     vocab: int = 256
     tokens: int = 512
     keys: int = 1  # needles; each has its own key and value
@@ -183,18 +156,6 @@ class Needle(Task):
     def needle(self) -> int:
         """Tokens of a needle."""
         return 2 + self.value_tokens
-
-    @property
-    def vocab_size(self) -> int:
-        return self.vocab
-
-    @property
-    def length(self) -> int:
-        return self.tokens
-
-    @property
-    def metric(self) -> str:
-        return "sequence"
 
     @property
     def chance(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,9 @@ class Task:
     model with ``model.answers="last"``.
     """
 
+    metric: ClassVar[str]  # the field of `Scores` that publications report
+    read: ClassVar[Literal["each", "last"]] = "each"
+
     @property
     def vocab_size(self) -> int:
         """Symbols of tokens and targets together."""
@@ -43,18 +46,9 @@ class Task:
         raise NotImplementedError
 
     @property
-    def metric(self) -> str:
-        """The field of `Scores` that publications report."""
-        raise NotImplementedError
-
-    @property
     def chance(self) -> float:
         """Expected `metric` of a uniform guess among the answers that the task has at all."""
         raise NotImplementedError
-
-    @property
-    def read(self) -> Literal["each", "last"]:
-        return "each"
 
     def draw(self, rng: np.random.Generator, split: Split) -> Example:
         """Return one row from `rng`."""
@@ -70,6 +64,22 @@ class Task:
         targets = np.stack([e.targets_T for e in examples])
         weights = np.stack([e.weights_T for e in examples])
         return score_predictions(predictions_NT, targets, weights)
+
+
+@dataclass(frozen=True)
+class SizedTask(Task):
+    """A task whose size is set by two fields."""
+
+    vocab: int = 16
+    tokens: int = 64  # of a row
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocab
+
+    @property
+    def length(self) -> int:
+        return self.tokens
 
 
 class Scores(NamedTuple):
