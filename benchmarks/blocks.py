@@ -52,7 +52,8 @@ def equal_config(model: dict[str, Any], tokens: int, wanted: int) -> Config:
     """Return the model with the hidden width that brings it nearest to `wanted` parameters."""
     at = [count(make_config(model | {"mlp_hidden": width}, tokens)) for width in (64, 128)]
     slope = (at[1] - at[0]) / 64
-    cfg = make_config(model | {"mlp_hidden": round(64 + (wanted - at[0]) / slope)}, tokens)
+    width = max(1, round(64 + (wanted - at[0]) / slope))
+    cfg = make_config(model | {"mlp_hidden": width}, tokens)
     if abs(count(cfg) / wanted - 1) > 0.02:
         raise SystemExit(f"{model}: {count(cfg)} parameters are not within 2 % of {wanted}")
     return cfg
