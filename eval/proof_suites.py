@@ -312,7 +312,13 @@ TEXT = Suite(
     budgets={
         "quick": Budget(
             text("text,rows=16"),
-            ("hope_attention", "hope_attention, writes off", "transformer"),
+            (
+                "hope_attention",
+                "hope_attention, writes off",
+                "transformer",
+                "hope",
+                "hope, writes off",
+            ),
             steps=250,
             batch=4,
             rates=(3e-3,),
