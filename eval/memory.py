@@ -167,12 +167,16 @@ class Memorizer:
 
     def batches(
         self, texts: Sequence[Sequence[int]], scorer: Scorer
-    ) -> Iterator[tuple[list[int], Memories]]:
+    ) -> Iterator[tuple[list[int], Memories | None]]:
         """Write the texts; yield which of them are in which memories, row by row.
 
         With a reset, batches of texts of similar length, each in memories of its own. Without, one
-        text after the other into the same memories, in the order given.
+        text after the other into the same memories, in the order given. A model without memories
+        is given back all texts and None: what follows is the baseline, to the last bit.
         """
+        if not self.available:
+            yield list(range(len(texts))), None
+            return
         if not self.options.reset:
             state = None
             for i, text in enumerate(texts):
@@ -252,6 +256,8 @@ class Memorizer:
         self, texts: Sequence[Sequence[int]], prefix: int, scorer: Scorer
     ) -> list[np.ndarray]:
         """Return the nats of every token of each text, as `Scorer.rolling`, while learning it."""
+        if not self.available:
+            return scorer.rolling(texts, prefix)
         return scorer.rolling(texts, prefix, self.learn, Blank(self.reader))
 
     def learn(

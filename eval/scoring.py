@@ -92,7 +92,7 @@ class Scorer:
         Args:
           requests: contexts with their continuations; equal contexts are read once.
           start: states to start from; None is fresh.
-          rows: which row of `start` each request starts from; None is row 0.
+          rows: which row of `start` each request starts from; None is row 0. Fresh rows are alike.
         Raises:
           ValueError: a request longer than the model can hold, an empty context or continuation,
             a model whose loss is not finite.
@@ -104,7 +104,7 @@ class Scorer:
             self.check(held + len(context) + len(continuation) - 1)
         groups: dict[tuple[int, tuple[int, ...]], Group] = {}
         for i, request in enumerate(requests):
-            row = rows[i] if rows is not None else 0
+            row = rows[i] if rows is not None and start is not None else 0
             key = (row, request.context)
             groups.setdefault(key, Group(row, request.context, [])).members.append(i)
 
