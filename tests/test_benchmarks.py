@@ -40,6 +40,7 @@ def test_a_memory_that_differs_from_the_reference_is_not_timed(benchmark: Any) -
         ops.check(SPEC, wrong)
 
 
+@pytest.mark.slow
 def test_models_are_brought_to_equal_parameters(benchmark: Any) -> None:
     blocks = benchmark("blocks")
     wanted = blocks.count(blocks.make_config({"block": "transformer"}, 64))

@@ -118,6 +118,7 @@ def final_state(workdir: Path, cfg: Config) -> Restored:
     return restored
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_its_streams_bit_for_bit(
     undisturbed: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -154,7 +154,8 @@ def test_equals_the_reference_in_values_and_gradients(meta, stop, remat):
     assert_close(got_grad, want_grad, rtol=1e-4, atol=1e-8)
 
 
-@pytest.mark.parametrize("origin", ["fresh", pytest.param("any", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("origin", ["fresh", "any"])
 def test_outer_gradient_agrees_with_finite_differences(float64, origin):
     cfg = config(model={"compute_dtype": "float64"})
     model, params, tokens, targets = make(cfg, tokens=12, dtype=jnp.float64)
@@ -376,6 +377,7 @@ def test_level_and_layer_filters():
 # --- modes, chains, inner optimizers --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_local_mode_writes_what_exact_mode_writes():
     """Regression toward output - delta, through the later levels, is the exact gradient."""
     exact, local = config(), config(mode="local")

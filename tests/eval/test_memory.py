@@ -83,6 +83,7 @@ def test_a_transformer_has_nothing_to_write():
     assert "nothing to write" in report["note"]
 
 
+@pytest.mark.slow
 def test_writes_that_were_asked_for_and_blocked_are_an_error():
     after, memorizer = memorized("hope_attention", surprise_threshold=1e9)
     np.testing.assert_array_equal(after, baseline("hope_attention"))

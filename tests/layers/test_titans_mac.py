@@ -107,7 +107,11 @@ def by_hand(cfg: ModelConfig, p: PyTree, x_BTD: Array) -> tuple[Array, Any]:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"memory": {"persistent": 0, "chunk": 4}}], ids=["persistent", "without"]
+    "fields",
+    [
+        pytest.param({}, id="persistent", marks=pytest.mark.slow),
+        pytest.param({"memory": {"persistent": 0, "chunk": 4}}, id="without"),
+    ],
 )
 def test_equals_a_loop_over_tokens(fields: dict[str, Any]) -> None:
     """Two whole segments and half of one; chunks of half a segment, and of a whole one."""
