@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -107,25 +108,27 @@ class ModelReader:
         with jax.set_mesh(self.mesh):
             return self._take(state, jnp.asarray(rows, jnp.int32))
 
-    def read(self, state: Any, tokens_BT: np.ndarray, lengths_B: np.ndarray) -> Any:
+    def run(self, step: Callable[..., Any], state: Any, *arrays: np.ndarray) -> Any:
+        """Return what a compiled step makes of a state, and arrays whose first axis is the rows."""
         with jax.set_mesh(self.mesh):
-            return self._read(self.params, state, *self.put(tokens_BT, lengths_B))
+            return step(self.params, state, *self.put(*arrays))
+
+    def read(self, state: Any, tokens_BT: np.ndarray, lengths_B: np.ndarray) -> Any:
+        return self.run(self._read, state, tokens_BT, lengths_B)
 
     def score(
         self, state: Any, tokens_BT: np.ndarray, targets_BT: np.ndarray, lengths_B: np.ndarray
     ) -> tuple[Any, np.ndarray, np.ndarray]:
-        with jax.set_mesh(self.mesh):
-            arrays = self.put(tokens_BT, targets_BT, lengths_B)
-            state, nats_BT, likeliest_BT = self._score(self.params, state, *arrays)
-            return state, np.asarray(nats_BT), np.asarray(likeliest_BT)
+        state, *found = self.run(self._score, state, tokens_BT, targets_BT, lengths_B)
+        nats_BT, likeliest_BT = map(np.asarray, found)
+        return state, nats_BT, likeliest_BT
 
     def score_last(
         self, state: Any, tokens_BT: np.ndarray, targets_BT: np.ndarray, lengths_B: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        with jax.set_mesh(self.mesh):
-            arrays = self.put(tokens_BT, targets_BT, lengths_B)
-            nats_BT, likeliest_BT = self._score_last(self.params, state, *arrays)
-            return np.asarray(nats_BT), np.asarray(likeliest_BT)
+        found = self.run(self._score_last, state, tokens_BT, targets_BT, lengths_B)
+        nats_BT, likeliest_BT = map(np.asarray, found)
+        return nats_BT, likeliest_BT
 
     def decode(
         self, state: Any, last_B: np.ndarray, count: int, draw: Draw

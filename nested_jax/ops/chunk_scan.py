@@ -37,7 +37,7 @@ class ChunkForm(NamedTuple):
 
     prepare: chunk -> anything, run for many chunks in parallel.
     write: (memory before the chunk, fresh memory or None, prepared) -> (fast, momentum, y_CV). The
-      backward pass recomputes it: reading what it kept took 1.05 to 1.3 times as long (CPU, C 64).
+      backward pass recomputes it: reading what it kept took up to 1.3 times as long (CPU, C = 64).
     """
 
     prepare: Callable[[Chunk], Any]
