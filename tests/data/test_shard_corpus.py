@@ -76,21 +76,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != ".lock"}
 
 
-def start(
-    corpus: Path, model: Path, folder: Path, workers: int
-) -> tuple[subprocess.Popen[str], str]:
-    """Start a sharder in a process of its own; return it when it has reported its first line."""
+def spawn(corpus: Path, model: Path, folder: Path) -> subprocess.Popen[str]:
+    """Start a sharder in a process of its own."""
     script = folder.parent / "sharder.py"
     script.write_text(SHARDER)
     root = str(Path(__file__).resolve().parents[2])
-    process = subprocess.Popen(
-        [sys.executable, str(script), *map(str, (corpus, model, folder, workers, BLOCK))],
+    return subprocess.Popen(
+        [sys.executable, str(script), *map(str, (corpus, model, folder, 1, BLOCK))],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": root},
     )
-    assert process.stdout is not None
-    return process, process.stdout.readline()
 
 
 def test_nothing_is_lost_and_stats_agree(corpus: Path, model: Path, tmp_path: Path) -> None:
@@ -133,12 +129,11 @@ def test_killed_runs_go_on_and_end_equal(corpus: Path, model: Path, tmp_path: Pa
     whole = shard(corpus, model, tmp_path / "whole")
     folder = tmp_path / "killed"
     for delay in (0.02, 0.06, 0.12):
-        process, _ = start(corpus, model, folder, workers=1)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        with spawn(corpus, model, folder) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begins\n"
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
         if not (folder / INDEX).is_file():
             with pytest.raises(ValueError, match=r"no index\.json there"):
                 open_store(folder)
@@ -190,9 +185,9 @@ def test_a_killed_run_is_resumed_not_begun_again(
 def test_two_processes_on_one_target(corpus: Path, model: Path, tmp_path: Path) -> None:
     whole = shard(corpus, model, tmp_path / "whole")
     folder = tmp_path / "shared"
-    started = [start(corpus, model, folder, workers=1) for _ in range(2)]
-    outputs = [first + process.communicate(timeout=120)[0] for process, first in started]
-    assert [process.returncode for process, _ in started] == [0, 0]
+    started = [spawn(corpus, model, folder) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
     assert contents(folder) == whole
     assert sum("is up to date" in output for output in outputs) == 1
 
