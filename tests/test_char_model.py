@@ -238,6 +238,7 @@ def test_a_level_moves_at_its_own_steps_only(on_one: Trained) -> None:
         assert moved == {n: number % period == 0 for n, period in enumerate(PERIODS)}
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_train_alike(on_one: Trained, data: Path) -> None:
     """Rows of the batch lie on different devices, and each device keeps the state of its own."""
     on_eight = train_on(8, config(data))
@@ -245,6 +246,7 @@ def test_one_device_and_eight_train_alike(on_one: Trained, data: Path) -> None:
     assert_close(on_eight.states, on_one.states, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_persistence_shows(on_one: Trained, data: Path) -> None:
     """The second batch is predicted from the states that the first left, or from none."""
     without = train_on(1, config(data, carry="none"))

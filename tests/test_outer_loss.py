@@ -123,6 +123,7 @@ def test_rows_of_a_stream_begin_where_they_say() -> None:
     assert_equal(document_starts(segments_BT), jnp.asarray(want, jnp.bool_))
 
 
+@pytest.mark.slow
 def test_what_a_carry_keeps() -> None:
     """The second batch of a stream, by what the first left: nothing, mixers, or fast weights too.
 

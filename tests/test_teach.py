@@ -181,6 +181,7 @@ def test_outer_gradient_agrees_with_finite_differences(float64, origin):
         assert abs(slope - central) <= 1e-6 * abs(central), (name, slope, central)
 
 
+@pytest.mark.slow
 def test_stop_zeroes_exactly_the_write_path():
     """With writes held constant the rates get no gradient, and the rest is that of fixed deltas."""
     stopped, through = config(meta_gradient="stop"), config()
@@ -221,6 +222,7 @@ def test_pieces_of_any_length_end_where_one_call_ends(window, pieces):
     assert_close(state, whole, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_rows_with_phases_of_their_own():
     """Rows of different lengths in one call equal each row alone."""
     cfg = config()
@@ -363,6 +365,7 @@ def test_clip_bounds_the_signal_of_a_token():
     np.testing.assert_allclose(signal, [[[1.2, 1.6], [0.15, 0.2], [0.0, 0.0]]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_level_and_layer_filters():
     cfg = config(levels=(1,), layers=(2,), model={"layers": 3}, cms={"fast_layers": 2})
     model, params, tokens, targets = make(cfg, tokens=16)

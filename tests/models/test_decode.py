@@ -47,6 +47,7 @@ def test_greedy_decoding_is_the_argmax_of_the_parallel_pass():
     np.testing.assert_array_equal(np.argmax(logits[:, 5:-1], axis=-1), text[:, 6:])
 
 
+@pytest.mark.slow
 def test_adapting_equals_teaching_the_whole_text():
     """Each token comes from the weights that the complete chunks before it have written."""
     model, params, prompt = setup()
