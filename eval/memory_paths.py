@@ -83,7 +83,8 @@ def keep_memories(state: State, sequence: bool) -> State:
     now = state.now._replace(suffix=without_tails(state.now.suffix)) if sequence else zeros.now
     kept = zeros._replace(now=now, fast=state.fast)
     if sequence:
-        kept = kept._replace(prefix=without_tails(state.prefix))
+        prefix, entry = without_tails(state.prefix), without_tails(state.entry)
+        kept = kept._replace(prefix=prefix, entry=entry)
     if isinstance(zeros.open, OpenChunk):
         kept = kept._replace(open=zeros.open._replace(boundary=now))
     return kept
@@ -100,12 +101,18 @@ def sequence_change(params: PyTree, state: State) -> Array:
     """Return |W - W0| / |W0| of the sequence memory, float32 [B]; |W| where W0 is 0 (DeltaNet)."""
     squares: Any = 0.0
     norms: Any = 0.0
-    for name, mixers in (("prefix", state.prefix), ("suffix", state.now.suffix)):
+    suffix = params.get("suffix", {})
+    stacks = (
+        (params.get("prefix", {}), state.prefix),
+        (jax.tree.map(lambda p: p[:1], suffix), state.entry),
+        (jax.tree.map(lambda p: p[1:], suffix), state.now.suffix),
+    )
+    for stack, mixers in stacks:
         if not hasattr(mixers, "tails"):
             continue
         memory = mixers[0]
         memory = memory.memory if hasattr(memory, "generators") else memory
-        initial = initial_memory(params[name]["mixer"])
+        initial = initial_memory(stack["mixer"])
         for i, w_BL in enumerate(memory.fast):
             w0_L = initial[i][None] if initial else jnp.zeros_like(w_BL[:1])
             axes = tuple(range(1, w_BL.ndim))

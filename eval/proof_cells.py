@@ -274,7 +274,7 @@ def state_size(cell: Cell) -> int:
 
     def states() -> Any:
         state = model.init_state(model.init(jax.random.key(0)), 1, cfg.data.seq_len)
-        return state.prefix, state.now.suffix
+        return state.prefix, state.entry, state.now.suffix
 
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(states)))
 

@@ -146,7 +146,7 @@ def _with_surprise(
     """Read and score a batch with a model whose levels are not written, and add the objectives."""
     x_BTD = model.inputs(params, batch.tokens_BT)
     span = make_span(state.now.context, x_BTD.shape[1], starts_BT=starts_BT, origin=origin)
-    out = model.run(params, "prefix", state.prefix, x_BTD, span, collect=True)
+    out = model.run("prefix", params["prefix"], state.prefix, x_BTD, span, collect=True)
     now, _ = model.run_suffix(params, state.now, out.x_BTD, span, None)
     state = state._replace(prefix=out.states, now=now)
     h_BTD = model.poison(model.final_norm(params, out.x_BTD), span)

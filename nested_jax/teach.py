@@ -5,9 +5,9 @@
         gradient of the chunk's summed loss with respect to the fast weights of the CMS levels
         a level whose period is complete takes one step of its inner optimizer       (NL Eq. 71)
 
-The outer loss is differentiated through all of it (`meta_gradient`). Only the blocks that carry
-fast weights are in the scan; those below them run once over the whole call (TTT-E2E, arXiv
-2512.23675).
+The outer loss is differentiated through all of it (`meta_gradient`). Only what fast weights reach
+is in the scan, from the CMS of the first taught block on; all before it runs once over the whole
+call (TTT-E2E, arXiv 2512.23675, which keeps whole blocks in the scan).
 """
 
 from __future__ import annotations
@@ -323,7 +323,8 @@ def teach(  # noqa: PLR0913 - the options of one call, all of them named
         lengths_B=lengths_B,
         origin=origin,
     )
-    x_BTD, prefix = model.run_prefix(params, state, model.inputs(params, tokens_BT), span)
+    state, x_BTD = model.run_prefix(params, state, model.inputs(params, tokens_BT), span)
+    assert isinstance(state.open, OpenChunk)
     teacher = Teacher(model, params, cfg, cfg.scale if scale is None else scale, _inner(model, cfg))
     tokens = Tokens(x_BTD, targets_BT, weights_BT, starts_BT)
     grid, chunks = lay_out(cfg.chunk, state, tokens, lengths_B, origin)
@@ -335,7 +336,7 @@ def teach(  # noqa: PLR0913 - the options of one call, all of them named
     loss_BT = model.poison(loss_BT, span)
     now = carry.boundary if carry.now is None else carry.now
     open_chunk = grid.open_chunk(state.open, chunks.tokens, carry.boundary)
-    state = State(prefix, now, carry.fast, open_chunk)
+    state = state._replace(now=now, fast=carry.fast, open=open_chunk)
     stats = _stats(teacher, state, signal_NBC, chunks.tokens.weights_BT, events)
     return state, Taught(loss_BT, stats)
 

@@ -164,7 +164,9 @@ def test_the_signal_is_the_gradient_behind_a_level() -> None:
         state = model.init_state(params, ROWS, capacity=1)
         span = nested_jax.models.stream.make_span(state.now.context, 8)
         x_BTD = model.inputs(params, batch.tokens_BT)
-        return model.run(params, "prefix", state.prefix, x_BTD, span, collect=True).cms_in_LBTD[-1]
+        return model.run(
+            "prefix", params["prefix"], state.prefix, x_BTD, span, collect=True
+        ).cms_in_LBTD[-1]
 
     def summed(x_BTD: Array, level: int, size: float) -> Array:
         taps = tuple(size * d if i == level else jnp.zeros_like(d) for i, d in enumerate(direction))

@@ -130,17 +130,22 @@ def outer(function, params, tokens):
 
 
 @pytest.mark.parametrize(
-    ("meta", "stop", "remat"),
+    ("meta", "stop", "remat", "taught"),
     [
-        ("through", (), "none"),
-        pytest.param("through", (), "sqrt", marks=pytest.mark.slow),
-        pytest.param("through", (), "chunk", marks=pytest.mark.slow),
-        pytest.param("stop", (0, 1, 2), "chunk", marks=pytest.mark.slow),
-        pytest.param(2, (0,), "none", marks=pytest.mark.slow),
+        ("through", (), "none", 1),
+        pytest.param("through", (), "sqrt", 1, marks=pytest.mark.slow),
+        pytest.param("through", (), "chunk", 1, marks=pytest.mark.slow),
+        pytest.param("stop", (0, 1, 2), "chunk", 1, marks=pytest.mark.slow),
+        pytest.param(2, (0,), "none", 1, marks=pytest.mark.slow),
+        pytest.param("through", (), "none", 2, marks=pytest.mark.slow),
+        pytest.param("through", (), "sqrt", 3, marks=pytest.mark.slow),
     ],
 )
-def test_equals_the_reference_in_values_and_gradients(meta, stop, remat):
-    cfg = config(meta_gradient=meta, remat=remat, scale=0.7)
+def test_equals_the_reference_in_values_and_gradients(meta, stop, remat, taught):
+    layers = {"layers": max(2, taught)}
+    cfg = config(
+        meta_gradient=meta, remat=remat, scale=0.7, model=layers, cms={"fast_layers": taught}
+    )
     model, params, tokens, targets = make(cfg, tokens=3 * CHUNK)
 
     def fast(params):
@@ -198,17 +203,20 @@ def test_stop_zeroes_exactly_the_write_path():
 
 
 @pytest.mark.parametrize(
-    ("window", "pieces"),
+    ("window", "pieces", "taught"),
     [
-        (6, (1,) * 11),
-        pytest.param(6, (3, 1, 7), marks=pytest.mark.slow),
-        pytest.param(0, (1, 3, 7), marks=pytest.mark.slow),
-        pytest.param(6, (4, 4, 3), marks=pytest.mark.slow),
-        pytest.param(0, (1,) * 11, marks=pytest.mark.slow),
+        (6, (1,) * 11, 1),
+        pytest.param(6, (3, 1, 7), 1, marks=pytest.mark.slow),
+        pytest.param(6, (3, 1, 7), 2, marks=pytest.mark.slow),
+        pytest.param(0, (1, 3, 7), 1, marks=pytest.mark.slow),
+        pytest.param(0, (1, 3, 7), 2, marks=pytest.mark.slow),
+        pytest.param(6, (4, 4, 3), 1, marks=pytest.mark.slow),
+        pytest.param(0, (1,) * 11, 1, marks=pytest.mark.slow),
     ],
 )
-def test_pieces_of_any_length_end_where_one_call_ends(window, pieces):
-    cfg = config(model={"window": window, "max_len": 16}) if window == 0 else config()
+def test_pieces_of_any_length_end_where_one_call_ends(window, pieces, taught):
+    sizes = {"window": window} | ({} if window else {"max_len": 16})
+    cfg = config(model=sizes, cms={"fast_layers": taught})
     model, params, tokens, targets = make(cfg, tokens=11)
     step = compiled(cfg)
     whole, want = step(params, start(model, params), tokens, targets)

@@ -70,19 +70,23 @@ class Block(Layer):
         mask: Array | None,
         deltas: tuple[PyTree, ...] | None = None,
     ) -> BlockOutput:
-        state, y_BTD = self.mixer(state, self.norm(x_BTD), span, mask)
-        x_BTD = x_BTD + y_BTD
-        cms_in_BTD = x_BTD
+        state, mixed_BTD = self.mix(state, x_BTD, span, mask)
         if self.cfg.has_cms:
-            x_BTD, recall_B = self.cms(x_BTD, deltas)
+            x_BTD, recall_B = self.read_cms(mixed_BTD, deltas)
         else:
-            x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+            x_BTD = mixed_BTD + self.mlp(self.mlp_norm(mixed_BTD))
             recall_B = no_recall(x_BTD)
-        return BlockOutput(state, x_BTD, recall_B, cms_in_BTD)
+        return BlockOutput(state, x_BTD, recall_B, mixed_BTD)
 
-    # The parts that the teach loop and the surprise objectives call on their own.
+    # The parts that the model, the teach loop and the surprise objectives call on their own.
 
-    def read_cms(self, x_BTD: Array, deltas: tuple[PyTree, ...]) -> tuple[Array, Array]:
+    def mix(
+        self, state: PyTree, x_BTD: Array, span: Span, mask: Array | None
+    ) -> tuple[PyTree, Array]:
+        state, y_BTD = self.mixer(state, self.norm(x_BTD), span, mask)
+        return state, x_BTD + y_BTD
+
+    def read_cms(self, x_BTD: Array, deltas: tuple[PyTree, ...] | None) -> tuple[Array, Array]:
         return self.cms(x_BTD, deltas)
 
     def level_outputs(

@@ -1,13 +1,15 @@
 """The language model: embedding, a stack of equal blocks, head, and the state of its sequences.
 
-The last `cms.fast_layers` blocks are the *suffix*: they carry fast weights, and the teach loop
-reads them chunk by chunk. All blocks below are the *prefix*, which runs over all tokens of a call
-at once.
+The last `cms.fast_layers` blocks are the *suffix*: their CMS carries fast weights, and the teach
+loop reads them chunk by chunk. All blocks below are the *prefix*, which runs over all tokens of a
+call at once. So does the *entry*, the mixer of the first taught block: no fast weight lies before
+it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
@@ -142,12 +144,14 @@ class LanguageModel:
         prefix, suffix = (
             self._init_mixers(params, name, batch_size, capacity) for name in ("prefix", "suffix")
         )
-        now = Cursor(context, suffix)
         if not self.cfg.fast_layers:
-            return State(prefix, now, (), ())
+            return State(prefix, (), Cursor(context, ()), (), ())
+        entry = jax.tree.map(lambda x: x[:, :1], suffix)
+        later = jax.tree.map(lambda x: x[:, 1:], suffix) if self.cfg.fast_layers > 1 else ()
+        now = Cursor(context, later)
         deltas = self._over_layers(params, "suffix", "init_deltas", batch_size)
         fast = tuple(init_level(self.cfg.cms, _layers_second(d), batch_size) for d in deltas)
-        return State(prefix, now, fast, self._open_chunk(now, batch_size))
+        return State(prefix, entry, now, fast, self._open_chunk(now, batch_size))
 
     def _init_mixers(self, params: PyTree, name: str, batch: int, capacity: int) -> PyTree:
         if name not in params:
@@ -201,8 +205,8 @@ class LanguageModel:
 
     def run(
         self,
-        params: PyTree,
         name: str,
+        stack: PyTree,
         states: PyTree,
         x_BTD: Array,
         span: Span,
@@ -214,8 +218,8 @@ class LanguageModel:
         """Run a stack of blocks over the tokens of a call; one scan over the layers.
 
         Args:
-          params: of the model.
           name: "prefix" or "suffix".
+          stack: parameters of the blocks, leaves [L, ...].
           states: mixer states, leaves [B, L, ...].
           deltas: fast weights of every CMS level, leaves [B, L, ...]; None runs the slow model.
           taps_LBTD: added to the output of every block; its gradient is the teach signal of a
@@ -233,11 +237,8 @@ class LanguageModel:
                 x_BTD = x_BTD + tap_BTD
             return x_BTD, (out.state, out.recall_B, out.cms_in_BTD if collect else ())
 
-        policy = REMAT[self.cfg.remat]
-        if policy is not None:
-            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-        xs = (params[name], _layers_first(states), _layers_first(deltas), taps_LBTD)
-        x_BTD, (states, recall_LB, cms_in) = jax.lax.scan(body, x_BTD, xs)
+        xs = (stack, _layers_first(states), _layers_first(deltas), taps_LBTD)
+        x_BTD, (states, recall_LB, cms_in) = jax.lax.scan(self._remat(body), x_BTD, xs)
         return StackOutput(_layers_second(states), x_BTD, jnp.sum(recall_LB, axis=0), cms_in)
 
     def final_norm(self, params: PyTree, x_BTD: Array) -> Array:
@@ -270,7 +271,7 @@ class LanguageModel:
             lengths_B=lengths_B,
             origin=origin,
         )
-        x_BTD, prefix = self.run_prefix(params, state, x_BTD, span)
+        state, x_BTD = self.run_prefix(params, state, x_BTD, span)
         # A fresh state has no fast weights yet: the slow model is the same function, and cheaper.
         deltas = None if origin == "fresh" else self.deltas(state)
         now, out = self.run_suffix(params, state.now, x_BTD, span, deltas)
@@ -286,7 +287,7 @@ class LanguageModel:
         if isinstance(state.open, OpenChunk):
             boundary = select(state.open.count_B == 0, now, state.open.boundary)
             state = state._replace(open=state.open._replace(boundary=boundary))
-        state = state._replace(prefix=prefix, now=now)
+        state = state._replace(now=now)
         if self.cfg.answers == "last":
             h_BTD = decode_last(params["decoder"], h_BTD, self.cfg.norm_eps)
         return state, self.poison(self.final_norm(params, h_BTD), span)
@@ -306,11 +307,38 @@ class LanguageModel:
 
     def run_prefix(
         self, params: PyTree, state: State, x_BTD: Array, span: Span
-    ) -> tuple[Array, PyTree]:
-        if "prefix" not in params:
-            return x_BTD, state.prefix
-        out = self.run(params, "prefix", state.prefix, x_BTD, span)
-        return out.x_BTD, out.states
+    ) -> tuple[State, Array]:
+        """Run all that no fast weight reaches: the prefix, and the entry behind it.
+
+        Returns the state with `prefix` and `entry` behind the tokens, and what the first taught CMS
+        reads, or the output of the last block where none is taught.
+        """
+        if "prefix" in params:
+            out = self.run("prefix", params["prefix"], state.prefix, x_BTD, span)
+            state, x_BTD = state._replace(prefix=out.states), out.x_BTD
+        if "suffix" in params:
+            entry, x_BTD = self._enter(_layer(params["suffix"], 0), state.entry, x_BTD, span)
+            state = state._replace(entry=entry)
+        return state, x_BTD
+
+    def _enter(
+        self, params: PyTree, entry: PyTree, x_BTD: Array, span: Span
+    ) -> tuple[PyTree, Array]:
+        """Run the mixer of the first taught block."""
+        block, mask = self.block("suffix"), attention_mask(self.cfg, span)
+
+        def mix(params: PyTree, state: PyTree, x_BTD: Array) -> Any:
+            return block.apply({"params": params}, state, x_BTD, span, mask, method="mix")
+
+        state, x_BTD = self._remat(mix)(params, jax.tree.map(lambda x: x[:, 0], entry), x_BTD)
+        return jax.tree.map(lambda x: x[:, None], state), constrain(x_BTD, ("batch", None, None))
+
+    def _remat(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Recompute in the backward pass what `model.remat` does not keep."""
+        policy = REMAT[self.cfg.remat]
+        if policy is None:
+            return function
+        return jax.checkpoint(function, policy=policy, prevent_cse=False)
 
     def run_suffix(
         self,
@@ -323,14 +351,47 @@ class LanguageModel:
         *,
         collect: bool = False,
     ) -> tuple[Cursor, StackOutput]:
-        """Run the blocks with fast weights; arguments as `run`."""
+        """Run all that fast weights reach: the first taught CMS, then whole blocks.
+
+        Arguments as `run`; `x_BTD` is behind the entry. Without fast layers it passes as it is.
+        """
         context = advance(self.cfg, cursor.context, span)
         if "suffix" not in params:
-            return Cursor(context, cursor.suffix), StackOutput((), x_BTD, no_recall(x_BTD), ())
+            return Cursor(context, ()), StackOutput((), x_BTD, no_recall(x_BTD), ())
+        first = self._first_cms(params, x_BTD, deltas, taps_LBTD, collect=collect)
+        if self.cfg.fast_layers == 1:
+            return Cursor(context, ()), first
+        stack = jax.tree.map(lambda p: p[1:], params["suffix"])
+        later = None if deltas is None else jax.tree.map(lambda d: d[:, 1:], deltas)
+        taps = None if taps_LBTD is None else taps_LBTD[1:]
         out = self.run(
-            params, "suffix", cursor.suffix, x_BTD, span, deltas, taps_LBTD, collect=collect
+            "suffix", stack, cursor.suffix, first.x_BTD, span, later, taps, collect=collect
         )
-        return Cursor(context, out.states), out
+        cms_in = jax.tree.map(lambda *x: jnp.concatenate(x), first.cms_in_LBTD, out.cms_in_LBTD)
+        recall_B = first.recall_B + out.recall_B
+        return Cursor(context, out.states), out._replace(recall_B=recall_B, cms_in_LBTD=cms_in)
+
+    def _first_cms(
+        self,
+        params: PyTree,
+        x_BTD: Array,
+        deltas: tuple[PyTree, ...] | None,
+        taps_LBTD: Array | None,
+        *,
+        collect: bool,
+    ) -> StackOutput:
+        """Run the CMS of the first taught block; it has no mixer state of its own."""
+        block = self.block("suffix")
+
+        def read(params: PyTree, x_BTD: Array, deltas: PyTree) -> Any:
+            return block.apply({"params": params}, x_BTD, deltas, method="read_cms")
+
+        own = None if deltas is None else jax.tree.map(lambda d: d[:, 0], deltas)
+        y_BTD, recall_B = self._remat(read)(_layer(params["suffix"], 0), x_BTD, own)
+        y_BTD = constrain(y_BTD, ("batch", None, None))
+        if taps_LBTD is not None:
+            y_BTD = y_BTD + taps_LBTD[0]
+        return StackOutput((), y_BTD, recall_B, x_BTD[None] if collect else ())
 
     def deltas(self, state: State) -> tuple[PyTree, ...] | None:
         return tuple(level.delta for level in state.fast) if state.fast else None
@@ -426,6 +487,11 @@ def _forget(state: State, rows_B: Array) -> State:
     old = (state.fast, state.open)
     fast, open_chunk = select(rows_B, jax.tree.map(jnp.zeros_like, old), old)
     return state._replace(fast=fast, open=open_chunk)
+
+
+def _layer(stack: PyTree, index: int) -> PyTree:
+    """Return the parameters of one block of a stack."""
+    return jax.tree.map(lambda p: p[index], stack)
 
 
 def _layers_first(tree: PyTree) -> PyTree:

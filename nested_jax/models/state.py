@@ -25,10 +25,10 @@ class Context(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """A place in the stream from which the taught blocks can go on reading."""
+    """A place in the stream from which what fast weights reach can go on reading."""
 
     context: Context
-    suffix: PyTree  # mixer states of the taught blocks, leaves [B, L, ...]
+    suffix: PyTree  # mixer states of the taught blocks but the first, leaves [B, L, ...]; or ()
 
 
 class OpenChunk(NamedTuple):
@@ -39,7 +39,7 @@ class OpenChunk(NamedTuple):
     """
 
     boundary: Cursor
-    x_BCD: Array  # what the taught blocks read; the first `count_B` tokens are used
+    x_BCD: Array  # what the first taught CMS read; the first `count_B` tokens are used
     targets_BC: Array
     weights_BC: Array
     start_B: Array  # bool, the chunk begins a document
@@ -50,6 +50,7 @@ class State(NamedTuple):
     """The state of a language model; `fast` and `open` are () without CMS levels."""
 
     prefix: PyTree  # mixer states of the blocks that are never taught, leaves [B, L, ...]
+    entry: PyTree  # of the first taught block, leaves [B, 1, ...]: no fast weight lies before it
     now: Cursor
     fast: tuple[LevelState, ...]  # CMS levels, the fastest first
     open: OpenChunk | tuple[()]

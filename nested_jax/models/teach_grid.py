@@ -15,7 +15,7 @@ from nested_jax.types import Array
 class Tokens(NamedTuple):
     """Tokens of rows, [B, T, ...], or laid on the chunk grid, [N, B, C, ...]."""
 
-    x_BTD: Array  # what the taught blocks read
+    x_BTD: Array  # what the first taught CMS reads
     targets_BT: Array
     weights_BT: Array
     starts_BT: Array | None
