@@ -166,7 +166,7 @@ MQAR = Suite(
         "quick": Budget(
             mqar(128, (64,), MQAR_SETTINGS[:1]),
             ALL,
-            steps=600,
+            steps=900,
             batch=32,
             rates=(1e-2,),
             seeds=(0,),
