@@ -38,6 +38,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     cfg.model.memory.frozen = False
     if cfg.model.block == "hope":
         cfg.model.memory = ml_collections.ConfigDict({**common.HOPE_MEMORY, "frozen": False})
+        # Rates of the order of 1 wipe out in 1,024 characters what the memory has learned to be
+        # (docs/results.md, "Why the memories of hope cost on real text").
+        cfg.model.memory.inner_lr = 0.02
     cfg.data.tokenizer = "char"
     with cfg.unlocked():
         common.set_fields(cfg, {"optim.final_fraction": 0.0, **fields})

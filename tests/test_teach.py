@@ -202,6 +202,17 @@ def test_stop_zeroes_exactly_the_write_path():
 # --- one semantics --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("taught", [1, 2, 3])
+def test_a_boundary_holds_the_mixers_behind_a_fast_weight_alone(taught):
+    cfg = config(model={"layers": 3}, cms={"fast_layers": taught})
+    model, params, *_ = make(cfg, tokens=CHUNK)
+    state = start(model, params)
+    depth = lambda mixers: {x.shape[1] for x in jax.tree.leaves(mixers)}  # noqa: E731
+    expected = {3 - taught} - {0}, {1}, {taught - 1} - {0}
+    assert (depth(state.prefix), depth(state.entry), depth(state.now.suffix)) == expected
+    assert depth(state.open.boundary.suffix) == expected[2]
+
+
 @pytest.mark.parametrize(
     ("window", "pieces", "taught"),
     [
