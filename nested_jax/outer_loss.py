@@ -21,6 +21,7 @@ from nested_jax.config import Config
 from nested_jax.layers.basic import rms_norm
 from nested_jax.losses import token_loss
 from nested_jax.models.lm import LanguageModel
+from nested_jax.models.stacks import run_stack, run_suffix
 from nested_jax.models.state import State
 from nested_jax.models.stream import make_span
 from nested_jax.ops.linear import linear
@@ -146,8 +147,10 @@ def _with_surprise(
     """Read and score a batch with a model whose levels are not written, and add the objectives."""
     x_BTD = model.inputs(params, batch.tokens_BT)
     span = make_span(state.now.context, x_BTD.shape[1], starts_BT=starts_BT, origin=origin)
-    out = model.run("prefix", params["prefix"], state.prefix, x_BTD, span, collect=True)
-    now, _ = model.run_suffix(params, state.now, out.x_BTD, span, None)
+    out = run_stack(
+        model.block("prefix"), params["prefix"], state.prefix, x_BTD, span, collect=True
+    )
+    now, _ = run_suffix(model.cfg, params, state.now, out.x_BTD, span, None)
     state = state._replace(prefix=out.states, now=now)
     h_BTD = model.poison(model.final_norm(params, out.x_BTD), span)
     loss_BT = token_loss(h_BTD, model.head(params), batch.targets_BT, model.cfg.loss_chunk)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from nested_jax.config import TeachConfig, check_teach
 from nested_jax.losses import token_entropy, token_loss
 from nested_jax.models.lm import LanguageModel
+from nested_jax.models.stacks import run_prefix, run_suffix
 from nested_jax.models.state import Cursor, OpenChunk, State, detach
 from nested_jax.models.stream import make_span
 from nested_jax.models.teach_grid import Chunk, Tokens, lay_out
@@ -130,7 +131,9 @@ class Teacher:
         """The gradient of the chunk's own next-token loss (TTT-E2E)."""
 
         def blocks(deltas: tuple[PyTree, ...]) -> tuple[tuple[Array, Array], Cursor]:
-            cursor_, out = self.model.run_suffix(self.params, cursor, tokens.x_BTD, span, deltas)
+            cursor_, out = run_suffix(
+                self.model.cfg, self.params, cursor, tokens.x_BTD, span, deltas
+            )
             return (out.x_BTD, out.recall_B), cursor_
 
         outputs: tuple[Array, Array]
@@ -154,8 +157,8 @@ class Teacher:
         taps_LBCD = jnp.zeros((layers, *tokens.x_BTD.shape), tokens.x_BTD.dtype)
 
         def blocks(taps_LBCD: Array) -> tuple[Array, tuple[Any, ...]]:
-            cursor_, out = model.run_suffix(
-                self.params, cursor, tokens.x_BTD, span, deltas, taps_LBCD, collect=True
+            cursor_, out = run_suffix(
+                model.cfg, self.params, cursor, tokens.x_BTD, span, deltas, taps_LBCD, collect=True
             )
             loss, (loss_BC, h_BCD) = self._head(tokens, out.x_BTD)
             return loss, (cursor_, loss_BC, h_BCD, out.cms_in_LBTD)
@@ -323,7 +326,7 @@ def teach(  # noqa: PLR0913 - the options of one call, all of them named
         lengths_B=lengths_B,
         origin=origin,
     )
-    state, x_BTD = model.run_prefix(params, state, model.inputs(params, tokens_BT), span)
+    state, x_BTD = run_prefix(model.cfg, params, state, model.inputs(params, tokens_BT), span)
     assert isinstance(state.open, OpenChunk)
     teacher = Teacher(model, params, cfg, cfg.scale if scale is None else scale, _inner(model, cfg))
     tokens = Tokens(x_BTD, targets_BT, weights_BT, starts_BT)

@@ -13,6 +13,7 @@ from helpers import assert_close, assert_equal
 import nested_jax
 from nested_jax.config import Config, from_config_dict
 from nested_jax.models.lm import LanguageModel
+from nested_jax.models.stacks import run_stack
 from nested_jax.outer_loss import (
     document_starts,
     level_signals,
@@ -164,8 +165,8 @@ def test_the_signal_is_the_gradient_behind_a_level() -> None:
         state = model.init_state(params, ROWS, capacity=1)
         span = nested_jax.models.stream.make_span(state.now.context, 8)
         x_BTD = model.inputs(params, batch.tokens_BT)
-        return model.run(
-            "prefix", params["prefix"], state.prefix, x_BTD, span, collect=True
+        return run_stack(
+            model.block("prefix"), params["prefix"], state.prefix, x_BTD, span, collect=True
         ).cms_in_LBTD[-1]
 
     def summed(x_BTD: Array, level: int, size: float) -> Array:

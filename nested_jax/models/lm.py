@@ -3,16 +3,15 @@
 The last `cms.fast_layers` blocks are the *suffix*: their CMS carries fast weights, and the teach
 loop reads them chunk by chunk. All blocks below are the *prefix*, which runs over all tokens of a
 call at once. So does the *entry*, the mixer of the first taught block: no fast weight lies before
-it.
+it (models/stacks.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,30 +26,17 @@ from nested_jax.layers.basic import (
     rms_norm,
     unbox,
 )
-from nested_jax.layers.cms import no_recall
 from nested_jax.losses import logits_of
-from nested_jax.models.blocks import Block, BlockOutput
+from nested_jax.models.blocks import Block
 from nested_jax.models.decoder import declare_decoder, decode_last
+from nested_jax.models.stacks import block_of, layers_second, run_prefix, run_suffix
 from nested_jax.models.state import Cursor, OpenChunk, State
-from nested_jax.models.stream import advance, count, empty_context, make_span, started
+from nested_jax.models.stream import count, empty_context, make_span, started
 from nested_jax.ops.fast_weights import init_level, per_row, select
 from nested_jax.sharding import constrain
 from nested_jax.types import Array, PyTree, Span
 
 HEAD_STD = 0.5  # of a logit at initialisation: the first loss is ln(S) + HEAD_STD² / 2
-
-REMAT = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-class StackOutput(NamedTuple):
-    states: PyTree  # mixer states, leaves [B, L, ...]
-    x_BTD: Array
-    recall_B: Array
-    cms_in_LBTD: Array | tuple[()]  # inputs of the CMS chains, when they were asked for
 
 
 @dataclass(frozen=True)
@@ -150,13 +136,13 @@ class LanguageModel:
         later = jax.tree.map(lambda x: x[:, 1:], suffix) if self.cfg.fast_layers > 1 else ()
         now = Cursor(context, later)
         deltas = self._over_layers(params, "suffix", "init_deltas", batch_size)
-        fast = tuple(init_level(self.cfg.cms, _layers_second(d), batch_size) for d in deltas)
+        fast = tuple(init_level(self.cfg.cms, layers_second(d), batch_size) for d in deltas)
         return State(prefix, entry, now, fast, self._open_chunk(now, batch_size))
 
     def _init_mixers(self, params: PyTree, name: str, batch: int, capacity: int) -> PyTree:
         if name not in params:
             return ()
-        return _layers_second(self._over_layers(params, name, "init_state", batch, capacity))
+        return layers_second(self._over_layers(params, name, "init_state", batch, capacity))
 
     def _open_chunk(self, boundary: Cursor, batch: int) -> OpenChunk:
         # No teach chunk is longer than the fastest period, so the buffer fits every teach config.
@@ -177,7 +163,7 @@ class LanguageModel:
         return jax.vmap(call)(params[name])
 
     def block(self, name: str) -> Block:
-        return Block(self.cfg, fast=name == "suffix")
+        return block_of(self.cfg, name)
 
     def rates(self, params: PyTree) -> tuple[PyTree, ...]:
         """Return the inner rate of every fast matrix, leaves [L], a tree for each CMS level."""
@@ -202,44 +188,6 @@ class LanguageModel:
         )
         x_BTD = table[tokens_BT] * jnp.asarray(math.sqrt(self.cfg.dim), table.dtype)
         return constrain(x_BTD, ("batch", None, None))
-
-    def run(
-        self,
-        name: str,
-        stack: PyTree,
-        states: PyTree,
-        x_BTD: Array,
-        span: Span,
-        deltas: tuple[PyTree, ...] | None = None,
-        taps_LBTD: Array | None = None,
-        *,
-        collect: bool = False,
-    ) -> StackOutput:
-        """Run a stack of blocks over the tokens of a call; one scan over the layers.
-
-        Args:
-          name: "prefix" or "suffix".
-          stack: parameters of the blocks, leaves [L, ...].
-          states: mixer states, leaves [B, L, ...].
-          deltas: fast weights of every CMS level, leaves [B, L, ...]; None runs the slow model.
-          taps_LBTD: added to the output of every block; its gradient is the teach signal of a
-          block.
-          collect: also return the inputs of the CMS chains.
-        """
-        block = self.block(name)
-        mask = attention_mask(self.cfg, span)
-
-        def body(x_BTD: Array, layer: Any) -> tuple[Array, Any]:
-            p, state, delta, tap_BTD = layer
-            out = cast(BlockOutput, block.apply({"params": p}, state, x_BTD, span, mask, delta))
-            x_BTD = constrain(out.x_BTD, ("batch", None, None))
-            if tap_BTD is not None:
-                x_BTD = x_BTD + tap_BTD
-            return x_BTD, (out.state, out.recall_B, out.cms_in_BTD if collect else ())
-
-        xs = (stack, _layers_first(states), _layers_first(deltas), taps_LBTD)
-        x_BTD, (states, recall_LB, cms_in) = jax.lax.scan(self._remat(body), x_BTD, xs)
-        return StackOutput(_layers_second(states), x_BTD, jnp.sum(recall_LB, axis=0), cms_in)
 
     def final_norm(self, params: PyTree, x_BTD: Array) -> Array:
         return rms_norm(x_BTD, params["norm"], self.cfg.norm_eps)
@@ -271,15 +219,15 @@ class LanguageModel:
             lengths_B=lengths_B,
             origin=origin,
         )
-        state, x_BTD = self.run_prefix(params, state, x_BTD, span)
+        state, x_BTD = run_prefix(self.cfg, params, state, x_BTD, span)
         # A fresh state has no fast weights yet: the slow model is the same function, and cheaper.
         deltas = None if origin == "fresh" else self.deltas(state)
-        now, out = self.run_suffix(params, state.now, x_BTD, span, deltas)
+        now, out = run_suffix(self.cfg, params, state.now, x_BTD, span, deltas)
         h_BTD = out.x_BTD
         if starts_BT is not None and deltas is not None:
             # A document that starts reads with the slow weights. It sees no token before it, so the
             # slow model's outputs from there on are those of a run of its own.
-            slow, slow_out = self.run_suffix(params, state.now, x_BTD, span, None)
+            slow, slow_out = run_suffix(self.cfg, params, state.now, x_BTD, span, None)
             after_BT = started(span)
             h_BTD = jnp.where(after_BT[..., None], slow_out.x_BTD, h_BTD)
             now = select(after_BT[:, -1], slow, now)
@@ -304,94 +252,6 @@ class LanguageModel:
                 "or embeddings [B, T, D]"
             )
         return self.embed(params, inputs)
-
-    def run_prefix(
-        self, params: PyTree, state: State, x_BTD: Array, span: Span
-    ) -> tuple[State, Array]:
-        """Run all that no fast weight reaches: the prefix, and the entry behind it.
-
-        Returns the state with `prefix` and `entry` behind the tokens, and what the first taught CMS
-        reads, or the output of the last block where none is taught.
-        """
-        if "prefix" in params:
-            out = self.run("prefix", params["prefix"], state.prefix, x_BTD, span)
-            state, x_BTD = state._replace(prefix=out.states), out.x_BTD
-        if "suffix" in params:
-            entry, x_BTD = self._enter(_layer(params["suffix"], 0), state.entry, x_BTD, span)
-            state = state._replace(entry=entry)
-        return state, x_BTD
-
-    def _enter(
-        self, params: PyTree, entry: PyTree, x_BTD: Array, span: Span
-    ) -> tuple[PyTree, Array]:
-        """Run the mixer of the first taught block."""
-        block, mask = self.block("suffix"), attention_mask(self.cfg, span)
-
-        def mix(params: PyTree, state: PyTree, x_BTD: Array) -> Any:
-            return block.apply({"params": params}, state, x_BTD, span, mask, method="mix")
-
-        state, x_BTD = self._remat(mix)(params, jax.tree.map(lambda x: x[:, 0], entry), x_BTD)
-        return jax.tree.map(lambda x: x[:, None], state), constrain(x_BTD, ("batch", None, None))
-
-    def _remat(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Recompute in the backward pass what `model.remat` does not keep."""
-        policy = REMAT[self.cfg.remat]
-        if policy is None:
-            return function
-        return jax.checkpoint(function, policy=policy, prevent_cse=False)
-
-    def run_suffix(
-        self,
-        params: PyTree,
-        cursor: Cursor,
-        x_BTD: Array,
-        span: Span,
-        deltas: tuple[PyTree, ...] | None,
-        taps_LBTD: Array | None = None,
-        *,
-        collect: bool = False,
-    ) -> tuple[Cursor, StackOutput]:
-        """Run all that fast weights reach: the first taught CMS, then whole blocks.
-
-        Arguments as `run`; `x_BTD` is behind the entry. Without fast layers it passes as it is.
-        """
-        context = advance(self.cfg, cursor.context, span)
-        if "suffix" not in params:
-            return Cursor(context, ()), StackOutput((), x_BTD, no_recall(x_BTD), ())
-        first = self._first_cms(params, x_BTD, deltas, taps_LBTD, collect=collect)
-        if self.cfg.fast_layers == 1:
-            return Cursor(context, ()), first
-        stack = jax.tree.map(lambda p: p[1:], params["suffix"])
-        later = None if deltas is None else jax.tree.map(lambda d: d[:, 1:], deltas)
-        taps = None if taps_LBTD is None else taps_LBTD[1:]
-        out = self.run(
-            "suffix", stack, cursor.suffix, first.x_BTD, span, later, taps, collect=collect
-        )
-        cms_in = jax.tree.map(lambda *x: jnp.concatenate(x), first.cms_in_LBTD, out.cms_in_LBTD)
-        recall_B = first.recall_B + out.recall_B
-        return Cursor(context, out.states), out._replace(recall_B=recall_B, cms_in_LBTD=cms_in)
-
-    def _first_cms(
-        self,
-        params: PyTree,
-        x_BTD: Array,
-        deltas: tuple[PyTree, ...] | None,
-        taps_LBTD: Array | None,
-        *,
-        collect: bool,
-    ) -> StackOutput:
-        """Run the CMS of the first taught block; it has no mixer state of its own."""
-        block = self.block("suffix")
-
-        def read(params: PyTree, x_BTD: Array, deltas: PyTree) -> Any:
-            return block.apply({"params": params}, x_BTD, deltas, method="read_cms")
-
-        own = None if deltas is None else jax.tree.map(lambda d: d[:, 0], deltas)
-        y_BTD, recall_B = self._remat(read)(_layer(params["suffix"], 0), x_BTD, own)
-        y_BTD = constrain(y_BTD, ("batch", None, None))
-        if taps_LBTD is not None:
-            y_BTD = y_BTD + taps_LBTD[0]
-        return StackOutput((), y_BTD, recall_B, x_BTD[None] if collect else ())
 
     def deltas(self, state: State) -> tuple[PyTree, ...] | None:
         return tuple(level.delta for level in state.fast) if state.fast else None
@@ -487,19 +347,6 @@ def _forget(state: State, rows_B: Array) -> State:
     old = (state.fast, state.open)
     fast, open_chunk = select(rows_B, jax.tree.map(jnp.zeros_like, old), old)
     return state._replace(fast=fast, open=open_chunk)
-
-
-def _layer(stack: PyTree, index: int) -> PyTree:
-    """Return the parameters of one block of a stack."""
-    return jax.tree.map(lambda p: p[index], stack)
-
-
-def _layers_first(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree)
-
-
-def _layers_second(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), tree)
 
 
 def build_model(cfg: ModelConfig) -> LanguageModel:

@@ -1,0 +1,190 @@
+"""Run the stacks of a model over the tokens of a call: what no fast weight reaches, and the rest.
+
+The prefix and the entry run over all tokens of a call at once; the suffix, from the CMS of the
+first taught block on, runs over those of a teach chunk, or over all where nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+
+from nested_jax.config import ModelConfig
+from nested_jax.layers.attention import attention_mask
+from nested_jax.layers.cms import no_recall
+from nested_jax.models.blocks import Block, BlockOutput
+from nested_jax.models.state import Cursor, State
+from nested_jax.models.stream import advance
+from nested_jax.sharding import constrain
+from nested_jax.types import Array, PyTree, Span
+
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class StackOutput(NamedTuple):
+    states: PyTree  # mixer states, leaves [B, L, ...]
+    x_BTD: Array
+    recall_B: Array
+    cms_in_LBTD: Array | tuple[()]  # inputs of the CMS chains, when they were asked for
+
+
+def block_of(cfg: ModelConfig, name: str) -> Block:
+    """Return the block of a stack, "prefix" or "suffix"."""
+    return Block(cfg, fast=name == "suffix")
+
+
+def run_stack(
+    block: Block,
+    stack: PyTree,
+    states: PyTree,
+    x_BTD: Array,
+    span: Span,
+    deltas: tuple[PyTree, ...] | None = None,
+    taps_LBTD: Array | None = None,
+    *,
+    collect: bool = False,
+) -> StackOutput:
+    """Run a stack of blocks over the tokens of a call; one scan over the layers.
+
+    Args:
+      block: of the stack.
+      stack: parameters of the blocks, leaves [L, ...].
+      states: mixer states, leaves [B, L, ...].
+      deltas: fast weights of every CMS level, leaves [B, L, ...]; None runs the slow model.
+      taps_LBTD: added to the output of every block; its gradient is the teach signal of a
+      block.
+      collect: also return the inputs of the CMS chains.
+    """
+    mask = attention_mask(block.cfg, span)
+
+    def body(x_BTD: Array, layer: Any) -> tuple[Array, Any]:
+        p, state, delta, tap_BTD = layer
+        out = cast(BlockOutput, block.apply({"params": p}, state, x_BTD, span, mask, delta))
+        x_BTD = constrain(out.x_BTD, ("batch", None, None))
+        if tap_BTD is not None:
+            x_BTD = x_BTD + tap_BTD
+        return x_BTD, (out.state, out.recall_B, out.cms_in_BTD if collect else ())
+
+    xs = (stack, layers_first(states), layers_first(deltas), taps_LBTD)
+    x_BTD, (states, recall_LB, cms_in) = jax.lax.scan(_remat(block.cfg, body), x_BTD, xs)
+    return StackOutput(layers_second(states), x_BTD, jnp.sum(recall_LB, axis=0), cms_in)
+
+
+def run_prefix(
+    cfg: ModelConfig, params: PyTree, state: State, x_BTD: Array, span: Span
+) -> tuple[State, Array]:
+    """Run all that no fast weight reaches: the prefix, and the entry behind it.
+
+    Returns the state with `prefix` and `entry` behind the tokens, and what the first taught CMS
+    reads, or the output of the last block where none is taught.
+    """
+    if "prefix" in params:
+        out = run_stack(block_of(cfg, "prefix"), params["prefix"], state.prefix, x_BTD, span)
+        state, x_BTD = state._replace(prefix=out.states), out.x_BTD
+    if "suffix" in params:
+        entry, x_BTD = _enter(cfg, _layer(params["suffix"], 0), state.entry, x_BTD, span)
+        state = state._replace(entry=entry)
+    return state, x_BTD
+
+
+def _enter(
+    cfg: ModelConfig, params: PyTree, entry: PyTree, x_BTD: Array, span: Span
+) -> tuple[PyTree, Array]:
+    """Run the mixer of the first taught block."""
+    block, mask = block_of(cfg, "suffix"), attention_mask(cfg, span)
+
+    def mix(params: PyTree, state: PyTree, x_BTD: Array) -> Any:
+        return block.apply({"params": params}, state, x_BTD, span, mask, method="mix")
+
+    state, x_BTD = _remat(cfg, mix)(params, jax.tree.map(lambda x: x[:, 0], entry), x_BTD)
+    return jax.tree.map(lambda x: x[:, None], state), constrain(x_BTD, ("batch", None, None))
+
+
+def _remat(cfg: ModelConfig, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Recompute in the backward pass what `model.remat` does not keep."""
+    policy = REMAT[cfg.remat]
+    if policy is None:
+        return function
+    return jax.checkpoint(function, policy=policy, prevent_cse=False)
+
+
+def run_suffix(
+    cfg: ModelConfig,
+    params: PyTree,
+    cursor: Cursor,
+    x_BTD: Array,
+    span: Span,
+    deltas: tuple[PyTree, ...] | None,
+    taps_LBTD: Array | None = None,
+    *,
+    collect: bool = False,
+) -> tuple[Cursor, StackOutput]:
+    """Run all that fast weights reach: the first taught CMS, then whole blocks.
+
+    Arguments as `run_stack`; `x_BTD` is behind the entry. Without fast layers it passes as it is.
+    """
+    context = advance(cfg, cursor.context, span)
+    if "suffix" not in params:
+        return Cursor(context, ()), StackOutput((), x_BTD, no_recall(x_BTD), ())
+    first = _first_cms(cfg, params, x_BTD, deltas, taps_LBTD, collect=collect)
+    if cfg.fast_layers == 1:
+        return Cursor(context, ()), first
+    stack = jax.tree.map(lambda p: p[1:], params["suffix"])
+    later = None if deltas is None else jax.tree.map(lambda d: d[:, 1:], deltas)
+    taps = None if taps_LBTD is None else taps_LBTD[1:]
+    out = run_stack(
+        block_of(cfg, "suffix"),
+        stack,
+        cursor.suffix,
+        first.x_BTD,
+        span,
+        later,
+        taps,
+        collect=collect,
+    )
+    cms_in = jax.tree.map(lambda *x: jnp.concatenate(x), first.cms_in_LBTD, out.cms_in_LBTD)
+    recall_B = first.recall_B + out.recall_B
+    return Cursor(context, out.states), out._replace(recall_B=recall_B, cms_in_LBTD=cms_in)
+
+
+def _first_cms(
+    cfg: ModelConfig,
+    params: PyTree,
+    x_BTD: Array,
+    deltas: tuple[PyTree, ...] | None,
+    taps_LBTD: Array | None,
+    *,
+    collect: bool,
+) -> StackOutput:
+    """Run the CMS of the first taught block; it has no mixer state of its own."""
+    block = block_of(cfg, "suffix")
+
+    def read(params: PyTree, x_BTD: Array, deltas: PyTree) -> Any:
+        return block.apply({"params": params}, x_BTD, deltas, method="read_cms")
+
+    own = None if deltas is None else jax.tree.map(lambda d: d[:, 0], deltas)
+    y_BTD, recall_B = _remat(cfg, read)(_layer(params["suffix"], 0), x_BTD, own)
+    y_BTD = constrain(y_BTD, ("batch", None, None))
+    if taps_LBTD is not None:
+        y_BTD = y_BTD + taps_LBTD[0]
+    return StackOutput((), y_BTD, recall_B, x_BTD[None] if collect else ())
+
+
+def _layer(stack: PyTree, index: int) -> PyTree:
+    """Return the parameters of one block of a stack."""
+    return jax.tree.map(lambda p: p[index], stack)
+
+
+def layers_first(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree)
+
+
+def layers_second(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), tree)
