@@ -89,7 +89,7 @@ def total(metrics: list[dict[str, Array]]) -> Array:
     "changes",
     [
         pytest.param({}, marks=pytest.mark.slow),
-        {"surprise": (0.5, 0.25)},
+        pytest.param({"surprise": (0.5, 0.25)}, marks=pytest.mark.slow),
         pytest.param({"carry": "all", **WRITTEN}, marks=pytest.mark.slow),
     ],
     ids=str,

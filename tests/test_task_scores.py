@@ -85,7 +85,8 @@ def stop() -> None:
     raise RuntimeError
 
 
-@pytest.mark.parametrize("taught", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("taught", [False, True])
 def test_answers_are_what_the_model_says_token_by_token(taught: bool) -> None:
     """The inner loop answers a chunk from the weights that were written before it."""
     changes: dict[str, Any] = {}

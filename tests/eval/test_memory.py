@@ -172,6 +172,7 @@ def test_reading_writes_a_sequence_memory_and_says_by_how_much():
     assert learner.report()["change"]["delta"] > 0
 
 
+@pytest.mark.slow
 def test_reading_scores_a_token_before_the_write_that_it_causes():
     chosen = subject("hope_attention")
     learner = Memorizer(chosen, MemorizeOptions(on=True))

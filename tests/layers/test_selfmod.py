@@ -33,7 +33,7 @@ B, T, H, K = 2, 11, 3, 4
 
 
 @pytest.mark.parametrize("arch", ["linear", pytest.param("mlp", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("rule", ["titans", "dgd"])
+@pytest.mark.parametrize("rule", [pytest.param("titans", marks=pytest.mark.slow), "dgd"])
 def test_generators_that_never_write_make_it_titans(rule: str, arch: str, float64: None) -> None:
     """With constant generators and the values as targets, M_mem is an ordinary memory."""
     memory = MemorySpec(arch=arch, rule=rule, momentum=True, chunk=4)

@@ -110,7 +110,9 @@ def by_hand(cfg: ModelConfig, p: PyTree, x_BTD: Array) -> tuple[Array, Any]:
     "fields",
     [
         pytest.param({}, id="persistent", marks=pytest.mark.slow),
-        pytest.param({"memory": {"persistent": 0, "chunk": 4}}, id="without"),
+        pytest.param(
+            {"memory": {"persistent": 0, "chunk": 4}}, id="without", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_equals_a_loop_over_tokens(fields: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import assert_close
 
 from nested_jax.config import ModelConfig
@@ -49,6 +50,7 @@ def test_places_have_different_vectors_of_one_length() -> None:
     assert gaps[~np.eye(50, dtype=bool)].min() > 0.1
 
 
+@pytest.mark.slow
 def test_a_model_with_a_decoder_answers_for_all_places_what_the_last_one_knows() -> None:
     """A change of the first token reaches every answer, and the decoder's parameters learn."""
     model = build_model(CFG)

@@ -188,6 +188,7 @@ def test_splits(float64: None) -> None:
     assert_same(got, expected(MLP, state, inputs, T))
 
 
+@pytest.mark.slow
 def test_meta_gradient_of_second_order(float64: None) -> None:
     """Gradients through two writes of an MLP, against finite differences, twice."""
     spec = MemorySpec(arch="mlp", rule="titans", momentum=True, chunk=2)
