@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_equal
 from test_scoring import tokenizer
 from tiny import compile_cache
 
 from eval.errors import NotWrittenError
 from eval.memory import MemorizeOptions, Memorizer
+from eval.memory_paths import keep_memories, sequence_change
 from eval.reader import ModelReader
 from eval.requests import Request
 from eval.scoring import Scorer
@@ -182,3 +185,24 @@ def test_reading_scores_a_token_before_the_write_that_it_causes():
     np.testing.assert_allclose(learned[:8], plain[:8], atol=1e-5)  # the first chunk
     assert learned[16:].mean() < plain[16:].mean()
     assert learner.report()["writes"] == {"cms_fast": 4, "cms_mid": 2}
+
+
+@pytest.mark.parametrize("fast_layers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_memories_of_every_layer_are_kept_and_counted(fast_layers: int) -> None:
+    """Also that of the first taught block, which the state holds apart from the others."""
+    reader = subject("hope", fast_layers).scorer.reader
+    state = reader.model.init_state(reader.params, 1)
+    state, _ = jax.jit(reader.model.apply)(reader.params, state, jnp.arange(8)[None])
+    kept = keep_memories(state, sequence=True)
+    pairs = ((state.prefix, kept.prefix), (state.entry, kept.entry))
+    pairs += ((state.now.suffix, kept.now.suffix),)
+    there = [(old, new) for old, new in pairs if old != ()]
+    assert sum(old.memories.memory.fast[0].shape[1] for old, _ in there) == 2  # layers
+    for old, new in there:
+        assert_equal(new.memories, old.memories)
+        assert not any(np.any(x) for x in jax.tree.leaves(new.tails))
+    written = sequence_change(reader.params, state)
+    fresh = jax.tree.map(jnp.zeros_like, state.entry)
+    assert (
+        float(jnp.abs(sequence_change(reader.params, state._replace(entry=fresh)) - written)[0]) > 0
+    )

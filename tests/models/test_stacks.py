@@ -1,0 +1,94 @@
+"""The stacks of a model against a loop over whole blocks, one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers import assert_close
+
+import nested_jax
+from nested_jax.config import ModelConfig, from_config_dict
+from nested_jax.layers.attention import attention_mask
+from nested_jax.models.stacks import run_prefix, run_suffix
+from nested_jax.models.stream import make_span
+from nested_jax.types import Array, PyTree
+
+LAYERS, ROWS, T, D = 4, 2, 5, 12
+
+
+def config(taught: int, remat: str) -> ModelConfig:
+    cms = {"periods": (4, 8), "fast_layers": taught, "optimizer": "dgd"}
+    sizes = {"vocab_size": 23, "dim": D, "layers": LAYERS, "heads": 2, "mlp_hidden": 14}
+    model = {"block": "hope_attention", "window": 3, "remat": remat, "cms": cms, **sizes}
+    return from_config_dict({"model": model, "data": {"seq_len": 32}}).model
+
+
+def noise(tree: PyTree, seed: int) -> PyTree:
+    """Different numbers in every leaf and layer."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    values = [
+        0.3 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, values)
+
+
+@pytest.mark.parametrize(
+    ("taught", "remat"),
+    [
+        (3, "none"),
+        pytest.param(1, "none", marks=pytest.mark.slow),
+        pytest.param(3, "full", marks=pytest.mark.slow),
+        pytest.param(4, "dots", marks=pytest.mark.slow),
+    ],
+)
+def test_stacks_equal_a_loop_over_blocks(taught: int, remat: str) -> None:
+    cfg = config(taught, remat)
+    model = nested_jax.build_model(cfg)
+    params = model.init(jax.random.key(0))
+    state = model.init_state(params, ROWS)
+    deltas = noise(model.deltas(state), 1)
+    x_BTD, taps_LBTD = noise((jnp.zeros((ROWS, T, D)), jnp.zeros((taught, ROWS, T, D))), 2)
+    span = make_span(state.now.context, T)
+
+    def stacks(params: PyTree, deltas: PyTree, x_BTD: Array, taps_LBTD: Array) -> Any:
+        entered, x_BTD = run_prefix(cfg, params, state, x_BTD, span)
+        cursor, out = run_suffix(
+            cfg, params, entered.now, x_BTD, span, deltas, taps_LBTD, collect=True
+        )
+        parts = (entered.prefix, entered.entry, cursor.suffix)
+        mixers = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *(p for p in parts if p))
+        return out.x_BTD, out.recall_B, out.cms_in_LBTD, mixers
+
+    def loop(params: PyTree, deltas: PyTree, x_BTD: Array, taps_LBTD: Array) -> Any:
+        mask, mixers, recalls, cms_in = attention_mask(cfg, span), [], [], []
+        fresh = jax.tree.map(lambda x: x[:, 0], state.entry)
+        for i in range(LAYERS):
+            j = i - (LAYERS - taught)  # among the taught blocks
+            name, index = ("prefix", i) if j < 0 else ("suffix", j)
+            p = {"params": jax.tree.map(lambda w: w[index], params[name])}  # noqa: B023
+            own = None if j < 0 else jax.tree.map(lambda d: d[:, index], deltas)  # noqa: B023
+            out: Any = model.block(name).apply(p, fresh, x_BTD, span, mask, own)
+            mixers.append(out.state)
+            x_BTD = out.x_BTD
+            if j >= 0:
+                x_BTD = x_BTD + taps_LBTD[j]
+                recalls.append(out.recall_B)
+                cms_in.append(out.cms_in_BTD)
+        stacked = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *mixers)
+        return x_BTD, sum(recalls), jnp.stack(cms_in), stacked
+
+    def weighed(function: Any) -> Any:
+        def loss(*args: Any) -> tuple[Array, Any]:
+            found = function(*args)
+            return sum(jnp.vdot(x, noise(x, 3)) for x in jax.tree.leaves(found)), found
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
+
+    args = (params, deltas, x_BTD, taps_LBTD)
+    ((_, got), got_grad), ((_, want), want_grad) = weighed(stacks)(*args), weighed(loop)(*args)
+    assert_close(got, want, rtol=1e-5)
+    assert_close(got_grad, want_grad, rtol=1e-4, atol=1e-6)
