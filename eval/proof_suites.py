@@ -256,10 +256,10 @@ ABLATION = Suite(
             (
                 *languages("Parity", steps=600),
                 *mqar(128, (64,), MQAR_SETTINGS[:1]),
-                *text("text,rows=16", steps=150, batch=4, rates=(3e-3,)),
+                *text("text,rows=16", steps=250, batch=4, rates=(3e-3,)),
             ),
             tuple(SWITCHES),
-            steps=400,
+            steps=900,
             batch=32,
             rates=(1e-2,),
             seeds=(0,),
