@@ -115,7 +115,7 @@ def make_cell(
         case,
         name,
         f"{case.config}:{argument}",
-        case.overrides + model.overrides,
+        model.overrides + case.overrides,
         rate,
         seed,
         folder=f"{folder}/lr={rate:g},seed={seed}",

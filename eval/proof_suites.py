@@ -29,7 +29,7 @@ class Case(NamedTuple):
     name: str
     config: str  # config file
     argument: str  # its argument, up to the fields of the model
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()  # they win over those of the model
     steps: int = 0  # 0 takes the budget's, like 0 rows and () rates
     batch: int = 0
     rates: tuple[float, ...] = ()
@@ -232,6 +232,8 @@ def text(size: str, *overrides: str, **own: Any) -> tuple[Case, ...]:
 
 # --- ablation ------------------------------------------------------------------------------------
 
+TEXT_RATE = "model.memory.inner_lr=0.02"  # where the rates start on text, whatever the switch
+
 SWITCHES = {
     "hope": Model("model=hope"),
     "- DGD (gradient descent)": Model(
@@ -256,7 +258,7 @@ ABLATION = Suite(
             (
                 *languages("Parity", steps=600),
                 *mqar(128, (64,), MQAR_SETTINGS[:1]),
-                *text("text,rows=16", steps=250, batch=4, rates=(3e-3,)),
+                *text("text,rows=16", TEXT_RATE, steps=250, batch=4, rates=(3e-3,)),
             ),
             tuple(SWITCHES),
             steps=900,
@@ -268,7 +270,7 @@ ABLATION = Suite(
             (
                 *languages("Parity", steps=1000),
                 *mqar(256, (64,), MQAR_SETTINGS[:1]),
-                *text("text", steps=1500, batch=4, rates=(3e-3,)),
+                *text("text", TEXT_RATE, steps=1500, batch=4, rates=(3e-3,)),
             ),
             tuple(SWITCHES),
             steps=1000,
@@ -280,7 +282,7 @@ ABLATION = Suite(
             (
                 *languages("Parity", "Shuffle-2"),
                 *mqar(512, (64,), MQAR_SETTINGS),
-                *text("text,seq=4096", "model.dim=512", "model.layers=8", steps=10_000),
+                *text("text,seq=4096", "model.dim=512", "model.layers=8", TEXT_RATE, steps=10_000),
             ),
             tuple(SWITCHES),
             steps=4000,
