@@ -83,6 +83,11 @@ MODELS = {
 }
 EXPLAINED = {
     "deltanet, rates to 2": Model("model=deltanet,rate=2.0", note="negative eigenvalues"),
+    "hope, erase gate": Model(
+        "model=hope",
+        ("model.memory.erase_gate=True", "model.memory.targets=value"),
+        "erases at a rate that is not the write's, and is written with its values",
+    ),
     "hope, rates to 1": Model(
         "model=hope,rate=1.0",
         ("model.memory.inner_lr=0.5",),
@@ -245,6 +250,7 @@ SWITCHES = {
     "- adaptive v": Model("model=hope", ("model.memory.adaptive_v=False",)),
     "+ adaptive q": Model("model=hope", ("model.memory.adaptive_q=True",)),
     "targets = values": Model("model=hope", ("model.memory.targets=value",)),
+    "+ erase gate": Model("model=hope", ("model.memory.erase_gate=True",)),
     "rates to 1": Model("model=hope,rate=1.0", ("model.memory.inner_lr=0.5",), "they start at 0.5"),
     "no convolution": Model("model=hope", ("model.memory.conv=0",)),
     "- CMS writes": Model("model=hope", ("teach.mode=off",), "in the tasks the CMS is an MLP"),

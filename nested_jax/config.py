@@ -80,6 +80,7 @@ class MemoryConfig:
     segment: int = 0  # tokens of a segment of titans_mac; 0 takes `chunk`
     generator_inputs: Literal["shared", "own"] = "shared"  # `hope`: what k, v and q are made from
     generator_pace: float = 1.0  # `hope`: below 1, learned factor of the generators' writes
+    erase_gate: bool = False  # `hope`, rule dgd: what it erases with is not the rate of the write
     frozen: bool = False  # ablation: the memory is read and never written
 
     def __post_init__(self) -> None:
@@ -92,6 +93,12 @@ class MemoryConfig:
             "memory.generator_pace",
             self.generator_pace,
             "wants a factor in (0, 1]",
+        )
+        require(
+            not self.erase_gate or self.rule == "dgd",
+            "memory.erase_gate",
+            self.erase_gate,
+            f"wants rule 'dgd', which erases; got {self.rule!r}",
         )
         require(0 < self.max_rate <= 2, "memory.max_rate", self.max_rate, "wants a value in (0, 2]")
         require(

@@ -131,7 +131,10 @@ class SelfModifying(Layer):
             shape, axes = (heads, len(self.spec.generators)), ("heads", None)
             pace = constant(logit(memory.generator_pace))
             pace_HG = jax.nn.sigmoid(self.weight("pace", shape, axes, kind="vector", init=pace))
-        return GateReadout(*rate, *keep, pace_HG)
+        erase: tuple[Array | None, Array | None] = None, None
+        if memory.erase_gate:
+            erase = vector("erase_readout"), bias("erase_bias", start)
+        return GateReadout(*rate, *keep, pace_HG, *erase)
 
     def _fresh(self, batch: int) -> SelfModState:
         return init_self_modifying(self.spec, self.generators0, self.memory0, batch)

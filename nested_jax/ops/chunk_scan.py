@@ -82,6 +82,7 @@ def chunk_tokens(grid: ChunkGrid, inputs: MemoryInputs, starts_BT: Array | None 
         momentum_C=None if momentum_BTH is None else gate(momentum_BTH, 1.0),
         live_C=None if exists_NBW is None else gate(ones_BTH, 0.0),
         start_C=None if start_BTH is None else gate(start_BTH, 0.0),
+        erase_C=None if inputs.erase_BTH is None else gate(inputs.erase_BTH, 0.0),
     )
     return Chunk(vectors(inputs.q_BTHK), vectors(inputs.k_BTHK), vectors(inputs.v_BTHV), gates)
 

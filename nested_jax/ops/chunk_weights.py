@@ -1,9 +1,9 @@
 """The scalars of a chunk-parallel memory: how every token's write weighs in every later memory.
 
-Unrolling W_t = a_t W_{t-1} + S_t - eta_t u_t e_t^T and S_t = mu_t S_{t-1} - eta_t x_t d_t^T over
+Unrolling W_t = a_t W_{t-1} + S_t - eps_t u_t e_t^T and S_t = mu_t S_{t-1} - eta_t x_t d_t^T over
 the tokens of a chunk gives, for any matrix of the memory,
 
-    W_t = (prod a) W_0 + (sum ..) S_0 - sum_s E_ts eta_s x_s d_s^T - sum_s D_ts eta_s u_s e_s^T
+    W_t = (prod a) W_0 + (sum ..) S_0 - sum_s E_ts eta_s x_s d_s^T - sum_s D_ts eps_s u_s e_s^T
 
     D_ts = prod_{s < r <= t} a_r    P_ts = prod_{s < r <= t} mu_r    E = D P (no momentum: E = D)
 
@@ -32,6 +32,7 @@ class ChunkGates(NamedTuple):
     momentum_C: Array | None
     live_C: Array | None  # 1 where the slot holds a token; None: everywhere
     start_C: Array | None  # 1 where the token finds a fresh memory; None: nowhere
+    erase_C: Array | None = None  # rate of erasing, 0 without a token; None: rate_C
 
 
 class Mix(NamedTuple):
@@ -43,7 +44,7 @@ class Mix(NamedTuple):
 
     sources: tuple[Array | None, ...]  # [R] each; None is 0
     grad_RC: Array  # weight of -x_s d_s^T: E_ts eta_s
-    erase_RC: Array | None  # weight of -u_s e_s^T: D_ts eta_s
+    erase_RC: Array | None  # weight of -u_s e_s^T: D_ts epsilon_s
 
 
 class ChunkWeights(NamedTuple):
@@ -92,8 +93,43 @@ def _gate_products(gate_C: Array) -> Array:
 def _gate_products_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """dP_ts = sum_r P_tr dgate_r P_{r-1,s}: one matrix product, where autodiff walks the joins."""
     products_CC = _gate_products(*primals)
-    earlier_CC = jnp.concatenate([jnp.zeros_like(products_CC[:1]), products_CC[:-1]])
-    return products_CC, (products_CC * tangents[0][None, :]) @ earlier_CC
+    return products_CC, (products_CC * tangents[0][None, :]) @ _earlier(products_CC)
+
+
+def momentum_products(keep_C: Array, momentum_C: Array, live_C: Array | None) -> Array:
+    """Return E [C, C], E_ts = sum_{s <= r <= t} D_tr live_r P_rs: a write's weight with momentum.
+
+    D and P are the products of `keep_C` and `momentum_C`, so that E_t = a_t E_{t-1} + live_t P_t. A
+    slot without a token (`live_C`, a mask: no gradient) does not add S, although its gates are 1.
+    """
+    live_C = jnp.ones_like(keep_C) if live_C is None else live_C
+    if keep_C.shape[0] == 1:
+        return live_C[:, None]
+    return _momentum_products(keep_C, momentum_C, live_C)
+
+
+@jax.custom_jvp
+@full_precision
+def _momentum_products(keep_C: Array, momentum_C: Array, live_C: Array) -> Array:
+    return (_gate_products(keep_C) * live_C[None, :]) @ _gate_products(momentum_C)
+
+
+@_momentum_products.defjvp
+@full_precision
+def _momentum_products_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    """dE_ts = sum_r D_tr da_r E_{r-1,s} + sum_r E_tr dmu_r P_{r-1,s}: two products, not five."""
+    keep_CC, momentum_CC = _gate_products(primals[0]), _gate_products(primals[1])
+    weight_CC = _momentum_products(*primals)
+    through_keep_CC = (keep_CC * tangents[0][None, :]) @ _earlier(weight_CC)
+    through_momentum_CC = (weight_CC * tangents[1][None, :]) @ _earlier(momentum_CC)
+    return weight_CC, through_keep_CC + through_momentum_CC
+
+
+def _earlier(rows_CC: Array) -> Array:
+    """Row t holds row t - 1."""
+    return jnp.concatenate([jnp.zeros_like(rows_CC[:1]), rows_CC[:-1]])
 
 
 @full_precision
@@ -109,21 +145,28 @@ def chunk_weights(spec: MemorySpec, gates: ChunkGates) -> ChunkWeights:
     fresh = [] if gates.start_C is None else [keep_CC @ (gates.start_C * gates.keep_C)]
     if gates.momentum_C is not None:
         momentum_C = _staying(gates.momentum_C, gates.start_C)
-        momentum_CC = gate_products(momentum_C)
         decay_C = jnp.cumprod(momentum_C)
-        # Without a token M = aM + S would add S once more, although keep and momentum are 1.
-        adds_CC = keep_CC if gates.live_C is None else keep_CC * gates.live_C[None, :]
-        grad_CC = adds_CC @ momentum_CC
-        carried.append(adds_CC @ decay_C)
+        grad_CC = momentum_products(keep_C, momentum_C, gates.live_C)
+        carried.append(momentum_C[0] * grad_CC[:, 0])
         sources: tuple[Array | None, ...] = (None, decay_C)
         if gates.start_C is not None:
             begun_C = gates.start_C * gates.momentum_C
             fresh.append(grad_CC @ begun_C)
-            sources += (None, momentum_CC @ begun_C)
-        end_momentum = _last(Mix(sources, momentum_CC * gates.rate_C[None, :], None))
-    erase_CC = keep_CC * gates.rate_C[None, :] if spec.rule == "dgd" else None
+            sources += (None, gate_products(momentum_C) @ begun_C)
+        last_1C = (suffix_products(momentum_C) * gates.rate_C)[None, :]
+        end_momentum = _last(Mix(sources, last_1C, None))
+    erase_CC = None
+    if spec.rule == "dgd":
+        erase_C = gates.rate_C if gates.erase_C is None else gates.erase_C
+        erase_CC = keep_CC * erase_C[None, :]
     after = Mix((*carried, *fresh), grad_CC * gates.rate_C[None, :], erase_CC)
     return ChunkWeights(after, _before(after, len(carried), gates), _last(after), end_momentum)
+
+
+def suffix_products(gate_C: Array) -> Array:
+    """Return prod_{r > s} gate_r for every s: the last row of `gate_products`."""
+    later_C = jnp.concatenate([gate_C[1:], jnp.ones_like(gate_C[:1])])
+    return jnp.cumprod(later_C[::-1])[::-1]
 
 
 def _staying(gate_C: Array, start_C: Array | None) -> Array:

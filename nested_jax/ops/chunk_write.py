@@ -60,7 +60,7 @@ def recall(
 
 
 def erase_inverse(weights: ChunkWeights, direction_CI: Array) -> Array:
-    """Return (I + L)^-1, L_ts = D_{t-1,s} eta_s <u_t, u_s> for s < t: how erasures shrink others.
+    """Return (I + L)^-1, L_ts = D_{t-1,s} eps_s <u_t, u_s> for s < t: how erasures shrink others.
 
     This is the WY form of DeltaNet (arXiv 2406.06484).
     """

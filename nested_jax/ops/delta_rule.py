@@ -4,13 +4,13 @@ With one linear matrix and the gradient at W_{t-1} itself, every rule is affine 
 e_t = k_t^T W_{t-1} and the delta d_t = c_t e_t - v_t (c = 1 for `l2`, 0 for `dot`, a_t or 0 for
 gradients at a_t W_{t-1}),
 
-    W_t = a_t W_{t-1} + U_t - [dgd] eta_t k_t e_t^T,    U_t = -eta_t k_t d_t^T (momentum: S_t),
+    W_t = a_t W_{t-1} + U_t - [dgd] eps_t k_t e_t^T,    U_t = -eta_t k_t d_t^T (momentum: S_t),
 
 so e solves one unit-triangular system a block (the WY form: DeltaNet, arXiv 2406.06484; with gates
 2412.06464; here with momentum and the erase term of NL Eq. 88 too):
 
     (I + L) e = (sources) + R v,   R_ts = E_{t-1,s} eta_s <k_t, k_s>,
-    L_ts = R_ts c_s + [dgd] D_{t-1,s} eta_s <k_t, k_s>,   s < t.
+    L_ts = R_ts c_s + [dgd] D_{t-1,s} eps_s <k_t, k_s>,   s < t.
 
 D and E: `chunk_weights`. Named members, with unit keys: DeltaNet is `gd` + `l2`; Gated DeltaNet is
 `titans` + `l2` + `gradient_at="decayed"`; linear attention is `gd` + `dot`; RetNet and Mamba-2 are

@@ -99,7 +99,7 @@ def memory_reference(
     ) -> tuple[MemoryState, Array]:
         x, exists_B, start_B = xs
         carry = where_rows(start_B, fresh, carry)
-        gates = TokenGates(x.rate_BTH, x.keep_BTH, x.momentum_BTH)
+        gates = TokenGates(x.rate_BTH, x.keep_BTH, x.momentum_BTH, x.erase_BTH)
         after, y_BHV = step_token(spec, carry, HeadToken(x.q_BTHK, x.k_BTHK, x.v_BTHV, gates))
         y_BHV = jnp.where(exists_B[:, None, None], y_BHV, 0.0)
         return where_rows(exists_B, after, carry), y_BHV

@@ -30,6 +30,9 @@ class MemoryInputs(NamedTuple):
     rate_BTH: Array  # eta >= 0; up to 2 is stable for a delta rule with unit keys
     keep_BTH: Array | None = None  # a in (0, 1]
     momentum_BTH: Array | None = None  # mu in [0, 1]
+    erase_BTH: Array | None = (
+        None  # epsilon of rule dgd, in [0, 2]; None erases at the write's rate
+    )
 
 
 class MemoryState(NamedTuple):
@@ -112,6 +115,13 @@ def check_call(
         require(
             shape == want, f"inputs.{name}", shape, f"wants {want} beside q {inputs.q_BTHK.shape}"
         )
+    erase = inputs.erase_BTH
+    require(
+        erase is None or (spec.rule == "dgd" and erase.shape == (b, t, h)),
+        "inputs.erase_BTH",
+        None if erase is None else erase.shape,
+        f"wants None, or {(b, t, h)} with rule 'dgd', got {spec.rule!r}",
+    )
     check_state(spec, state, (b, h, k, v))
     if lengths_B is not None:
         require(lengths_B.shape == (b,), "lengths_B", lengths_B.shape, f"wants {(b,)}")

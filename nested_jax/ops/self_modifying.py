@@ -6,12 +6,14 @@ state M̄ that their last chunk boundary left. For token t with input x_t,
     k_t = unit(M̄_k(x_t))     v_t = M̄_v(x_t)     q_t = unit(M̄_q(x_t)), or a slow projection of x_t
     eta_t = max_rate sigmoid(<r_eta, M̄_rate(x_t)> + b_eta) (1 - mu_t)
     a_t = sigmoid(<r_a, M̄_keep(x_t)> + b_a)
+    eps_t = eta_t, or max_rate sigmoid(<r_eps, M̄_rate(x_t)> + b_eps): what a delta rule erases with
     every memory M, M_mem too, is written with key k_t, target unit(M̄(v_t)), rate eta_t, keep a_t
     y_t = M_mem(q_t)
 
-A generator g with a pace p_g in (0, 1] is written with rate p_g eta_t and keep 1 - p_g (1 - a_t): a
-token moves it p_g times as far as M_mem. NL writes all memories with one rate and keep, p = 1. But
-delta rates of the order of 1, which recall wants of M_mem, replace what M_k and M_v have learned.
+A generator g with a pace p_g in (0, 1] is written with rates p_g eta_t, p_g eps_t and with keep
+1 - p_g (1 - a_t): a token moves it p_g times as far as M_mem. NL writes all memories with one rate
+and keep, p = 1. But delta rates of the order of 1, which recall wants of M_mem, replace what M_k
+and M_v have learned.
 
 NL makes eta and a scalars and leaves open how; here M_rate and M_keep are memories like the others,
 read out by slow vectors r, so that their self-made targets are unit vectors too. The target is
@@ -104,6 +106,8 @@ class GateReadout(NamedTuple):
     keep_HV: Array | None
     keep_bias_H: Array | None
     pace_HG: Array | None = None  # of the generators, in their order; None: all 1
+    erase_HV: Array | None = None  # None: erased at the rate of the write, as NL has it
+    erase_bias_H: Array | None = None
 
 
 class Generated(NamedTuple):
@@ -112,6 +116,7 @@ class Generated(NamedTuple):
     v_CV: Array
     rate_C: Array
     keep_C: Array
+    erase_C: Array | None
 
 
 def init_self_modifying(
@@ -136,6 +141,10 @@ def generate(
     made_GCV = read(anchors, tokens.x)
     made = dict(zip(spec.generators, made_GCV, strict=True))
     rate_C = spec.max_rate * jax.nn.sigmoid(made["rate"] @ readout.rate_HV + readout.rate_bias_H)
+    erase_C = None
+    if readout.erase_HV is not None:
+        logit_C = made["rate"] @ readout.erase_HV + readout.erase_bias_H
+        erase_C = spec.max_rate * jax.nn.sigmoid(logit_C)
     if tokens.momentum is not None:
         rate_C = rate_C * (1.0 - tokens.momentum)
     keep_C = jnp.ones_like(rate_C)
@@ -143,7 +152,7 @@ def generate(
         keep_C = jax.nn.sigmoid(made["keep"] @ readout.keep_HV + readout.keep_bias_H)
     given: dict[str, Array] = {"q": tokens.q, "k": tokens.k, "v": tokens.v}  # type: ignore[dict-item]
     q_CK, k_CK, v_CV = (made[name] if name in made else given[name] for name in ("q", "k", "v"))
-    return Generated(l2_normalize(q_CK), l2_normalize(k_CK), v_CV, rate_C, keep_C)
+    return Generated(l2_normalize(q_CK), l2_normalize(k_CK), v_CV, rate_C, keep_C, erase_C)
 
 
 def make_target(spec: SelfModSpec, memory: MemorySpec, anchor: Matrices, v_CV: Array) -> Array:

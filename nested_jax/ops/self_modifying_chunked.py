@@ -76,7 +76,8 @@ def write_generators(
     made = generate(spec, readout, generators.anchor or generators.fast, tokens)
     if spec.writes != "all":
         return generators, made
-    gates = _mask(ChunkGates(made.rate_C, made.keep_C, tokens.momentum, live_C, None))
+    gates = ChunkGates(made.rate_C, made.keep_C, tokens.momentum, live_C, None, made.erase_C)
+    gates = _mask(gates)
 
     def write(m: Memory, weights: ChunkWeights) -> Memory:
         target_CV = make_target(spec, spec.generator, m.anchor or m.fast, made.v_CV)
@@ -92,7 +93,8 @@ def write_generators(
 
     def write_slowly(m: Memory, pace: Array) -> Memory:
         rate_C, keep_C = pace * gates.rate_C, 1.0 - pace * (1.0 - gates.keep_C)
-        paced = gates._replace(rate_C=rate_C, keep_C=keep_C)
+        erase_C = None if gates.erase_C is None else pace * gates.erase_C
+        paced = gates._replace(rate_C=rate_C, keep_C=keep_C, erase_C=erase_C)
         return write(m, chunk_weights(spec.generator, paced))
 
     return jax.vmap(write_slowly)(generators, readout.pace_HG), made
@@ -103,13 +105,15 @@ def _mask(gates: ChunkGates) -> ChunkGates:
     if gates.live_C is None:
         return gates
     live_C = gates.live_C > 0
-    momentum_C = gates.momentum_C
-    if momentum_C is not None:
-        momentum_C = jnp.where(live_C, momentum_C, 1.0)
+
+    def masked(gate_C: Array | None, neutral: float) -> Array | None:
+        return None if gate_C is None else jnp.where(live_C, gate_C, neutral)
+
     return gates._replace(
         rate_C=jnp.where(live_C, gates.rate_C, 0.0),
         keep_C=jnp.where(live_C, gates.keep_C, 1.0),
-        momentum_C=momentum_C,
+        momentum_C=masked(gates.momentum_C, 1.0),
+        erase_C=masked(gates.erase_C, 0.0),
     )
 
 
@@ -232,7 +236,9 @@ def self_modifying_chunked(
     rows = _Rows(lengths_B, starts_BT, aligned)
     fresh = (None, None) if initial is None else initial
     generators, made = scan_generators(spec, readout, state.generators, wide, fresh[0], rows)
-    written = MemoryInputs(made.q_CK, made.k_CK, made.v_CV, made.rate_C, made.keep_C, wide.momentum)
+    written = MemoryInputs(
+        made.q_CK, made.k_CK, made.v_CV, made.rate_C, made.keep_C, wide.momentum, made.erase_C
+    )
     memory, y_BTHV = scan_memory(spec, state.memory, written, fresh[1], rows)
     y_BTHV = mask_tokens(y_BTHV, lengths_B).astype(inputs.x.dtype)
     return SelfModState(generators, memory), y_BTHV

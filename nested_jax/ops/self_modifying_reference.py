@@ -40,8 +40,8 @@ def step_self_modifying(
     one = jax.tree.map(lambda x: x[:, :, None], token)  # a token axis for `generate`
     over_heads = jax.vmap(partial(generate, spec))
     made = jax.vmap(over_heads, in_axes=(None, 0, 0))(readout, state.generators.anchor, one)
-    q_BHK, k_BHK, v_BHV, rate_BH, keep_BH = (x[:, :, 0] for x in made)
-    gates = TokenGates(rate_BH, keep_BH if spec.memory.has_keep else None, token.momentum)
+    q_BHK, k_BHK, v_BHV, rate_BH, keep_BH, erase_BH = jax.tree.map(lambda x: x[:, :, 0], made)
+    gates = TokenGates(rate_BH, keep_BH if spec.memory.has_keep else None, token.momentum, erase_BH)
 
     def write(memory: MemorySpec, s: MemoryState, gates: TokenGates) -> tuple[MemoryState, Array]:
         target = jax.vmap(jax.vmap(partial(make_target, spec, memory)))
@@ -61,6 +61,8 @@ def step_self_modifying(
             paced = gates._replace(rate=rate_BH * pace_H[None])
             if gates.keep is not None:
                 paced = paced._replace(keep=1.0 - (1.0 - keep_BH) * pace_H[None])
+            if gates.erase is not None:
+                paced = paced._replace(erase=erase_BH * pace_H[None])
             return write(spec.generator, s, paced)[0]
 
         each = jax.vmap(write_slowly, in_axes=(EACH, 1), out_axes=EACH)

@@ -9,11 +9,12 @@ from nested_jax.types import Array
 
 
 class TokenGates(NamedTuple):
-    """The scalars of one token: eta, a and mu. What the rule does not have is None."""
+    """The scalars of one token: eta, a, mu, epsilon. What the rule does not have is None."""
 
     rate: Array
     keep: Array | None
     momentum: Array | None
+    erase: Array | None = None  # rate of erasing; None: eta
 
 
 def retain_all(matrix_IO: Array, gates: TokenGates, direction_I: Array | None) -> Array:
@@ -30,11 +31,15 @@ def retain_scaled(matrix_IO: Array, gates: TokenGates, direction_I: Array | None
 
 
 def retain_erased(matrix_IO: Array, gates: TokenGates, direction_I: Array | None) -> Array:
-    """(a I - eta u u^T) W (NL Eq. 57, 88): what is stored along u goes; without u only a W."""
+    """(a I - epsilon u u^T) W (NL Eq. 57, 88: epsilon = eta): what is stored along u goes.
+
+    Without u only a W.
+    """
     scaled_IO = retain_scaled(matrix_IO, gates, None)
     if direction_I is None:
         return scaled_IO
-    return scaled_IO - gates.rate * direction_I[:, None] * (direction_I @ matrix_IO)[None, :]
+    erase = gates.rate if gates.erase is None else gates.erase
+    return scaled_IO - erase * direction_I[:, None] * (direction_I @ matrix_IO)[None, :]
 
 
 RETAIN: dict[str, Callable[[Array, TokenGates, Array | None], Array]] = {

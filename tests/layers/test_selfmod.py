@@ -58,7 +58,8 @@ def test_generators_that_never_write_make_it_titans(rule: str, arch: str, float6
     heads = jax.tree.map(lambda z: jnp.moveaxis(z, 2, 0), inputs)  # [H, B, T, ...]
     each = jax.vmap(lambda r, g, z: generate(spec, r, g, z), in_axes=(0, 0, 0))
     made = jax.vmap(each, in_axes=(None, None, 1), out_axes=1)(readout, generators0, heads)
-    q, k, v, rate, keep = (jnp.moveaxis(z, 0, 2) for z in made)
+    assert made.erase_C is None
+    q, k, v, rate, keep = (jnp.moveaxis(z, 0, 2) for z in made[:5])
     want = memory_chunked(memory, state.memory, MemoryInputs(q, k, v, rate, keep, momentum_BTH))
     after, y_BTHV = self_modifying_chunked(spec, readout, state, inputs)
     assert_close((after.memory, y_BTHV), want, 1e-12)
@@ -132,6 +133,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "adaptive v": {"adaptive_v": False},
     "adaptive q": {"adaptive_q": True},
     "convolution": {"conv": 0},
+    "erase gate": {"rule": "dgd", "objective": "dot", "erase_gate": True},
     "targets": {"targets": "value"},
     "writes": {"frozen": True},
 }
@@ -157,6 +159,7 @@ def test_each_ablation_changes_the_parameters_or_the_spec(name: str) -> None:
         "adaptive v": "['v']",
         "adaptive q": "['q']",
         "convolution": "_conv",
+        "erase gate": "erase_readout",
     }
     if name in parameters:
         moved = set(had) ^ set(has)

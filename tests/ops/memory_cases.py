@@ -92,6 +92,7 @@ def make_inputs(spec: MemorySpec, tokens: int, dtype: Any, seed: int = 0) -> Mem
         gate(0.05, 0.6),
         gate(0.7, 1.0) if spec.has_keep else None,
         momentum_BTH if spec.momentum else None,
+        gate(0.05, 0.6) if spec.rule == "dgd" and spec.objective == "l2" else None,
     )
 
 

@@ -158,7 +158,10 @@ def test_delta_descent_on_l2_erases_twice(float64: None) -> None:
     spec = MemorySpec(arch="linear", rule="dgd", objective="l2", chunk=1)
     state, x = make_state(spec, jnp.float64), make_inputs(spec, 1, jnp.float64)
     x = x._replace(
-        q_BTHK=x.k_BTHK, v_BTHV=jnp.zeros_like(x.v_BTHV), keep_BTH=jnp.ones_like(x.rate_BTH)
+        q_BTHK=x.k_BTHK,
+        v_BTHV=jnp.zeros_like(x.v_BTHV),
+        keep_BTH=jnp.ones_like(x.rate_BTH),
+        erase_BTH=None,
     )
     _, y = memory_chunked(spec, state, x)
     found = jnp.einsum("bthk,bhkv->bthv", x.k_BTHK, state.fast[0])

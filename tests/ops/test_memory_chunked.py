@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -151,6 +152,24 @@ def test_aligned_is_phase_zero(tokens: int, float64: None) -> None:
     assert_same(got, expected(LINEAR, state, inputs, tokens))
 
 
+@pytest.mark.parametrize("memory", [memory_chunked, memory_reference])
+@pytest.mark.parametrize("arch", ["linear", "mlp"])
+def test_erasing_at_a_rate_of_its_own(arch: str, memory: Any, float64: None) -> None:
+    """At the write's rate it is delta gradient descent, at rate 0 plain retention."""
+    spec = MemorySpec(arch=arch, rule="dgd", objective="dot", chunk=CHUNK)
+    state, inputs = make_state(spec, jnp.float64), make_inputs(spec, T, jnp.float64)
+    assert inputs.erase_BTH is None
+    run = jax.jit(partial(memory, spec))
+    at_rate, at_0, plain = (
+        run(state, inputs._replace(erase_BTH=erase))
+        for erase in (inputs.rate_BTH, jnp.zeros_like(inputs.rate_BTH), None)
+    )
+    kept = jax.jit(partial(memory, replace(spec, rule="titans")))(state, inputs)
+    assert_close(at_rate, plain, 1e-12)
+    assert_close(at_0, kept, 1e-12)
+    assert float(jnp.abs(at_0[1] - plain[1]).max()) > 0.01
+
+
 def test_remat_changes_nothing(float64: None) -> None:
     state, inputs = make_state(MLP, jnp.float64), make_inputs(MLP, T, jnp.float64)
     run = jax.jit(value_and_grads(MLP, memory_chunked))
@@ -250,5 +269,9 @@ def test_errors_name_what_is_wrong() -> None:
     narrow = make_inputs(MemorySpec(arch="linear"), 5, jnp.float32)
     with pytest.raises(ValueError, match=f"equal key and value widths, got K={K}, V=5"):
         memory_chunked(MemorySpec(arch="mlp"), wide, narrow)
+    titans = make_inputs(LINEAR, 5, jnp.float32)
+    titans = titans._replace(erase_BTH=titans.rate_BTH)
+    with pytest.raises(ValueError, match=r"inputs\.erase_BTH.*rule 'dgd', got 'titans'"):
+        memory_chunked(LINEAR, make_state(LINEAR, jnp.float32), titans)
     with pytest.raises(ValueError, match=r"inputs\.keep_BTH.*wants None"):
         memory_chunked(MemorySpec(rule="gd"), make_state(LINEAR, jnp.float32), inputs)

@@ -76,7 +76,7 @@ def one_head(spec: MemorySpec, x: dict[str, np.ndarray], start: list[np.ndarray]
             kept = keep * w[i]
             if spec.rule == "dgd" and (i == 0 or spec.erase_hidden == "unit"):
                 u = inputs[i] / (np.linalg.norm(inputs[i]) if i else 1.0)
-                kept = kept - x["rate"][t] * np.outer(u, u @ w[i])
+                kept = kept - x.get("erase", x["rate"])[t] * np.outer(u, u @ w[i])
             w[i] = kept + s[i]
         source = {"write_read": w, "read_write": before}[spec.order]
         answers.append(forward(spec, source if spec.read == "token" else anchor, x["q"][t])[-1])

@@ -38,6 +38,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "adaptive_q": {**DGD, "generators": ("k", "v", "q", "rate", "keep"), "chunks": (4, 4)},
     "slow_kv": {**DGD, "generators": ("rate", "keep"), "chunks": (4, 4)},
     "apart": {**DGD, "chunks": (2, 4), "momentum": False},  # each generator: own pace and input
+    "erase": {**DGD, "chunks": (1, 2), "momentum": False},  # erased at a rate of its own, too
 }
 
 
@@ -51,12 +52,13 @@ def make_spec(name: str) -> SelfModSpec:
 
 
 def draw(
-    spec: SelfModSpec, tokens: int, seed: int = 0, *, apart: bool = False
+    spec: SelfModSpec, tokens: int, seed: int = 0, *, apart: bool = False, erase: bool = False
 ) -> tuple[PyTree, SelfModInputs]:
     """Return slow parameters (readout, initial memories) and inputs.
 
     Args:
       apart: generators have a pace each, and inputs of their own.
+      erase: what is erased has a gate.
     """
     keys = iter(jax.random.split(jax.random.key(seed), 40))
     normal = lambda *shape: jax.random.normal(next(keys), shape)  # noqa: E731
@@ -70,6 +72,8 @@ def draw(
     readout = GateReadout(
         normal(H, K), normal(H), normal(H, K) if keeps else None, 2 + normal(H) if keeps else None
     )
+    if erase:
+        readout = readout._replace(erase_HV=normal(H, K), erase_bias_H=normal(H))
     if apart:
         pace_HG = jax.nn.sigmoid(normal(H, len(spec.generators)))
         readout = readout._replace(pace_HG=pace_HG)
@@ -111,7 +115,7 @@ def used_state(spec: SelfModSpec, slow: PyTree) -> SelfModState:
     )
 
 
-DEFAULT = ("online", "dgd", "titans")  # the others compile for seconds each
+DEFAULT = ("erase", "dgd", "titans")  # the others compile for seconds each
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,7 @@ DEFAULT = ("online", "dgd", "titans")  # the others compile for seconds each
 def test_chunked_equals_reference_in_values_and_gradients(name: str, float64: None) -> None:
     """From the middle of a chunk, to the middle of another, with rows of different lengths."""
     spec = make_spec(name)
-    slow, inputs = draw(spec, 13, apart=name == "apart")
+    slow, inputs = draw(spec, 13, apart=name in ("apart", "erase"), erase=name == "erase")
     state = used_state(spec, slow)
     lengths_B = jnp.array([13, 9], jnp.int32)
 
