@@ -33,6 +33,15 @@ from nested_jax.models.lm import build_model
 TOLERANCE = 0.02  # by which the parameters of two models of a case may differ
 POLL = 0.2  # seconds between looks at a running cell
 STOPPED = (130, 143)  # exit statuses of a run that a signal stopped, after saving
+# Buffers in huge pages, which glibc keeps between steps instead of giving them back to the kernel:
+# README, "On a CPU".
+HUGE_PAGES = ":".join(
+    (
+        "glibc.malloc.hugetlb=1",
+        "glibc.malloc.mmap_threshold=17179869184",
+        "glibc.malloc.trim_threshold=17179869184",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -214,6 +223,7 @@ def run_cell(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Even
     environ = {**os.environ}
     environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "compiled"))
     environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)
     command = [sys.executable, *cell.command(workdir)]
     with open(log_file(workdir), "ab") as log:
         # The run inherits the lock with its output: it outlives a driver that is killed.
