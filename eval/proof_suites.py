@@ -71,6 +71,9 @@ class Suite(NamedTuple):
 
 SYNTHETIC = "configs/synthetic.py"
 REAL_TEXT = "configs/real_text.py"
+# The one write that is not NL's: what is erased has a rate of its own, and values are the targets
+# (NL Eq. 79-82) instead of M(v).
+ERASE_GATE = ("model.memory.erase_gate=True", "model.memory.targets=value")
 MODELS = {
     "transformer": Model("model=transformer"),
     "lstm": Model("model=lstm"),
@@ -79,15 +82,13 @@ MODELS = {
     "titans_lmm": Model("model=titans_lmm"),
     "hope_attention": Model("model=hope_attention", note="CMS levels are read, not written"),
     "hope": Model("model=hope", note="write rates in (0, 2)"),
+    "hope, erase gate": Model(
+        "model=hope", ERASE_GATE, "erases at a rate of its own, written with values"
+    ),
     "hope frozen": Model("model=hope,frozen=True", note="memories are read, never written"),
 }
 EXPLAINED = {
     "deltanet, rates to 2": Model("model=deltanet,rate=2.0", note="negative eigenvalues"),
-    "hope, erase gate": Model(
-        "model=hope",
-        ("model.memory.erase_gate=True", "model.memory.targets=value"),
-        "erases at a rate that is not the write's, and is written with its values",
-    ),
     "hope, rates to 1": Model(
         "model=hope,rate=1.0",
         ("model.memory.inner_lr=0.5",),
@@ -251,6 +252,7 @@ SWITCHES = {
     "+ adaptive q": Model("model=hope", ("model.memory.adaptive_q=True",)),
     "targets = values": Model("model=hope", ("model.memory.targets=value",)),
     "+ erase gate": Model("model=hope", ("model.memory.erase_gate=True",)),
+    "+ erase gate, targets = values": Model("model=hope", ERASE_GATE),
     "rates to 1": Model("model=hope,rate=1.0", ("model.memory.inner_lr=0.5",), "they start at 0.5"),
     "no convolution": Model("model=hope", ("model.memory.conv=0",)),
     "- CMS writes": Model("model=hope", ("teach.mode=off",), "in the tasks the CMS is an MLP"),
@@ -313,6 +315,9 @@ TEXT = Suite(
         "hope_attention, gradient stopped": Model("model=hope_attention,meta=stop"),
         "hope_attention, writes off": Model("model=hope_attention,writes=off"),
         "hope": Model("model=hope", note="a fast MLP in the last block beside its memories"),
+        "hope, erase gate": Model(
+            "model=hope", ERASE_GATE, "erases at a rate of its own, written with values"
+        ),
         "hope, memories frozen": Model("model=hope,frozen=True", note="the CMS alone is written"),
         "hope, writes off": Model(
             "model=hope,writes=off,frozen=True", note="neither CMS nor memories are written"
@@ -326,6 +331,7 @@ TEXT = Suite(
                 "hope_attention, writes off",
                 "transformer",
                 "hope",
+                "hope, erase gate",
                 "hope, memories frozen",
                 "hope, writes off",
             ),
@@ -343,6 +349,7 @@ TEXT = Suite(
                 "transformer, full attention",
                 "hope_attention, gradient stopped",
                 "hope",
+                "hope, erase gate",
                 "hope, memories frozen",
                 "hope, writes off",
             ),
@@ -359,6 +366,7 @@ TEXT = Suite(
                 "transformer",
                 "transformer, full attention",
                 "hope",
+                "hope, erase gate",
                 "hope, memories frozen",
                 "hope, writes off",
             ),
