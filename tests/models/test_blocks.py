@@ -31,16 +31,31 @@ from nested_jax.types import Array, Batch, PyTree
 T, ROWS, SYMBOLS = 12, 2, 23
 CMS = ("hope", "hope_attention", "hope_hybrid", "lstm_cms")
 DEEP = ("titans_lmm", "titans_mac", "titans_mag", "titans_mal")
+# `hope` as the proofs train it: online writes, one rate for what is added and one for what goes.
+ERASE = "hope, erase gate"
+ERASE_MEMORY = {
+    "rule": "dgd",
+    "objective": "dot",
+    "momentum": False,
+    "max_rate": 2.0,
+    "chunk": 1,
+    "targets": "value",
+    "erase_gate": True,
+    "generator_pace": 0.3,
+    "generator_inputs": "own",
+}
 # Each kind compiles for ten seconds and more; these are made of parts that the others have.
-COMPOSED = {"titans_mag", "titans_mal", "hope_hybrid", "deltanet", "lstm_cms"}
+COMPOSED = {"titans_mag", "titans_mal", "hope_hybrid", "deltanet", "lstm_cms", ERASE}
 kinds = pytest.mark.parametrize(
     "block",
-    [pytest.param(b, marks=pytest.mark.slow) if b in COMPOSED else b for b in BLOCKS],
+    [pytest.param(b, marks=pytest.mark.slow) if b in COMPOSED else b for b in (*BLOCKS, ERASE)],
 )
 
 
 def config(block: str, **model: Any) -> Config:
     """B=2, T=12, D=12, H=2, F=14, S=23; chunks of 4 or 2, segments of 4, a window of 7."""
+    own = ERASE_MEMORY if block == ERASE else {}
+    block = block.partition(",")[0]
     memory = {
         "arch": "mlp" if block in DEEP else "linear",
         "chunk": 2 if block == "titans_mac" else 4,
@@ -48,7 +63,8 @@ def config(block: str, **model: Any) -> Config:
         "generator_chunk": 2,
         "inner_lr": 0.3,
         "persistent": 3,
-    } | model.pop("memory", {})
+    }
+    memory |= own | model.pop("memory", {})
     fields = {
         "block": block,
         "vocab_size": SYMBOLS,
@@ -342,7 +358,7 @@ def test_every_parameter_learns(block: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", CMS)
+@pytest.mark.parametrize("block", [*CMS, ERASE])
 def test_teaching_in_pieces_ends_where_one_call_ends(block: str) -> None:
     b, cfg = build(block, layers=2), config(block, layers=2)
     targets = jnp.roll(b.tokens, -1, axis=1)
