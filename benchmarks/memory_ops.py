@@ -1,6 +1,6 @@
 """Time `memory_chunked` against `memory_reference`, forward and backward, as JSON lines.
 
-    python benchmarks/memory_ops.py [--reference] [--tokens 2048] [--chunks 16 64] [--repeats 5]
+    python benchmarks/memory_ops.py [--reference] [--no-remat] [--tokens 2048] [--chunks 16 64]
 
 Each line has the configuration, device, versions, the median and the least seconds of a step (value
 and gradient with respect to every input and the initial memory) and tokens/s; with `--reference`
@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from throughput import where
 
 from nested_jax.ops.memory_arch import matrix_shapes
 from nested_jax.ops.memory_chunked import memory_chunked
@@ -92,7 +93,7 @@ def measure(name: str, chunk: int, args: argparse.Namespace) -> dict[str, Any]:
     spec = MemorySpec(chunk=chunk, **SPECS[name])
 
     def aligned(*a: Any) -> Any:
-        return memory_chunked(*a, aligned=True)
+        return memory_chunked(*a, aligned=True, remat=args.remat)
 
     check(spec, aligned)
     arguments = make_arguments(spec, args.batch, args.tokens, args.heads, args.width)
@@ -103,9 +104,8 @@ def measure(name: str, chunk: int, args: argparse.Namespace) -> dict[str, Any]:
         "memory": name,
         **SPECS[name],
         "chunk": chunk,
-        **{k: getattr(args, k) for k in ("batch", "tokens", "heads", "width")},
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
+        **{k: getattr(args, k) for k in ("batch", "tokens", "heads", "width", "remat")},
+        **where(),
         "compile_s": round(time.perf_counter() - start, 2),
     }
     times = seconds(step, arguments, args.repeats)
@@ -129,6 +129,9 @@ def main() -> None:
     for name, value in (("batch", 2), ("tokens", 2048), ("heads", 4), ("width", 64)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--no-remat", dest="remat", action="store_false", help="keep, recompute nothing"
+    )
     parser.add_argument("--reference", action="store_true", help="time the reference too")
     args = parser.parse_args()
     for name in args.memories:

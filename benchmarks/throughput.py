@@ -238,6 +238,7 @@ def where() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": {n: metadata.version(n) for n in names if n in installed},
+        "allocator": os.environ.get("GLIBC_TUNABLES", ""),
         "git": commit(["git", "rev-parse", "--short", "HEAD"]).stdout.strip(),
     }
 
