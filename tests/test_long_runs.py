@@ -106,7 +106,17 @@ def test_no_memory_dies_or_explodes_at_initialization(
     block: str, rule: str, objective: str, arch: str
 ) -> None:
     """Over 4096 tokens of real text no norm falls below a half or rises above ten times."""
-    memory = {"arch": arch, "rule": rule, "objective": objective}
+    stays_alive(block, {"arch": arch, "rule": rule, "objective": objective})
+
+
+@pytest.mark.parametrize("arch", ["linear", "mlp"])
+def test_nor_does_one_that_erases_at_a_rate_of_its_own(arch: str) -> None:
+    memory = {"arch": arch, "rule": "dgd", "objective": "dot", "erase_gate": True}
+    stays_alive("hope", memory)
+
+
+def stays_alive(block: str, memory: dict[str, Any]) -> None:
+    """Read 4097 tokens and compare each memory behind the last with that behind the first."""
     cfg = config(block, 2, dim=64, layers=2, memory=memory).model
     model = nested_jax.build_model(cfg)
     params = jax.jit(model.init)(jax.random.key(0))
