@@ -34,7 +34,7 @@ TOLERANCE = 0.02  # by which the parameters of two models of a case may differ
 POLL = 0.2  # seconds between looks at a running cell
 STOPPED = (130, 143)  # exit statuses of a run that a signal stopped, after saving
 # Buffers in huge pages, which glibc keeps between steps instead of giving them back to the kernel:
-# README, "On a CPU".
+# README, "Use".
 HUGE_PAGES = ":".join(
     (
         "glibc.malloc.hugetlb=1",
