@@ -249,6 +249,12 @@ class ModelConfig:
             f"must divide memory.chunk={chunk}, or be a multiple of it",
         )
         require(
+            self.block == "hope" or not self.memory.erase_gate,
+            "model.memory.erase_gate",
+            self.memory.erase_gate,
+            f"belongs to model.block='hope'; got {self.block!r}",
+        )
+        require(
             self.block != "titans_mac" or self.memory_segment % chunk == 0,
             "memory.segment",
             self.memory.segment,

@@ -27,6 +27,10 @@ SIZES = ["test", "smoke", "pilot", "mid", "target"]
         ({"model": {"heads": 4, "kv_heads": 3}}, r"model\.kv_heads=3: must divide"),
         ({"model": {"cms": {"periods": (4, 6)}}}, r"6 is no multiple of 4"),
         ({"model": {"cms": {"inner_lr": (1.0, 2.0, 3.0)}}}, r"wants one rate, or one for each"),
+        (
+            {"model": {"block": "titans_lmm", "memory": {"rule": "dgd", "erase_gate": True}}},
+            r"model\.memory\.erase_gate=True: belongs to model\.block='hope'; got 'titans_lmm'",
+        ),
         ({"model": {"memory": {"erase_gate": True}}}, r"wants rule 'dgd', .* got 'titans'"),
         ({"teach": {"meta_gradient": "half"}}, r"'through', 'stop' or int"),
         ({"teach": {"meta_gradient": 0}}, r"teach\.meta_gradient=0"),

@@ -30,9 +30,7 @@ class MemoryInputs(NamedTuple):
     rate_BTH: Array  # eta >= 0; up to 2 is stable for a delta rule with unit keys
     keep_BTH: Array | None = None  # a in (0, 1]
     momentum_BTH: Array | None = None  # mu in [0, 1]
-    erase_BTH: Array | None = (
-        None  # epsilon of rule dgd, in [0, 2]; None erases at the write's rate
-    )
+    erase_BTH: Array | None = None  # epsilon in [0, 2], of rule dgd; None: eta
 
 
 class MemoryState(NamedTuple):
