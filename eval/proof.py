@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -105,7 +105,7 @@ def perform(proof: Proof, planned: list[Cell], flags: argparse.Namespace) -> Non
     cells = chosen(planned, flags)
     if flags.list:
         for cell in cells:
-            print(f"{parameters(cell):>12,}  {' '.join(cell.command(cell.workdir(proof.out)))}")
+            print(f"{parameters(cell):>12,}  {' '.join(cell.command_in(proof.out))}")
         return
     if flags.tables:
         proof.write(planned)
@@ -184,15 +184,18 @@ def check_names(flags: argparse.Namespace, cells: list[Cell]) -> None:
 
 
 def chosen(cells: list[Cell], flags: argparse.Namespace) -> list[Cell]:
-    """Return the cells that pass the filters."""
-    return [
-        cell
-        for cell in cells
+    """Return the cells that pass the filters, and those that they go on from."""
+    wanted = set()
+    for cell in cells:
         if all(
             not getattr(flags, flag) or value_of(cell) in getattr(flags, flag)
             for flag, value_of in FILTERS.items()
-        )
-    ]
+        ):
+            link: Cell | None = cell
+            while link:
+                wanted.add(link.folder)
+                link = link.before
+    return [cell for cell in cells if cell.folder in wanted]
 
 
 def default_jobs() -> int:
@@ -209,8 +212,11 @@ def run_all(proof: Proof, cells: list[Cell], planned: list[Cell], jobs: int) -> 
     for share in share_cores(jobs):
         cores.put(share)
     stop = threading.Event()
+    running: dict[str, Future[Cell]] = {}
 
     def work(cell: Cell) -> Cell:
+        if cell.before and cell.before.folder in running:
+            running[cell.before.folder].result()  # it was begun earlier
         if stop.is_set():
             raise KeyboardInterrupt
         share = cores.get()
@@ -222,9 +228,10 @@ def run_all(proof: Proof, cells: list[Cell], planned: list[Cell], jobs: int) -> 
 
     begun = time.monotonic()
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(work, cell) for cell in waiting]
+        for cell in waiting:
+            running[cell.folder] = pool.submit(work, cell)
         try:
-            for done, future in enumerate(as_completed(futures), 1):
+            for done, future in enumerate(as_completed(running.values()), 1):
                 cell = future.result()
                 passed = time.monotonic() - begun
                 left = timedelta(seconds=round(passed / done * (len(waiting) - done)))
@@ -233,7 +240,7 @@ def run_all(proof: Proof, cells: list[Cell], planned: list[Cell], jobs: int) -> 
                 proof.write(planned)
         except BaseException:
             stop.set()
-            for future in futures:
+            for future in running.values():
                 future.cancel()
             raise
     proof.write(planned)
@@ -241,6 +248,9 @@ def run_all(proof: Proof, cells: list[Cell], planned: list[Cell], jobs: int) -> 
 
 def outcome(cell: Cell, out: Path) -> str:
     if not finished(cell, out):
+        first = cell.before
+        if first and not finished(first, out):
+            return f"not run: wants {first.folder} first, which another driver is running"
         return "left to the driver that is running it"
     result = read_result(cell, out)
     if result.failed:

@@ -56,6 +56,7 @@ class Cell:
     seed: int
     hidden: int = 0
     folder: str = ""
+    before: Cell | None = None  # the cell whose parameters this one begins with
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -68,9 +69,15 @@ class Cell:
     def workdir(self, out: Path) -> Path:
         return out / self.folder
 
-    def command(self, workdir: Path) -> list[str]:
-        flags = [f"--config.{field}" for field in self.fields]
+    def command(self, workdir: Path, before: str = "BEFORE") -> list[str]:
+        """Return the arguments of python; `before` is the folder of the cell before this one."""
+        begin = (f"train.init_from={before}",) if self.before else ()
+        flags = [f"--config.{field}" for field in (*self.fields, *begin)]
         return ["launch.py", "--config", self.config, "--workdir", str(workdir), *flags]
+
+    def command_in(self, out: Path) -> list[str]:
+        before = str(self.before.workdir(out)) if self.before else ""
+        return self.command(self.workdir(out), before)
 
 
 class Result(NamedTuple):
@@ -91,10 +98,14 @@ def load_cell(config: str, fields: tuple[str, ...]) -> Config:
 def plan_cells(suite: Suite, budget: Budget) -> list[Cell]:
     """Return the cells of a suite, parameters matched: all of the first rate and seed come first.
 
+    A cell comes behind the one that it goes on from.
+
     Raises:
-      ValueError: a model cannot be brought within 2 % of the reference.
+      ValueError: a model cannot be brought within 2 % of the reference, or a case goes on from one
+        that has no such cell before it.
     """
     by_place: dict[tuple[int, int], list[Cell]] = {}
+    made: dict[tuple[str, str, float, int], Cell] = {}
     for case in budget.cases:
         own = budget.of(case)
         reference = make_cell(case, suite.models[suite.reference], suite.reference, own)
@@ -102,7 +113,13 @@ def plan_cells(suite: Suite, budget: Budget) -> list[Cell]:
         for (place, rate), seed in itertools.product(enumerate(own.rates), own.seeds):
             for name in own.models:
                 cell = make_cell(case, suite.models[name], name, own, rate, seed)
-                matched = replace(cell, hidden=match_hidden(cell, target))
+                before = made.get((case.after, name, rate, seed))
+                want = f"wants a case before it with {name}, rate {rate:g} and seed {seed}"
+                require(
+                    before is not None or not case.after, f"{case.name}.after", case.after, want
+                )
+                matched = replace(cell, hidden=match_hidden(cell, target), before=before)
+                made[case.name, name, rate, seed] = matched
                 by_place.setdefault((place, seed), []).append(matched)
     return [cell for place in sorted(by_place) for cell in by_place[place]]
 
@@ -201,7 +218,14 @@ def read_record(cell: Cell, out: Path) -> dict[str, Any] | None:
 
 
 def difference_of(record: dict[str, Any], cell: Cell) -> list[str]:
-    return difference(from_config_dict(record), cell.load())
+    """Return what differs; of the run that it began with, the cell counts, not where it lies."""
+    begun = record["train"]["init_from"]
+    record = {**record, "train": {**record["train"], "init_from": ""}}
+    changed = difference(from_config_dict(record), cell.load())
+    before = cell.before.folder if cell.before else ""
+    if (begun and not before) or not Path(begun).as_posix().endswith(before):
+        changed.append(f"config.train.init_from: {begun!r} -> {before!r}")
+    return changed
 
 
 def failure_file(workdir: Path) -> Path:
@@ -211,8 +235,9 @@ def failure_file(workdir: Path) -> Path:
 def run_cell(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Event) -> None:
     """Run a cell in a process of its own on some cores, until it ends or `stop` is set.
 
-    A run that fails (diverged, refused) is recorded, and is not tried again. A cell that another
-    driver runs in the same folder is left to it.
+    A run that fails (diverged, refused) is recorded, and is not tried again; so is one that would
+    go on from a failed one. A cell that another driver runs in the same folder is left to it, and
+    with it the cells that go on from there.
 
     Raises:
       KeyboardInterrupt: the run was stopped by a signal; it has saved and can go on.
@@ -224,7 +249,13 @@ def run_cell(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Even
     environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "compiled"))
     environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)
-    command = [sys.executable, *cell.command(workdir)]
+    command = [sys.executable, *cell.command_in(out)]
+    if cell.before:
+        if not finished(cell.before, out):
+            return
+        if read_result(cell.before, out).failed:
+            record_failure(cell, out, 2, f"goes on from {cell.before.folder}, which failed")
+            return
     with open(log_file(workdir), "ab") as log:
         # The run inherits the lock with its output: it outlives a driver that is killed.
         if not try_lock(log) or finished(cell, out):
@@ -243,8 +274,19 @@ def run_cell(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Even
             last = "".join(text.read().strip().splitlines()[-1:])
         if not last.startswith("launch.py: "):
             raise RuntimeError(f"{log.name}: exit status {status}: {last}")  # a defect, no result
-        failure = {"status": status, "error": last, "config": to_dict(cell.load())}
-        write_json(failure_file(workdir), failure)
+        record_failure(cell, out, status, last)
+
+
+def config_in(cell: Cell, out: Path) -> dict[str, Any]:
+    """Return the configuration that a run of the cell writes down."""
+    config = to_dict(cell.load())
+    config["train"]["init_from"] = str(cell.before.workdir(out)) if cell.before else ""
+    return config
+
+
+def record_failure(cell: Cell, out: Path, status: int, error: str) -> None:
+    failure = {"status": status, "error": error, "config": config_in(cell, out)}
+    write_json(failure_file(cell.workdir(out)), failure)
 
 
 def log_file(workdir: Path) -> Path:

@@ -168,7 +168,14 @@ def published(tables: Published | None) -> str:
 def notes(proof: Any, chosen: Sequence[Chosen]) -> str:
     models = list(dict.fromkeys(c.model for c in chosen))
     known = proof.suite.models
-    return "\n".join(f"- {name}: {known[name].note}" for name in models if known[name].note)
+    lines = [f"- {name}: {known[name].note}" for name in models if known[name].note]
+    cases = dict.fromkeys(run.cell.case for c in chosen for run in c.results)
+    lines += [
+        f"- {case.name}: {case.steps} steps behind those of {case.after}, all models alike"
+        for case in cases
+        if case.after
+    ]
+    return "\n".join(lines)
 
 
 # --- the page ------------------------------------------------------------------------------------

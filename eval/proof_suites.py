@@ -30,6 +30,7 @@ class Case(NamedTuple):
     config: str  # config file
     argument: str  # its argument, up to the fields of the model
     overrides: tuple[str, ...] = ()  # they win over those of the model
+    after: str = ""  # case whose cell of the same model, rate and seed this one goes on from
     steps: int = 0  # 0 takes the budget's, like 0 rows and () rates
     batch: int = 0
     rates: tuple[float, ...] = ()
@@ -152,17 +153,26 @@ MQAR_SETTINGS = ((64, 4), (128, 8), (256, 16))
 
 
 def mqar(
-    vocab: int, widths: tuple[int, ...], settings: tuple[tuple[int, int], ...]
+    vocab: int,
+    widths: tuple[int, ...],
+    settings: tuple[tuple[int, int], ...],
+    further: int = 0,
 ) -> tuple[Case, ...]:
-    return tuple(
-        Case(
-            f"({tokens}, {pairs}) width {width}",
-            SYNTHETIC,
-            f"mqar,tokens={tokens},pairs={pairs},vocab={vocab},fill=zero,width={width}",
-        )
-        for width in widths
-        for tokens, pairs in settings
-    )
+    """Return a case for each width and setting.
+
+    With `further` steps a curriculum: the first setting has the budget's steps, and each other goes
+    on from the one before it, for `further` steps. Few rows do not teach long ones from nothing.
+    """
+    cases = []
+    for width in widths:
+        before = ""
+        for tokens, pairs in settings:
+            name = f"({tokens}, {pairs}) width {width}"
+            argument = f"mqar,tokens={tokens},pairs={pairs},vocab={vocab},fill=zero,width={width}"
+            own: dict[str, Any] = {"after": before, "steps": further} if before else {}
+            cases.append(Case(name, SYNTHETIC, argument, **own))
+            before = name if further else ""
+    return tuple(cases)
 
 
 MQAR = Suite(

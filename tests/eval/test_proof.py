@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,16 @@ from eval.__main__ import main as eval_main
 from eval.proof_cells import (
     Cell,
     Result,
+    config_in,
     failure_file,
     finished,
     load_cell,
     log_file,
     parameters,
     plan_cells,
+    read_record,
     read_result,
+    record_failure,
     run_cell,
     state_size,
 )
@@ -33,7 +37,6 @@ from nested_jax.data.cache import try_lock
 from nested_jax.metrics import write_json
 
 TINY = Budget(languages("Parity"), ("transformer", "hope frozen"), 2, 8, (3e-3,), (0,))
-BINS = ("", ",min_length=51,max_length=100", ",min_length=101,max_length=200")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -189,6 +192,90 @@ def test_a_case_may_have_steps_rows_and_rates_of_its_own() -> None:
     assert {cell.load().optim.learning_rate for cell in cells[4:]} == {1e-3}
 
 
+CURRICULUM = TINY._replace(
+    cases=TINY.cases + languages("(aa)*", after="Parity", steps=3), models=("transformer", "lstm")
+)
+
+
+def test_a_case_goes_on_from_the_cells_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the same model, rate and seed; they run first, asked for or not."""
+    monkeypatch.setitem(
+        proof.SUITES, "formal", SUITES["formal"]._replace(budgets={"quick": CURRICULUM})
+    )
+    ran: list[str] = []
+
+    def run(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Event) -> None:
+        if cell.before:
+            assert finished(cell.before, out)
+        time.sleep(0.2 if cell.before is None else 0.0)  # its turn comes while the first runs
+        ran.append(f"{cell.case.name} {cell.model}")
+        leave(cell, out, (0.5, 0.25, 0.0))
+
+    monkeypatch.setattr(proof, "run_cell", run)
+    arguments = ["--suite", "formal", "--quick", "--out", str(tmp_path / "out")]
+    arguments += ["--report", str(tmp_path / "r.md"), "--jobs", "2", "--case", "(aa)*"]
+    assert proof.main([*arguments, "--model", "lstm", "--list"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    folder = tmp_path / "out/formal-quick/Parity/lstm/lr=0.003,seed=0"
+    assert "init_from" not in first
+    assert second.endswith(f"--config.train.init_from={folder}")
+    assert proof.main([*arguments, "--model", "lstm"]) == 0
+    assert ran == ["Parity lstm", "(aa)* lstm"]
+    assert proof.main(arguments) == 0
+    assert ran[2:] == ["Parity transformer", "(aa)* transformer"]
+    assert "- (aa)*: 3 steps behind those of Parity, all models alike" in (
+        (tmp_path / "r.md").read_text()
+    )
+
+
+def test_a_cell_does_not_begin_with_a_run_that_is_not_there(tmp_path: Path) -> None:
+    """Another driver may be at the first run; where that failed, this one cannot be run either."""
+    (first, _, cell, _) = plan_cells(SUITES["formal"], CURRICULUM)
+    assert cell.before == first
+    run_cell(cell, tmp_path, (), threading.Event())
+    assert not cell.workdir(tmp_path).exists()
+    assert proof.outcome(cell, tmp_path).startswith(f"not run: wants {first.folder} first")
+    first.workdir(tmp_path).parent.mkdir(parents=True)
+    record_failure(first, tmp_path, 3, "diverged")
+    run_cell(cell, tmp_path, (), threading.Event())
+    failed = f"exit status 2: goes on from {first.folder}, which failed"
+    assert read_result(cell, tmp_path).failed == failed
+    assert finished(cell, tmp_path)
+    with pytest.raises(ValueError, match=r"train.init_from: '.*' -> ''"):
+        finished(replace(cell, before=None), tmp_path)
+
+
+def test_a_cell_goes_on_from_its_own_model_rate_and_seed() -> None:
+    budget = CURRICULUM._replace(rates=(1e-3, 3e-3), seeds=(0, 1))
+    later = [cell for cell in plan_cells(SUITES["formal"], budget) if cell.before]
+    assert len(later) == 8
+    for cell in later:
+        assert cell.before is not None
+        assert cell.before.case == budget.cases[0]
+        own = (cell.model, cell.rate, cell.seed)
+        assert (cell.before.model, cell.before.rate, cell.before.seed) == own
+    budget = CURRICULUM._replace(cases=CURRICULUM.cases[::-1])
+    with pytest.raises(ValueError, match=r"\(aa\)\*.after='Parity': wants a case before it with"):
+        plan_cells(SUITES["formal"], budget)
+
+
+@pytest.mark.slow
+def test_a_cell_begins_with_the_run_before_it_wherever_that_lies(tmp_path: Path) -> None:
+    """What a run takes from there: tests/test_trainer.py."""
+    first, cell = plan_cells(SUITES["formal"], CURRICULUM._replace(models=("transformer",)))
+    out = tmp_path / "out"
+    for one in (first, cell):
+        run_cell(one, out, (), threading.Event())
+    record = read_record(cell, out)
+    assert record is not None
+    assert record["train"]["init_from"] == str(first.workdir(out))
+    assert "exit" not in proof.outcome(cell, out)
+    out.rename(tmp_path / "moved")
+    assert finished(cell, tmp_path / "moved")
+
+
 def test_filters_choose_cells_and_text_goes_to_the_cells_on_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,8 +298,8 @@ def leave(cell: Cell, out: Path, bins: tuple[float, float, float], loss: float =
     """Write what a finished run of the cell would have left, with these accuracies."""
     workdir = cell.workdir(out)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", to_dict(cell.load()))
-    names = [f"formal,language=parity{end}/accuracy" for end in BINS]
+    write_json(workdir / "config.json", config_in(cell, out))
+    names = [f"{name}/accuracy" for name in cell.load().data.task.scored]
     summary = {
         "step": cell.load().train.steps,
         "valid_loss": loss,
