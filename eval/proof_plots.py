@@ -9,6 +9,7 @@ from typing import Any
 
 from eval.plots import figure, save
 from eval.proof_cells import Result, state_size
+from eval.proof_published import RECALL_BY_STATE
 from eval.proof_text import by_position
 from nested_jax.data.formal import Formal
 from nested_jax.data.recall import MQAR
@@ -119,6 +120,8 @@ def by_pairs(path: Path, runs: Sequence[Any]) -> Path:
         pairs, means = zip(*sorted(points), strict=True)
         ax.plot(pairs, means, marker="o", label=label)
     ax.set_xscale("log", base=2)
+    ticks = sorted({pairs for points in series.values() for pairs, _ in points})
+    ax.set_xticks(ticks, [str(pairs) for pairs in ticks])
     ax.set(title="MQAR", xlabel="key-value pairs", ylabel="recall, %")
     ax.set_ylim(-3, 103)
     ax.grid(alpha=0.3)
@@ -127,15 +130,27 @@ def by_pairs(path: Path, runs: Sequence[Any]) -> Path:
 
 
 def by_state(path: Path, runs: Sequence[Any]) -> Path:
-    """Recall by the size of what a sequence carries, a point a case."""
+    """Recall by the size of what a sequence carries: a point a case, published readings dashed."""
     fig, ax = figure()
-    series: dict[str, list[tuple[int, float]]] = {}
+    colors: dict[str, str] = {}
+    markers: dict[int, str] = {}
     for one in recalls(runs):
         (spec,) = one.results[0].cell.load().data.task.scored
         mean = statistics.fmean(accuracy(run, spec) for run in one.results)
-        series.setdefault(one.model, []).append((state_size(one.results[0].cell), mean))
-    for label, points in series.items():
-        ax.scatter(*zip(*points, strict=True), label=label)
+        color = colors.setdefault(one.model, f"C{len(colors)}")
+        task = task_of(spec)
+        assert isinstance(task, MQAR)
+        marker = markers.setdefault(task.tokens, "os^DvPX*"[len(markers) % 8])
+        ax.scatter(state_size(one.results[0].cell), mean, color=color, marker=marker)
+    for label, color in colors.items():
+        ax.scatter([], [], color=color, label=label)
+    for tokens, marker in markers.items():
+        ax.scatter([], [], color="gray", marker=marker, label=f"{tokens} tokens")
+    for label, points in RECALL_BY_STATE.items():
+        ax.plot(*zip(*points, strict=True), "--", color="gray", lw=1)
+        first = points[0]
+        ax.annotate(label, first, (2, -3), textcoords="offset points", ha="left", va="top", size=7)
+    ax.plot([], [], "--", color="gray", lw=1, label="published (Zoology)")
     ax.set_xscale("log")
     ax.set(title="MQAR", xlabel="numbers of state a sequence", ylabel="recall, %")
     ax.set_ylim(-3, 103)
