@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from nested_jax.config import MemoryConfig, ModelConfig
 from nested_jax.layers.basic import Init, Layer, constant, fan_in, residual_scale, rms_norm
 from nested_jax.ops.causal_conv import causal_conv
+from nested_jax.ops.linear import linear
 from nested_jax.ops.memory_arch import Matrices
 from nested_jax.ops.memory_chunked import memory_chunked
 from nested_jax.ops.memory_spec import MemorySpec
@@ -77,7 +78,7 @@ def project(
     """Return the next tails and silu(conv(x W)) of every projection, [B, T, H, K] in x's dtype."""
     after, out = [], []
     for i, w_DHK in enumerate(p.weights):
-        z_BTHK = jnp.einsum("btd,dhk->bthk", x_BTD, w_DHK.astype(x_BTD.dtype))
+        z_BTHK = linear(x_BTD, w_DHK.astype(x_BTD.dtype))
         if p.kernels:
             tail, z_BTHK = causal_conv(
                 p.kernels[i], tails[i], z_BTHK, span.position_BT, span.lengths_B
@@ -98,7 +99,7 @@ def gate(layer: Layer, cfg: ModelConfig, name: str, bias: Init) -> Gate:
 
 def gate_logits(g: Gate, x_BTD: Array) -> Array:
     """Return x W + b in float32 (float64 for float64), [B, T, H]."""
-    return jnp.einsum("btd,dh->bth", widen(x_BTD), g.weight_DH) + g.bias_H[None, None]
+    return linear(widen(x_BTD), g.weight_DH) + g.bias_H[None, None]
 
 
 def logit(probability: float) -> float:
@@ -160,9 +161,9 @@ def from_heads(p: HeadOutput, y_BTHV: Array, x_BTD: Array, eps: float) -> Array:
     """
     y_BTHV = rms_norm(y_BTHV, p.norm_V, eps).astype(x_BTD.dtype)
     if p.gate_DHV is not None:
-        gate_BTHV = jnp.einsum("btd,dhv->bthv", x_BTD, p.gate_DHV.astype(x_BTD.dtype))
+        gate_BTHV = linear(x_BTD, p.gate_DHV.astype(x_BTD.dtype))
         y_BTHV = y_BTHV * jax.nn.silu(gate_BTHV)
-    return jnp.einsum("bthv,hvd->btd", y_BTHV, p.out_HVD.astype(x_BTD.dtype))
+    return linear(y_BTHV, p.out_HVD.astype(x_BTD.dtype), inputs=2)
 
 
 def enter(span: Span, initial: PyTree, state: PyTree) -> PyTree:
