@@ -5,7 +5,8 @@
     --out DIR              where the cells run, in DIR/SUITE-BUDGET (default runs/proof)
     --jobs N               cells at once, the cores divided among them (one a core, 2 at
                            most; 1 on an accelerator)
-    --model NAME           only these models, repeatable; likewise --case, --rate and --seed
+    --model NAME           only these models, repeatable; likewise --case, --rate and --seed;
+                           cells that those go on from run first
     --text FOLDER          plain text for the cells on real text (default: the embedded one)
     --report FILE          Markdown with the tables (default docs/results.md); plots lie beside it
     --retry                run cells that failed once more

@@ -223,7 +223,7 @@ def difference_of(record: dict[str, Any], cell: Cell) -> list[str]:
     record = {**record, "train": {**record["train"], "init_from": ""}}
     changed = difference(from_config_dict(record), cell.load())
     before = cell.before.folder if cell.before else ""
-    if (begun and not before) or not Path(begun).as_posix().endswith(before):
+    if not (begun.endswith(f"/{before}") if before else begun == ""):
         changed.append(f"config.train.init_from: {begun!r} -> {before!r}")
     return changed
 
@@ -243,19 +243,18 @@ def run_cell(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Even
       KeyboardInterrupt: the run was stopped by a signal; it has saved and can go on.
       RuntimeError: it ended with a traceback.
     """
+    if cell.before and not finished(cell.before, out):
+        return
     workdir = cell.workdir(out)
     workdir.parent.mkdir(parents=True, exist_ok=True)
+    if cell.before and read_result(cell.before, out).failed:
+        record_failure(cell, out, 2, f"goes on from {cell.before.folder}, which failed")
+        return
     environ = {**os.environ}
     environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "compiled"))
     environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)
     command = [sys.executable, *cell.command_in(out)]
-    if cell.before:
-        if not finished(cell.before, out):
-            return
-        if read_result(cell.before, out).failed:
-            record_failure(cell, out, 2, f"goes on from {cell.before.folder}, which failed")
-            return
     with open(log_file(workdir), "ab") as log:
         # The run inherits the lock with its output: it outlives a driver that is killed.
         if not try_lock(log) or finished(cell, out):

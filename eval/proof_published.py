@@ -50,8 +50,7 @@ MQAR = Published(
         "model, a curriculum that is the same for all (--quick and --full have none)",
         "--quick ends before attention has learned to recall: guessing among the four values of "
         "the row is right in 25 %, and 800 steps of 64 rows at 0.003 bring a Transformer to 44.3 %",
-        "one head there; here heads of 64, two at width 128: hope with one head of 128 is at 10.3 %"
-        " after the 1,000 steps of (64, 4)",
+        "one head there; here heads of 64, two at width 128",
         "no MLP there; our blocks have one, which brings parameters within 2 %",
         "dashed in the plot over state: Zoology's README plot read by eye, means over seven mixed"
         " test sets, larger ones among them",
