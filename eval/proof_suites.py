@@ -191,7 +191,7 @@ MQAR = Suite(
             seeds=(0,),
         ),
         "default": Budget(
-            mqar(512, (64, 128), MQAR_SETTINGS, further=300),
+            mqar(512, (64, 128), MQAR_SETTINGS, further=600),
             ALL,
             steps=1000,
             batch=32,
