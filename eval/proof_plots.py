@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +104,24 @@ def recalls(runs: Sequence[Any]) -> list[Any]:
     return [one for one in runs if isinstance(first_task(one), MQAR)]
 
 
+def recalled(one: Any) -> Iterator[tuple[MQAR, float]]:
+    """Yield every test of a case of recall, with its accuracy in %, the mean over seeds."""
+    for spec in one.results[0].cell.load().data.task.scored:
+        task = task_of(spec)
+        assert isinstance(task, MQAR)
+        yield task, statistics.fmean(accuracy(run, spec) for run in one.results)
+
+
 def by_pairs(path: Path, runs: Sequence[Any]) -> Path:
-    """Recall by the number of pairs, a line for each model and width."""
+    """Recall by the number of pairs, a line for each model and width, or for a case of several."""
     fig, ax = figure()
     series: dict[str, list[tuple[int, float]]] = {}
     for one in recalls(runs):
         cfg = one.results[0].cell.load()
-        (spec,) = cfg.data.task.scored
-        mean = statistics.fmean(accuracy(run, spec) for run in one.results)
-        label = f"{one.model}, width {cfg.model.dim}"
-        task = task_of(spec)
-        assert isinstance(task, MQAR)
-        series.setdefault(label, []).append((task.pairs, mean))
+        several = len(cfg.data.task.scored) > 1
+        label = f"{one.model}, {one.case if several else f'width {cfg.model.dim}'}"
+        for task, mean in recalled(one):
+            series.setdefault(label, []).append((task.pairs, mean))
     for label, points in series.items():
         pairs, means = zip(*sorted(points), strict=True)
         ax.plot(pairs, means, marker="o", label=label)
@@ -135,13 +141,10 @@ def by_state(path: Path, runs: Sequence[Any]) -> Path:
     colors: dict[str, str] = {}
     markers: dict[int, str] = {}
     for one in recalls(runs):
-        (spec,) = one.results[0].cell.load().data.task.scored
-        mean = statistics.fmean(accuracy(run, spec) for run in one.results)
         color = colors.setdefault(one.model, f"C{len(colors)}")
-        task = task_of(spec)
-        assert isinstance(task, MQAR)
-        marker = markers.setdefault(task.tokens, "os^DvPX*"[len(markers) % 8])
-        ax.scatter(state_size(one.results[0].cell), mean, color=color, marker=marker)
+        for task, mean in recalled(one):
+            marker = markers.setdefault(task.tokens, "os^DvPX*"[len(markers) % 8])
+            ax.scatter(state_size(one.results[0].cell), mean, color=color, marker=marker)
     for label, color in colors.items():
         ax.scatter([], [], color=color, label=label)
     for tokens, marker in markers.items():

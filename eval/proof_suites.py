@@ -153,28 +153,38 @@ MQAR_SETTINGS = ((64, 4), (128, 8), (256, 16))
 HEAD = 64  # one head of 128 learns to recall later than two of 64, if at all
 
 
+def recall(setting: tuple[int, int], vocab: int) -> str:
+    tokens, pairs = setting
+    return f"mqar,tokens={tokens},pairs={pairs},vocab={vocab},fill=zero"
+
+
 def mqar(
     vocab: int,
     widths: tuple[int, ...],
     settings: tuple[tuple[int, int], ...],
     further: int = 0,
+    longer: int = 0,
 ) -> tuple[Case, ...]:
     """Return a case for each width and setting, with heads of 64.
 
     With `further` steps a curriculum: the first setting has the budget's steps, and each other goes
     on from the one before it, for `further` steps. Few rows do not teach long ones from nothing.
+    With `longer` steps the last setting then goes on once more, and is scored on all settings.
     """
+    every = tuple(recall(setting, vocab) for setting in reversed(settings))
     cases = []
     for width in widths:
         before = ""
-        for tokens, pairs in settings:
-            name = f"({tokens}, {pairs}) width {width}"
-            argument = f"mqar,tokens={tokens},pairs={pairs},vocab={vocab},fill=zero,width={width}"
-            if width > HEAD:
-                argument += f",heads={width // HEAD}"
+        fields = f"width={width}" + (f",heads={width // HEAD}" if width > HEAD else "")
+        for setting in settings:
+            name, argument = f"{setting} width {width}", f"{recall(setting, vocab)},{fields}"
             own: dict[str, Any] = {"after": before, "steps": further} if before else {}
             cases.append(Case(name, SYNTHETIC, argument, **own))
             before = name if further else ""
+        if longer:
+            tests = (f"data.task.tests={every}",)
+            again = Case(f"{before}, longer", SYNTHETIC, argument, tests, before, longer)
+            cases.append(again)
     return tuple(cases)
 
 
@@ -191,7 +201,7 @@ MQAR = Suite(
             seeds=(0,),
         ),
         "default": Budget(
-            mqar(512, (64, 128), MQAR_SETTINGS, further=600),
+            mqar(512, (64, 128), MQAR_SETTINGS, further=300, longer=1500),
             ALL,
             steps=1000,
             batch=32,
