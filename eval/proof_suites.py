@@ -88,7 +88,18 @@ MODELS = {
     ),
     "hope frozen": Model("model=hope,frozen=True", note="memories are read, never written"),
 }
+# Every other head begins to add instead of to replace, erasing exactly nothing is in reach, and the
+# generators hardly move: a write at the same token is the same write.
+ADDERS = (
+    *ERASE_GATE,
+    "model.memory.erase_init=(1.0, 0.03)",
+    "model.memory.erase_stretch=0.1",
+    "model.memory.generator_pace=0.001",
+)
 EXPLAINED = {
+    "hope, half adders": Model(
+        "model=hope", ADDERS, "an erase gate that starts near 0 in every other head"
+    ),
     "deltanet, rates to 2": Model("model=deltanet,rate=2.0", note="negative eigenvalues"),
     "hope, rates to 1": Model(
         "model=hope,rate=1.0",

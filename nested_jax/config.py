@@ -81,6 +81,8 @@ class MemoryConfig:
     generator_inputs: Literal["shared", "own"] = "shared"  # `hope`: what k, v and q are made from
     generator_pace: float = 1.0  # `hope`: below 1, learned factor of the generators' writes
     erase_gate: bool = False  # `hope`, rule dgd: what it erases with is not the rate of the write
+    erase_init: tuple[float, ...] = ()  # where that gate starts, the heads in turn; () as the rate
+    erase_stretch: float = 0.0  # its sigmoid reaches so far beyond both ends, and is clipped there
     frozen: bool = False  # ablation: the memory is read and never written
 
     def __post_init__(self) -> None:
@@ -99,6 +101,26 @@ class MemoryConfig:
             "memory.erase_gate",
             self.erase_gate,
             f"wants rule 'dgd', which erases; got {self.rule!r}",
+        )
+        for name in ("erase_init", "erase_stretch"):
+            value = getattr(self, name)
+            require(
+                self.erase_gate or not value,
+                f"memory.{name}",
+                value,
+                "is a setting of memory.erase_gate=True, which is off",
+            )
+        require(
+            all(rate > 0 for rate in self.erase_init),
+            "memory.erase_init",
+            self.erase_init,
+            "wants rates above 0, or () for memory.inner_lr",
+        )
+        require(
+            self.erase_stretch >= 0,
+            "memory.erase_stretch",
+            self.erase_stretch,
+            "wants a part of the range, 0.1 say, or 0",
         )
         require(0 < self.max_rate <= 2, "memory.max_rate", self.max_rate, "wants a value in (0, 2]")
         require(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -93,6 +93,11 @@ def fan_in(width: int, scale: float = 1.0) -> Init:
 
 def constant(value: float) -> Init:
     return lambda _, shape: jnp.full(shape, value, jnp.float32)
+
+
+def in_turn(values: Sequence[float]) -> Init:
+    """The values along the axis, over and over."""
+    return lambda _, shape: jnp.resize(jnp.asarray(values, jnp.float32), shape)
 
 
 def residual_scale(layers: int) -> float:

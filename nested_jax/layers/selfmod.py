@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nested_jax.config import MemoryConfig, ModelConfig
-from nested_jax.layers.basic import Layer, constant, fan_in
+from nested_jax.config import MemoryConfig, ModelConfig, require
+from nested_jax.layers.basic import Layer, constant, fan_in, in_turn
 from nested_jax.layers.heads import (
     enter,
     from_heads,
@@ -58,9 +58,25 @@ def self_modifying_spec(cfg: MemoryConfig) -> SelfModSpec:
         replace(memory, chunk=cfg.generator_chunk, read="chunk"),
         tuple(name for name, yes in chosen.items() if yes),
         max_rate=rate_range(cfg, memory).ceiling,
+        erase_stretch=cfg.erase_stretch,
         targets=cfg.targets,
         writes="none" if cfg.frozen else "all",
     )
+
+
+def erase_biases(cfg: MemoryConfig) -> tuple[float, ...]:
+    """Return the logits at which the erase gate starts, for the heads in turn.
+
+    Raises:
+      ValueError: it is to start where it cannot get to.
+    """
+    ceiling, bias = rate_range(cfg, memory_spec(cfg))
+    for rate in cfg.erase_init:
+        want = f"wants rates below {ceiling}, the ceiling of what this memory erases with"
+        require(rate < ceiling, "model.memory.erase_init", cfg.erase_init, want)
+    starts = cfg.erase_init or (ceiling / (1.0 + math.exp(-bias)),)
+    stretch = cfg.erase_stretch
+    return tuple(logit((rate / ceiling + stretch) / (1.0 + 2.0 * stretch)) for rate in starts)
 
 
 class SelfModifying(Layer):
@@ -118,8 +134,8 @@ class SelfModifying(Layer):
             axes = ("heads", "head_width")
             return self.weight(name, (heads, width), axes, kind="vector", init=fan_in(width))
 
-        def bias(name: str, value: float) -> Array:
-            return self.weight(name, (heads,), ("heads",), kind="vector", init=constant(value))
+        def bias(name: str, *values: float) -> Array:
+            return self.weight(name, (heads,), ("heads",), kind="vector", init=in_turn(values))
 
         start = rate_range(memory, self.spec.memory).bias
         rate = vector("rate_readout"), bias("rate_bias", start)
@@ -133,7 +149,7 @@ class SelfModifying(Layer):
             pace_HG = jax.nn.sigmoid(self.weight("pace", shape, axes, kind="vector", init=pace))
         erase: tuple[Array | None, Array | None] = None, None
         if memory.erase_gate:
-            erase = vector("erase_readout"), bias("erase_bias", start)
+            erase = vector("erase_readout"), bias("erase_bias", *erase_biases(memory))
         return GateReadout(*rate, *keep, pace_HG, *erase)
 
     def _fresh(self, batch: int) -> SelfModState:

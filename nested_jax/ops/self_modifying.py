@@ -6,7 +6,7 @@ state M̄ that their last chunk boundary left. For token t with input x_t,
     k_t = unit(M̄_k(x_t))     v_t = M̄_v(x_t)     q_t = unit(M̄_q(x_t)), or a slow projection of x_t
     eta_t = max_rate sigmoid(<r_eta, M̄_rate(x_t)> + b_eta) (1 - mu_t)
     a_t = sigmoid(<r_a, M̄_keep(x_t)> + b_a)
-    eps_t = eta_t, or max_rate sigmoid(<r_eps, M̄_rate(x_t)> + b_eps): what a delta rule erases with
+    eps_t = eta_t, or max_rate sigmoid_s(<r_eps, M̄_rate(x_t)> + b_eps): a delta rule erases with it
     every memory M, M_mem too, is written with key k_t, target unit(M̄(v_t)), rate eta_t, keep a_t
     y_t = M_mem(q_t)
 
@@ -14,6 +14,10 @@ A generator g with a pace p_g in (0, 1] is written with rates p_g eta_t, p_g eps
 1 - p_g (1 - a_t): a token moves it p_g times as far as M_mem. NL writes all memories with one rate
 and keep, p = 1. But delta rates of the order of 1, which recall wants of M_mem, replace what M_k
 and M_v have learned.
+
+sigmoid_s is stretched by s beyond both ends and clipped (the hard concrete gate of arXiv 1712.01312
+without its noise): with s > 0 a token can erase nothing at all, so that writes add up, or all, so
+that they mirror; a sigmoid only tends to either.
 
 NL makes eta and a scalars and leaves open how; here M_rate and M_keep are memories like the others,
 read out by slow vectors r, so that their self-made targets are unit vectors too. The target is
@@ -51,6 +55,7 @@ class SelfModSpec:
     generator: MemorySpec  # all generators; what differs from `memory` is the chunk
     generators: tuple[str, ...]  # in the order of the generator axis
     max_rate: float = 1.0
+    erase_stretch: float = 0.0
     targets: Literal["self", "value"] = "self"  # unit(M̄(v_t)), or v_t itself
     writes: Literal["all", "memory", "none"] = "all"  # which memories are not only read
     remat: bool = (
@@ -132,6 +137,11 @@ def init_self_modifying(
     return SelfModState(fresh(spec.generator, generators0), fresh(spec.memory, memory0))
 
 
+def stretched_sigmoid(logit: Array, stretch: float) -> Array:
+    """Return a sigmoid from -stretch to 1 + stretch, clipped to [0, 1]."""
+    return jnp.clip((1.0 + 2.0 * stretch) * jax.nn.sigmoid(logit) - stretch, 0.0, 1.0)
+
+
 def generate(
     spec: SelfModSpec, readout: GateReadout, anchors: Matrices, tokens: SelfModInputs
 ) -> Generated:
@@ -144,7 +154,7 @@ def generate(
     erase_C = None
     if readout.erase_HV is not None:
         logit_C = made["rate"] @ readout.erase_HV + readout.erase_bias_H
-        erase_C = spec.max_rate * jax.nn.sigmoid(logit_C)
+        erase_C = spec.max_rate * stretched_sigmoid(logit_C, spec.erase_stretch)
     if tokens.momentum is not None:
         rate_C = rate_C * (1.0 - tokens.momentum)
     keep_C = jnp.ones_like(rate_C)
