@@ -32,6 +32,18 @@ SIZES = ["test", "smoke", "pilot", "mid", "target"]
             r"model\.memory\.erase_gate=True: belongs to model\.block='hope'; got 'titans_lmm'",
         ),
         ({"model": {"memory": {"erase_gate": True}}}, r"wants rule 'dgd', .* got 'titans'"),
+        (
+            {"model": {"memory": {"erase_init": (0.1,)}}},
+            r"erase_init=\(0\.1,\): is a setting of .*gate",
+        ),
+        (
+            {"model": {"memory": {"rule": "dgd", "erase_gate": True, "erase_stretch": -0.1}}},
+            r"memory\.erase_stretch=-0\.1: wants a part of the range",
+        ),
+        (
+            {"model": {"memory": {"rule": "dgd", "erase_gate": True, "erase_init": (1.0, 0.0)}}},
+            r"memory\.erase_init=\(1\.0, 0\.0\): wants rates above 0",
+        ),
         ({"teach": {"meta_gradient": "half"}}, r"'through', 'stop' or int"),
         ({"teach": {"meta_gradient": 0}}, r"teach\.meta_gradient=0"),
         ({"train": {"batch_size": 6, "grad_accum": 4}}, r"must divide train\.batch_size=6"),

@@ -25,6 +25,7 @@ from nested_jax.ops.self_modifying import (
     SelfModSpec,
     generate,
     init_self_modifying,
+    stretched_sigmoid,
 )
 from nested_jax.ops.self_modifying_chunked import self_modifying_chunked
 from nested_jax.types import Array, PyTree
@@ -123,6 +124,28 @@ def test_every_generator_receives_an_outer_gradient() -> None:
         norm = float(jnp.linalg.norm(mixer[f"{name}0_0"]))
         assert np.isfinite(norm), name
         assert norm > 1e-8, name
+
+
+@pytest.mark.parametrize(("stretch", "start"), [(0.0, ()), (0.1, ()), (0.1, (1.0, 0.03))])
+def test_the_erase_gate_starts_where_it_is_told(stretch: float, start: tuple[float, ...]) -> None:
+    """In every head in turn; without a start, where the rate of the write does."""
+    memory = {"rule": "dgd", "objective": "dot", "max_rate": 2.0, "inner_lr": 0.5}
+    memory |= {"erase_gate": True, "erase_stretch": stretch, "erase_init": start}
+    model = {"block": "hope", "vocab_size": 8, "dim": 12, "heads": 3, "layers": 2, "memory": memory}
+    built = nested_jax.build_model(from_config_dict({"model": model}).model)
+    bias_LH = built.init(jax.random.key(0))["prefix"]["mixer"]["erase_bias"]
+    begun = 2.0 * stretched_sigmoid(bias_LH, stretch)
+    assert self_modifying_spec(built.cfg.memory).erase_stretch == stretch
+    want = [1.0, 0.03, 1.0] if start else [0.5] * 3
+    assert_close(begun, jnp.broadcast_to(jnp.asarray(want), begun.shape), rtol=1e-5)
+
+
+def test_an_erase_gate_that_starts_out_of_reach_is_refused() -> None:
+    memory = {"arch": "mlp", "rule": "dgd", "inner_lr": 0.03, "erase_gate": True}
+    model = {"block": "hope", "memory": memory | {"erase_init": (0.02, 0.05)}}
+    message = r"model\.memory\.erase_init=\(0\.02, 0\.05\): wants rates below 0\.03"
+    with pytest.raises(ValueError, match=message):
+        nested_jax.build_model(from_config_dict({"model": model}).model).param_info()
 
 
 SWITCHES: dict[str, dict[str, Any]] = {

@@ -19,6 +19,7 @@ from nested_jax.ops.self_modifying import (
     SelfModSpec,
     SelfModState,
     init_self_modifying,
+    stretched_sigmoid,
 )
 from nested_jax.ops.self_modifying_chunked import self_modifying_chunked
 from nested_jax.ops.self_modifying_reference import self_modifying_reference
@@ -38,7 +39,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "adaptive_q": {**DGD, "generators": ("k", "v", "q", "rate", "keep"), "chunks": (4, 4)},
     "slow_kv": {**DGD, "generators": ("rate", "keep"), "chunks": (4, 4)},
     "apart": {**DGD, "chunks": (2, 4), "momentum": False},  # each generator: own pace and input
-    "erase": {**DGD, "chunks": (1, 2), "momentum": False},  # erased at a rate of its own, too
+    "erase": {**DGD, "chunks": (1, 2), "momentum": False, "stretch": 0.3},  # at a rate of its own
 }
 
 
@@ -46,9 +47,10 @@ def make_spec(name: str) -> SelfModSpec:
     fields = dict(SPECS[name])
     memory_chunk, generator_chunk = fields.pop("chunks")
     generators = fields.pop("generators", ("k", "v", "rate", "keep"))
+    stretch = fields.pop("stretch", 0.0)
     memory = MemorySpec(chunk=memory_chunk, **fields)
     generator = replace(memory, chunk=generator_chunk, read="chunk")
-    return SelfModSpec(memory, generator, generators, max_rate=1.6)
+    return SelfModSpec(memory, generator, generators, max_rate=1.6, erase_stretch=stretch)
 
 
 def draw(
@@ -177,3 +179,37 @@ def test_pace_scales_writes_and_forgetting_of_the_generators_alone() -> None:
     assert_close(at_0, unwritten, rtol=1e-6)
     change = jnp.abs(at_1[0].generators.fast[0] - at_0[0].generators.fast[0])
     assert float(change.max()) > 0.1
+
+
+def test_a_stretched_sigmoid_reaches_both_ends() -> None:
+    logits = jnp.linspace(-6.0, 6.0, 25)
+    assert_close(stretched_sigmoid(logits, 0.0), jax.nn.sigmoid(logits), rtol=1e-6)
+    stretched = stretched_sigmoid(logits, 0.1)
+    assert float(stretched[12]) == 0.5
+    assert set(map(float, stretched[jnp.abs(logits) > 2.5])) == {0.0, 1.0}
+    slope = jax.vmap(jax.grad(partial(stretched_sigmoid, stretch=0.1)))(logits)
+    assert bool(jnp.all((slope > 0) == (jnp.abs(logits) < 2.39)))  # where 1.2 sigmoid - 0.1 is in
+
+
+@pytest.mark.parametrize("stretch", [0.0, 0.1])
+def test_what_erases_nothing_adds_up(stretch: float) -> None:
+    """The same token n times moves a memory n times as far as once; a sigmoid erases a little."""
+    spec = make_spec("erase")
+    spec = replace(
+        spec, generators=("k", "v", "rate"), targets="value", writes="memory", erase_stretch=stretch
+    )
+    slow, inputs = draw(spec, 12, erase=True)
+    readout = slow[0]._replace(
+        erase_HV=jnp.zeros((H, K)), erase_bias_H=jnp.full((H,), -4.0), keep_HV=None
+    )
+    same = jax.tree.map(lambda z: jnp.broadcast_to(z[:, :1], z.shape), inputs)
+
+    def moved(tokens: int) -> Any:
+        memory = run(self_modifying_chunked, spec, (readout, *slow[1:]), piece(same, 0, tokens))[
+            0
+        ].memory
+        return memory.fast[0] - slow[2][0][None]
+
+    once, often = jax.jit(lambda: (moved(1), moved(12)))()
+    off = float(jnp.linalg.norm(often - 12 * once) / jnp.linalg.norm(12 * once))
+    assert off < 1e-5 if stretch else off > 0.02
