@@ -30,10 +30,12 @@ from eval.proof_cells import (
     run_cell,
     state_size,
 )
+from eval.proof_plots import recalled
 from eval.proof_report import choose, update_section
-from eval.proof_suites import SUITES, Budget, Case, languages
+from eval.proof_suites import SUITES, Budget, Case, languages, mqar
 from nested_jax.conversion import to_dict
 from nested_jax.data.cache import try_lock
+from nested_jax.data.synthetic import task_of
 from nested_jax.metrics import write_json
 
 TINY = Budget(languages("Parity"), ("transformer", "hope frozen"), 2, 8, (3e-3,), (0,))
@@ -261,6 +263,45 @@ def test_a_cell_goes_on_from_its_own_model_rate_and_seed() -> None:
         plan_cells(SUITES["formal"], budget)
 
 
+SHORT, LONG = (8, 1), (16, 2)  # tokens, pairs
+RECALL = TINY._replace(
+    cases=mqar(32, (64, 128), (SHORT, LONG), further=3, longer=5), models=("gated_deltanet",)
+)
+
+
+def test_recall_goes_from_short_rows_to_long_ones_width_by_width() -> None:
+    short, long, longer, *wide = plan_cells(SUITES["mqar"], RECALL)
+    assert (short.before, long.before, longer.before) == (None, short, long)
+    assert wide[0].before is None
+    assert [cell.load().train.steps for cell in (short, long, longer)] == [2, 3, 5]
+    assert [cell.load().model.heads for cell in (short, *wide)] == [1, 2, 2, 2]
+    tasks = [[task_of(spec) for spec in cell.load().data.task.scored] for cell in (long, longer)]
+    sizes = [[(task.tokens, task.pairs) for task in each] for each in tasks]
+    assert sizes == [[LONG], [LONG, SHORT]]  # the rate is chosen on what is trained on
+    assert longer.load().data.task.train == long.load().data.task.train
+    assert all(case.after == "" for case in mqar(32, (64,), (SHORT, LONG)))
+
+
+@pytest.mark.slow
+def test_plots_of_recall_have_every_test_of_a_case(tmp_path: Path) -> None:
+    cells = plan_cells(SUITES["mqar"], RECALL)
+    results = [leave(c, tmp_path, (0.5, 0.75)[: len(c.load().data.task.scored)]) for c in cells]
+    chosen = {one.case: one for one in choose(results)}
+    longer = recalled(chosen[f"{LONG} width 64, longer"])
+    assert [(task.pairs, mean) for task, mean in longer] == [(2, 50.0), (1, 75.0)]
+    assert [mean for _, mean in recalled(chosen[f"{SHORT} width 128"])] == [50.0]
+    run = proof.Proof("mqar", "default", SUITES["mqar"], RECALL, tmp_path, tmp_path / "r.md", "")
+    run.write(cells)
+    page = (tmp_path / "r.md").read_text()
+    assert "| gated_deltanet | 50.0 | 50.0 | 50.0 / 75.0 | 50.0 | 50.0 | 50.0 / 75.0 |" in page
+    assert "- (16, 2) width 64, longer: 5 steps behind those of (16, 2) width 64" in page
+    assert {p.name.rsplit("-")[-1] for p in (tmp_path / "plots").iterdir()} == {
+        "curves.png",
+        "pairs.png",
+        "state.png",
+    }
+
+
 @pytest.mark.slow
 def test_a_cell_begins_with_the_run_before_it_wherever_that_lies(tmp_path: Path) -> None:
     """What a run takes from there: tests/test_trainer.py."""
@@ -294,7 +335,7 @@ def test_filters_choose_cells_and_text_goes_to_the_cells_on_text(
 # --- tables from files ---------------------------------------------------------------------------
 
 
-def leave(cell: Cell, out: Path, bins: tuple[float, float, float], loss: float = 0.5) -> Result:
+def leave(cell: Cell, out: Path, bins: tuple[float, ...], loss: float = 0.5) -> Result:
     """Write what a finished run of the cell would have left, with these accuracies."""
     workdir = cell.workdir(out)
     workdir.mkdir(parents=True, exist_ok=True)
