@@ -174,13 +174,13 @@ def mqar(
     widths: tuple[int, ...],
     settings: tuple[tuple[int, int], ...],
     further: int = 0,
-    longer: int = 0,
+    longer: tuple[int, ...] = (),
 ) -> tuple[Case, ...]:
     """Return a case for each width and setting, with heads of 64.
 
     With `further` steps a curriculum: the first setting has the budget's steps, and each other goes
     on from the one before it, for `further` steps. Few rows do not teach long ones from nothing.
-    With `longer` steps the last setting then goes on once more, and is scored on all settings.
+    The last setting then goes on for so many steps as are in `longer`, scored on all settings.
     """
     every = tuple(recall(setting, vocab) for setting in reversed(settings))
     cases = []
@@ -192,10 +192,11 @@ def mqar(
             own: dict[str, Any] = {"after": before, "steps": further} if before else {}
             cases.append(Case(name, SYNTHETIC, argument, **own))
             before = name if further else ""
-        if longer:
-            tests = (f"data.task.tests={every}",)
-            again = Case(f"{before}, longer", SYNTHETIC, argument, tests, before, longer)
-            cases.append(again)
+        tests, last = (f"data.task.tests={every}",), before
+        for count, steps in enumerate(longer, start=1):
+            name = f"{last}, longer" + (f" {count}" if count > 1 else "")
+            cases.append(Case(name, SYNTHETIC, argument, tests, before, steps))
+            before = name
     return tuple(cases)
 
 
@@ -212,7 +213,7 @@ MQAR = Suite(
             seeds=(0,),
         ),
         "default": Budget(
-            mqar(512, (64, 128), MQAR_SETTINGS, further=300, longer=1500),
+            mqar(512, (64, 128), MQAR_SETTINGS, further=300, longer=(1500, 1500)),
             ALL,
             steps=1000,
             batch=32,
