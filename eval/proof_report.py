@@ -80,10 +80,10 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def accuracies(chosen: Sequence[Chosen]) -> str:
-    """Return models down, cases across: accuracy % on each test, or bits a byte of real text."""
+def accuracies(chosen: Sequence[Chosen], known: Iterable[str]) -> str:
+    """Return models down, as they are `known`, cases across: accuracy %, or bits a byte of text."""
     cases = list(dict.fromkeys(c.case for c in chosen))
-    models = list(dict.fromkeys(c.model for c in chosen))
+    models = [name for name in known if any(c.model == name for c in chosen)]
     at = {(c.case, c.model): c for c in chosen}
 
     def entry(case: str, model: str) -> str:
@@ -166,9 +166,12 @@ def published(tables: Published | None) -> str:
 
 
 def notes(proof: Any, chosen: Sequence[Chosen]) -> str:
-    models = list(dict.fromkeys(c.model for c in chosen))
-    known = proof.suite.models
-    lines = [f"- {name}: {known[name].note}" for name in models if known[name].note]
+    ran = {c.model for c in chosen}
+    lines = [
+        f"- {name}: {model.note}"
+        for name, model in proof.suite.models.items()
+        if model.note and name in ran
+    ]
     cases = dict.fromkeys(run.cell.case for c in chosen for run in c.results)
     lines += [
         f"- {case.name}: {case.steps} steps behind those of {case.after}, all models alike"
@@ -222,7 +225,7 @@ def section(
 
 def body(proof: Any, chosen: Sequence[Chosen]) -> str:
     if proof.suite.measure == "accuracy":
-        return accuracies(chosen)
+        return accuracies(chosen, proof.suite.models)
     from eval.proof_text import position_tables
 
     return position_tables(proof, chosen)

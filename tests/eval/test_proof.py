@@ -394,6 +394,24 @@ def test_tables_hold_mean_and_spread_at_the_best_rate_of_bin_0(tmp_path: Path) -
     assert "commit 012345678" in text
 
 
+def test_models_stand_in_the_order_of_the_suite(tmp_path: Path) -> None:
+    """Whatever ran first: the first case here has the last model alone."""
+    budget = TINY._replace(cases=languages("Parity", "(aa)*"))
+    cells = [c for c in plan_cells(SUITES["formal"], budget) if c.folder[:6] != "Parity"]
+    cells = [c for c in plan_cells(SUITES["formal"], TINY) if c.model == "hope frozen"] + cells
+    for cell in cells:
+        leave(cell, tmp_path, (0.5, 0.5, 0.5))
+    page = tmp_path / "r.md"
+    proof.Proof("formal", "quick", SUITES["formal"], budget, tmp_path, page, "").write(cells)
+    text = page.read_text()
+    assert "| accuracy % | Parity | (aa)* |" in text
+    rows = [line for line in text.splitlines() if line.endswith("50.0 / 50.0 / 50.0 |")]
+    assert [row.split(" | ")[:2] for row in rows] == [
+        ["| transformer", "not run"],
+        ["| hope frozen", "50.0 / 50.0 / 50.0"],
+    ]
+
+
 def test_ties_go_to_the_lower_loss(tmp_path: Path) -> None:
     budget = TINY._replace(rates=(1e-3, 3e-3, 1e-2), models=("transformer",))
     losses = {1e-3: 0.3, 3e-3: 0.1, 1e-2: 0.2}
