@@ -122,9 +122,10 @@ def by_pairs(path: Path, runs: Sequence[Any]) -> Path:
         label = f"{one.model}, {one.case if several else f'width {cfg.model.dim}'}"
         for task, mean in recalled(one):
             series.setdefault(label, []).append((task.pairs, mean))
-    for label, points in series.items():
+    for index, (label, points) in enumerate(series.items()):
         pairs, means = zip(*sorted(points), strict=True)
-        ax.plot(pairs, means, marker="o", label=label)
+        line = ("-", "--", ":")[index // 10 % 3]  # colours come back after ten
+        ax.plot(pairs, means, line, marker="o", label=label)
     ax.set_xscale("log", base=2)
     ticks = sorted({pairs for points in series.values() for pairs, _ in points})
     ax.set_xticks(ticks, [str(pairs) for pairs in ticks])
