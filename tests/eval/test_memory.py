@@ -187,7 +187,8 @@ def test_reading_scores_a_token_before_the_write_that_it_causes():
     assert learner.report()["writes"] == {"cms_fast": 4, "cms_mid": 2}
 
 
-@pytest.mark.parametrize("fast_layers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fast_layers", [1, 2])
 def test_the_memories_of_every_layer_are_kept_and_counted(fast_layers: int) -> None:
     """Also that of the first taught block, which the state holds apart from the others."""
     reader = subject("hope", fast_layers).scorer.reader

@@ -36,15 +36,8 @@ def noise(tree: PyTree, seed: int) -> PyTree:
     return jax.tree.unflatten(structure, values)
 
 
-@pytest.mark.parametrize(
-    ("taught", "remat"),
-    [
-        (3, "none"),
-        pytest.param(1, "none", marks=pytest.mark.slow),
-        pytest.param(3, "full", marks=pytest.mark.slow),
-        pytest.param(4, "dots", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("taught", "remat"), [(3, "none"), (1, "none"), (3, "full"), (4, "dots")])
 def test_stacks_equal_a_loop_over_blocks(taught: int, remat: str) -> None:
     cfg = config(taught, remat)
     model = nested_jax.build_model(cfg)
