@@ -192,9 +192,9 @@ def mqar(
             own: dict[str, Any] = {"after": before, "steps": further} if before else {}
             cases.append(Case(name, SYNTHETIC, argument, **own))
             before = name if further else ""
-        tests, last = (f"data.task.tests={every}",), before
+        tests, before = (f"data.task.tests={every}",), name
         for count, steps in enumerate(longer, start=1):
-            name = f"{last}, longer" + (f" {count}" if count > 1 else "")
+            name = f"{settings[-1]} width {width}, longer" + (f" {count}" if count > 1 else "")
             cases.append(Case(name, SYNTHETIC, argument, tests, before, steps))
             before = name
     return tuple(cases)

@@ -117,10 +117,10 @@ class MemoryConfig:
             "wants rates above 0, or () for memory.inner_lr",
         )
         require(
-            self.erase_stretch >= 0,
+            0 <= self.erase_stretch <= 1,
             "memory.erase_stretch",
             self.erase_stretch,
-            "wants a part of the range, 0.1 say, or 0",
+            "wants a part of the range in [0, 1]: 0.1, say, or 0 for none",
         )
         require(0 < self.max_rate <= 2, "memory.max_rate", self.max_rate, "wants a value in (0, 2]")
         require(

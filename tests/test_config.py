@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import jax
 import pytest
@@ -38,7 +39,11 @@ SIZES = ["test", "smoke", "pilot", "mid", "target"]
         ),
         (
             {"model": {"memory": {"rule": "dgd", "erase_gate": True, "erase_stretch": -0.1}}},
-            r"memory\.erase_stretch=-0\.1: wants a part of the range",
+            r"memory\.erase_stretch=-0\.1: wants a part of the range in \[0, 1\]",
+        ),
+        (
+            {"model": {"memory": {"rule": "dgd", "erase_gate": True, "erase_stretch": math.inf}}},
+            r"memory\.erase_stretch=inf: wants a part of the range in \[0, 1\]",
         ),
         (
             {"model": {"memory": {"rule": "dgd", "erase_gate": True, "erase_init": (1.0, 0.0)}}},

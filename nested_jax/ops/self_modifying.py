@@ -55,7 +55,7 @@ class SelfModSpec:
     generator: MemorySpec  # all generators; what differs from `memory` is the chunk
     generators: tuple[str, ...]  # in the order of the generator axis
     max_rate: float = 1.0
-    erase_stretch: float = 0.0
+    erase_stretch: float = 0.0  # of the sigmoid of eps_t
     targets: Literal["self", "value"] = "self"  # unit(M̄(v_t)), or v_t itself
     writes: Literal["all", "memory", "none"] = "all"  # which memories are not only read
     remat: bool = (
