@@ -5,10 +5,12 @@
     --out DIR              where the cells run, in DIR/SUITE-BUDGET (default runs/proof)
     --jobs N               cells at once, the cores divided among them (one a core, 2 at
                            most; 1 on an accelerator)
-    --model NAME           only these models, repeatable; likewise --case, --rate and --seed;
-                           cells that those go on from run first
+    --model NAME           only these models, repeatable; likewise --case, --rate and --seed,
+                           which may also be a further one; cells that those go on from run first
     --text FOLDER          plain text for the cells on real text (default: the embedded one)
     --report FILE          Markdown with the tables (default docs/results.md); plots lie beside it
+    --records DIR          finished cells as lines of JSON, DIR/SUITE-BUDGET.jsonl: those are not
+                           run again and stand in the tables; what runs here is added
     --retry                run cells that failed once more
     --list                 print the cells and their parameters, run nothing
     --tables               write the tables of what has run, run nothing
@@ -29,7 +31,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,6 +43,7 @@ import jax
 from eval.errors import ROOT
 from eval.proof_cells import (
     Cell,
+    Result,
     failure_file,
     finished,
     parameters,
@@ -49,8 +52,10 @@ from eval.proof_cells import (
     run_cell,
     share_cores,
 )
+from eval.proof_records import add_records, read_lines, read_records
 from eval.proof_report import score_of, write_report
 from eval.proof_suites import REAL_TEXT, SUITES, Budget, Suite
+from eval.proof_text import positions
 from nested_jax.config import require
 
 DEFAULT = ("formal", "mqar")  # suites
@@ -75,12 +80,26 @@ class Proof:
     out: Path
     report: Path
     command: str
+    records: Path | None = None  # FOLDER/SUITE-BUDGET.jsonl
 
     def write(self, cells: Sequence[Cell]) -> None:
-        """Write the tables of the cells that are finished."""
-        results = [read_result(cell, self.out) for cell in cells if finished(cell, self.out)]
+        """Write the tables of the cells that are finished, here or by the records."""
+        results = [self.read(cell) for cell in cells if finished(cell, self.out)]
+        if self.records:
+            results = add_records(self.records, cells, results)
         if results:
             write_report(self.report, f"{self.name} {self.mode}", self, results)
+
+    def read(self, cell: Cell) -> Result:
+        """Return what a cell that ran here left, whole."""
+        result = read_result(cell, self.out)
+        if self.suite.measure == "position" and not result.failed:
+            result = result._replace(positions=positions(result, self.out)._asdict())
+        return result
+
+    def recorded(self, cells: Sequence[Cell]) -> dict[str, Result]:
+        """Return what the records have of `cells`, by folder."""
+        return read_records(self.records, cells) if self.records else {}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -114,7 +133,7 @@ def perform(proof: Proof, planned: list[Cell], flags: argparse.Namespace) -> Non
         if flags.retry:
             for cell in cells:
                 failure_file(cell.workdir(proof.out)).unlink(missing_ok=True)
-        run_all(proof, cells, planned, flags.jobs or default_jobs())
+        run_all(proof, cells, planned, flags.jobs or default_jobs(), retry=flags.retry)
     print(f"tables and plots: {proof.report}")
 
 
@@ -141,6 +160,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", action="append", type=int, default=[])
     parser.add_argument("--text", type=Path)
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "results.md")
+    parser.add_argument("--records", type=Path)
     parser.add_argument("--retry", action="store_true")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--tables", action="store_true")
@@ -150,16 +170,23 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def proof_of(name: str, flags: argparse.Namespace) -> Proof:
     suite = SUITES[name]
-    budget = "" if flags.mode == "default" else f" --{flags.mode}"
-    text = "" if flags.text is None else " --text FOLDER"
+    budget = on_text(suite.budgets[flags.mode], flags.text)
+    records = flags.records / f"{name}-{flags.mode}.jsonl" if flags.records else None
+    further = {line["seed"] for line in read_lines(records)} if records else set()
+    seeds = tuple(sorted({*budget.seeds, *flags.seed, *further}))
+    words = ["python -m eval proof --suite", name]
+    words += [] if flags.mode == "default" else [f"--{flags.mode}"]
+    words += [] if flags.text is None else ["--text FOLDER"]
+    words += [] if seeds == budget.seeds else [f"--seed {seed}" for seed in seeds]
     return Proof(
         name,
         flags.mode,
         suite,
-        on_text(suite.budgets[flags.mode], flags.text),
+        budget._replace(seeds=seeds),
         flags.out.absolute() / f"{name}-{flags.mode}",
         flags.report,
-        f"python -m eval proof --suite {name}{budget}{text}",
+        " ".join(words),
+        records,
     )
 
 
@@ -177,7 +204,9 @@ def on_text(budget: Budget, folder: Path | None) -> Budget:
 
 
 def check_names(flags: argparse.Namespace, cells: list[Cell]) -> None:
-    """Raise for a model, task, rate or seed that no suite has, with the known ones."""
+    """Raise for a model, task or rate that no suite has, with the known ones, and a bad seed."""
+    for seed in flags.seed:
+        require(seed >= 0, "--seed", seed, "wants 0 or more")
     for flag, value_of in FILTERS.items():
         known = list(dict.fromkeys(value_of(cell) for cell in cells))
         for name in getattr(flags, flag):
@@ -205,9 +234,14 @@ def default_jobs() -> int:
     return 1 if accelerator else min(MOST_JOBS, cores or 1)
 
 
-def run_all(proof: Proof, cells: list[Cell], planned: list[Cell], jobs: int) -> None:
+def run_all(
+    proof: Proof, cells: list[Cell], planned: list[Cell], jobs: int, *, retry: bool = False
+) -> None:
     """Run what is not finished, `jobs` cells at a time, and keep the tables up to date."""
-    waiting = [cell for cell in cells if not finished(cell, proof.out)]
+    recorded = proof.recorded(planned)
+    if retry:
+        recorded = {folder: each for folder, each in recorded.items() if not each.failed}
+    waiting = unfinished(proof.out, cells, recorded)
     print(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished; {jobs} at a time")
     cores: queue.SimpleQueue[tuple[int, ...]] = queue.SimpleQueue()
     for share in share_cores(jobs):
@@ -245,6 +279,16 @@ def run_all(proof: Proof, cells: list[Cell], planned: list[Cell], jobs: int) -> 
                 future.cancel()
             raise
     proof.write(planned)
+
+
+def unfinished(out: Path, cells: list[Cell], recorded: Container[str]) -> list[Cell]:
+    """Return the cells that must run, recorded ones too where another goes on from them."""
+    here = {cell.folder for cell in cells if finished(cell, out)}
+    wanted = {c.folder for c in cells if c.folder not in here and c.folder not in recorded}
+    for cell in reversed(cells):  # a cell comes behind the one that it goes on from
+        if cell.folder in wanted and cell.before and cell.before.folder not in here:
+            wanted.add(cell.before.folder)
+    return [cell for cell in cells if cell.folder in wanted]
 
 
 def outcome(cell: Cell, out: Path) -> str:

@@ -6,6 +6,7 @@ nothing else, so that each number can be made again by hand.
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 import os
@@ -85,8 +86,11 @@ class Result(NamedTuple):
 
     cell: Cell
     summary: dict[str, Any]  # of summary.json; {} if the run failed
-    lines: list[dict[str, Any]]  # of metrics.jsonl
+    curve: tuple[tuple[int, float], ...]  # step and training loss, of metrics.jsonl
     failed: str
+    dates: tuple[str, ...] = ()  # the day it ended, or the first and last that it may have
+    positions: dict[str, Any] | None = None  # of positions.json, where that has been read
+    known_from: str = ""  # the table that it was read from, where its files are lost
 
 
 @lru_cache(maxsize=4096)
@@ -312,10 +316,12 @@ def read_result(cell: Cell, out: Path) -> Result:
     failure = failure_file(workdir)
     if failure.exists():
         record = json.loads(failure.read_text())
-        return Result(cell, {}, [], f"exit status {record['status']}: {record['error']}")
-    summary = json.loads((workdir / "summary.json").read_text())
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return Result(cell, summary, [json.loads(line) for line in lines], "")
+        return Result(cell, {}, (), f"exit status {record['status']}: {record['error']}")
+    file = workdir / "summary.json"
+    ended = datetime.datetime.fromtimestamp(file.stat().st_mtime, datetime.UTC)
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    curve = tuple((line["step"], line["loss"]) for line in lines if line.get("loss") is not None)
+    return Result(cell, json.loads(file.read_text()), curve, "", (ended.date().isoformat(),))
 
 
 def state_size(cell: Cell) -> int:

@@ -60,11 +60,11 @@ def learning_curves(path: Path, title: str, runs: Sequence[Any]) -> Path:
     fig, axes = panels(list(cases))
     for ax, (case, models) in zip(axes, cases.items(), strict=True):
         for one in models:
-            curves = [[x for x in run.lines if x.get("loss") is not None] for run in one.results]
+            curves = [run.curve for run in one.results if run.curve]
             points = list(zip(*curves, strict=False))
-            steps = [point[0]["step"] for point in points]
-            mean = [statistics.fmean(line["loss"] for line in point) for point in points]
-            ax.plot(steps, mean, label=one.model)
+            steps = [point[0][0] for point in points]
+            mean = [statistics.fmean(loss for _, loss in point) for point in points]
+            ax.plot(steps, mean, label=one.model if points else f"{one.model} (no curve)")
         ax.set(title=case, xlabel="step", ylabel="training loss, nats")
         ax.set_yscale("log")
         ax.grid(alpha=0.3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 import statistics
 from collections.abc import Iterable, Sequence
@@ -209,11 +208,12 @@ def section(
         span = f" Parameters within a case differ by {100 * widest:.1f} % at most."
     parts = [
         f"## {proof.suite.title} (`{name}`)",
-        f"`{proof.command}`, {dates(proof, results)}; {environment(done)}. "
+        f"`{proof.command}`, {dates(done)}; {environment(done)}. "
         f"{extent(proof.budget, results)}; mean ± sample standard "
         f"deviation over seeds.{span}",
         body(proof, chosen),
         notes(proof, chosen),
+        rounded_runs(done),
         *(f"![{path.stem}](plots/{path.name})" for path in plots),
         published(proof.suite.published),
         failures(chosen),
@@ -231,12 +231,8 @@ def body(proof: Any, chosen: Sequence[Chosen]) -> str:
     return position_tables(proof, chosen)
 
 
-def dates(proof: Any, results: Sequence[Result]) -> str:
-    files = [run.cell.workdir(proof.out) / "summary.json" for run in results if not run.failed]
-    days = sorted(
-        datetime.datetime.fromtimestamp(f.stat().st_mtime, datetime.UTC).date().isoformat()
-        for f in files
-    )
+def dates(done: Sequence[Result]) -> str:
+    days = sorted(day for run in done for day in run.dates)
     return " to ".join(dict.fromkeys(days[:1] + days[-1:]))
 
 
@@ -244,9 +240,25 @@ def environment(done: Sequence[Result]) -> str:
     if not done:
         return "no run finished"
     versions = done[-1].summary["versions"]
-    commits = {short(run.summary["git_commit"] or "unknown") for run in done}
+    commits = {
+        short(commit)
+        for run in done
+        for commit in (run.summary["git_commit"] or "unknown").split(", ")
+    }
     named = ", ".join(f"{p} {versions[p]}" for p in ("python", "jax", "flax"))
     return f"{done[-1].summary['device']}, {named}, commit {', '.join(sorted(commits))}"
+
+
+def rounded_runs(done: Sequence[Result]) -> str:
+    """Return which runs are known from an earlier table only."""
+    counts: dict[str, int] = {}
+    for run in done:
+        if run.known_from:
+            counts[run.known_from] = counts.get(run.known_from, 0) + 1
+    return "\n".join(
+        f"{count} of the runs are known from {source} only: no more exact, and without a curve."
+        for source, count in counts.items()
+    )
 
 
 def extent(budget: Budget, results: Sequence[Result]) -> str:

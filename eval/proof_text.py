@@ -114,6 +114,8 @@ def by_position(path: Path, proof: Any, runs: Sequence[Any]) -> Path:
 
 def positions(run: Result, out: Path) -> Positions:
     """Return the held-out loss by part of the row; kept beside the run."""
+    if run.positions is not None:
+        return Positions(run.positions["nats"], run.positions["tokens"])
     workdir = run.cell.workdir(out)
     file = workdir / "positions.json"
     if not file.exists():

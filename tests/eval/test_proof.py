@@ -450,7 +450,7 @@ def test_state_size_counts_what_a_sequence_carries() -> None:
         (["--suite", "formal", "--case", "Party"], "--case='Party': wants one of Parity"),
         (["--suite", "formal", "--jobs", "-1"], "--jobs=-1: wants 0"),
         (["--suite", "formal", "--rate", "0.5"], "--rate=0.5: wants one of 0.003"),
-        (["--suite", "formal", "--seed", "7"], "--seed=7: wants one of 0"),
+        (["--suite", "formal", "--seed", "-7"], "--seed=-7: wants 0 or more"),
         (["--suite", "text", "--text", "no/where"], "--text='no/where': wants a folder"),
     ],
 )
