@@ -97,18 +97,21 @@ def trigram_baseline(cfg: DataConfig) -> float:
 
 
 def split_text(store: TokenStore, split: str, segments: Sequence[str]) -> bytes:
-    """Return the text of a split as UTF-8, `TRIGRAM_BYTES` of it at most."""
+    """Return the text of a split as UTF-8, `TRIGRAM_BYTES` of it at most.
+
+    Every shard has as much room, and its document that does not fit is cut.
+    """
     shards = store.select(split, segments)
     texts: list[bytes] = []
     for shard in shards:
         room = TRIGRAM_BYTES // len(shards)
         tokens = np.fromfile(store.root / shard.file, store.dtype, count=room)
         offsets = np.fromfile(store.root / shard.offsets_file, np.int64)
-        for start, stop in itertools.pairwise(offsets[offsets <= len(tokens)]):
-            texts.append(store.tokenizer.decode(tokens[start : stop - 1]).encode())
-            room -= len(texts[-1])
-            if room <= 0:
+        for start, stop in itertools.pairwise(offsets):
+            if room <= 0 or start >= len(tokens):
                 break
+            texts.append(store.tokenizer.decode(tokens[start : stop - 1]).encode()[:room])
+            room -= len(texts[-1])
     return b"".join(texts)
 
 
