@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 
 
-def figure(columns: int = 1, *, width: float = 6.4, height: float = 4.0) -> tuple[Any, Any]:
-    """Return a figure and its axes; one, or an array of `columns` side by side.
+def figure(
+    columns: int = 1, *, rows: int = 1, width: float = 6.4, height: float = 4.0
+) -> tuple[Any, Any]:
+    """Return a figure and its axes, each `width` x `height` inches.
+
+    One, an array of `columns` side by side or of `rows` below one another, or [rows, columns].
 
     Raises:
       ValueError: matplotlib is not installed.
@@ -22,7 +26,27 @@ def figure(columns: int = 1, *, width: float = 6.4, height: float = 4.0) -> tupl
     mpl.use("agg")
     from matplotlib import pyplot
 
-    return pyplot.subplots(1, columns, figsize=(width * columns, height), layout="constrained")
+    size = (width * columns, height * rows)
+    return pyplot.subplots(rows, columns, figsize=size, layout="constrained")
+
+
+def colors_of(names: Sequence[str]) -> dict[str, Any]:
+    """Return a color for each name: those of tab20 but its grays, the strong ones first."""
+    import matplotlib as mpl
+
+    pairs = [pair for pair in range(10) if pair != 7]
+    table = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    colors = [table[2 * pair] for pair in pairs] + [table[2 * pair + 1] for pair in pairs]
+    return {name: colors[i % len(colors)] for i, name in enumerate(dict.fromkeys(names))}
+
+
+def legend_beside(fig: Any, axes: Sequence[Any]) -> None:
+    """Put one legend for all axes to the right of them; a label that several have stands once."""
+    entries: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    fig.legend(entries.values(), entries.keys(), loc="outside right upper", fontsize="small")
 
 
 def save(fig: Any, path: str | Path) -> Path:

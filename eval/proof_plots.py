@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.plots import figure, save
+import numpy as np
+
+from eval.plots import colors_of, figure, legend_beside, save
 from eval.proof_cells import Result, state_size
 from eval.proof_published import RECALL_BY_STATE
 from eval.proof_text import by_position
@@ -16,6 +18,10 @@ from nested_jax.data.recall import MQAR
 from nested_jax.data.synthetic import task_of
 from nested_jax.data.synthetic_task import Task
 
+Colors = Mapping[str, Any]  # of models
+COLUMNS = 3  # of panels
+LINES = ("-", "--", ":", "-.", (0, (1, 4)))  # of widths and cases
+
 
 def draw(folder: Path, name: str, proof: Any, chosen: Sequence[Any]) -> list[Path]:
     """Draw what the runs of a proof have; return the files."""
@@ -23,7 +29,10 @@ def draw(folder: Path, name: str, proof: Any, chosen: Sequence[Any]) -> list[Pat
     runs = [c for c in chosen if c.results]
     if not runs:
         return []
-    paths = [learning_curves(folder / f"proof-{name}-curves.png", suite.title, runs)]
+    colors = colors_of(list(suite.models))
+    paths = []
+    if any(run.curve for one in runs for run in one.results):
+        paths += [learning_curves(folder / f"proof-{name}-curves.png", suite.title, runs, colors)]
     if suite.measure == "position":
         paths.append(by_position(folder / f"proof-{name}-position.png", proof, runs))
     if suite.measure == "accuracy":
@@ -31,16 +40,21 @@ def draw(folder: Path, name: str, proof: Any, chosen: Sequence[Any]) -> list[Pat
             type(task_of(spec)) for c in runs for spec in c.results[0].cell.load().data.task.scored
         }
         if Formal in tasks:
-            paths.append(by_length(folder / f"proof-{name}-length.png", runs))
+            paths.append(by_length(folder / f"proof-{name}-length.png", runs, colors))
         if MQAR in tasks:
-            paths.append(by_pairs(folder / f"proof-{name}-pairs.png", runs))
-            paths.append(by_state(folder / f"proof-{name}-state.png", runs))
+            paths.append(by_pairs(folder / f"proof-{name}-pairs.png", runs, colors))
+            paths.append(by_state(folder / f"proof-{name}-state.png", runs, colors))
     return paths
 
 
 def panels(names: Sequence[str]) -> tuple[Any, list[Any]]:
-    fig, axes = figure(len(names), width=4.4, height=3.6)
-    return fig, [axes] if len(names) == 1 else list(axes)
+    """Return a figure and axes for each of `names`, `COLUMNS` a row."""
+    columns = min(len(names), COLUMNS)
+    fig, axes = figure(columns, rows=-(-len(names) // columns), width=4.4, height=3.6)
+    used, empty = np.ravel(axes)[: len(names)], np.ravel(axes)[len(names) :]
+    for ax in empty:
+        ax.remove()
+    return fig, list(used)
 
 
 def by_case(runs: Sequence[Any]) -> dict[str, list[Any]]:
@@ -54,9 +68,9 @@ def accuracy(result: Result, spec: str) -> float:
     return 100 * result.summary["scores"][f"{spec}/accuracy"]
 
 
-def learning_curves(path: Path, title: str, runs: Sequence[Any]) -> Path:
-    """Training loss by step, the mean over seeds, a panel a case."""
-    cases = by_case(runs)
+def learning_curves(path: Path, title: str, runs: Sequence[Any], colors: Colors) -> Path:
+    """Training loss by step, the mean over seeds, a panel a case that has curves."""
+    cases = by_case([one for one in runs if any(run.curve for run in one.results)])
     fig, axes = panels(list(cases))
     for ax, (case, models) in zip(axes, cases.items(), strict=True):
         for one in models:
@@ -64,16 +78,16 @@ def learning_curves(path: Path, title: str, runs: Sequence[Any]) -> Path:
             points = list(zip(*curves, strict=False))
             steps = [point[0][0] for point in points]
             mean = [statistics.fmean(loss for _, loss in point) for point in points]
-            ax.plot(steps, mean, label=one.model if points else f"{one.model} (no curve)")
+            ax.plot(steps, mean, color=colors[one.model], label=one.model)
         ax.set(title=case, xlabel="step", ylabel="training loss, nats")
         ax.set_yscale("log")
         ax.grid(alpha=0.3)
     fig.suptitle(title)
-    axes[0].legend(fontsize="small")
+    legend_beside(fig, axes)
     return save(fig, path)
 
 
-def by_length(path: Path, runs: Sequence[Any]) -> Path:
+def by_length(path: Path, runs: Sequence[Any], colors: Colors) -> Path:
     """Strings that are right in every position, by their length."""
     cases = {
         case: models
@@ -86,11 +100,11 @@ def by_length(path: Path, runs: Sequence[Any]) -> Path:
             specs = one.results[0].cell.load().data.task.scored
             lengths = [task_of(spec).length for spec in specs]
             mean = [statistics.fmean(accuracy(run, spec) for run in one.results) for spec in specs]
-            ax.plot(lengths, mean, marker="o", label=one.model)
+            ax.plot(lengths, mean, marker="o", color=colors[one.model], label=one.model)
         ax.set(title=case, xlabel="strings up to this length", ylabel="right strings, %")
         ax.set_ylim(-3, 103)
         ax.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
+    legend_beside(fig, axes)
     return save(fig, path)
 
 
@@ -112,42 +126,46 @@ def recalled(one: Any) -> Iterator[tuple[MQAR, float]]:
         yield task, statistics.fmean(accuracy(run, spec) for run in one.results)
 
 
-def by_pairs(path: Path, runs: Sequence[Any]) -> Path:
+def by_pairs(path: Path, runs: Sequence[Any], colors: Colors) -> Path:
     """Recall by the number of pairs, a line for each model and width, or for a case of several."""
-    fig, ax = figure()
-    series: dict[str, list[tuple[int, float]]] = {}
+    fig, ax = figure(width=9.0, height=4.8)
+    series: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for one in recalls(runs):
         cfg = one.results[0].cell.load()
         several = len(cfg.data.task.scored) > 1
-        label = f"{one.model}, {one.case if several else f'width {cfg.model.dim}'}"
+        group = one.case if several else f"width {cfg.model.dim}"
         for task, mean in recalled(one):
-            series.setdefault(label, []).append((task.pairs, mean))
-    for index, (label, points) in enumerate(series.items()):
+            series.setdefault((one.model, group), []).append((task.pairs, mean))
+    groups = list(dict.fromkeys(group for _, group in series))
+    for (model, group), points in series.items():
         pairs, means = zip(*sorted(points), strict=True)
-        line = ("-", "--", ":")[index // 10 % 3]  # colours come back after ten
-        ax.plot(pairs, means, line, marker="o", label=label)
+        style = LINES[groups.index(group) % len(LINES)]
+        ax.plot(pairs, means, linestyle=style, marker="o", color=colors[model])
+    for model in dict.fromkeys(model for model, _ in series):
+        ax.plot([], [], color=colors[model], label=model)
+    for index, group in enumerate(groups):
+        ax.plot([], [], linestyle=LINES[index % len(LINES)], color="gray", label=group)
     ax.set_xscale("log", base=2)
     ticks = sorted({pairs for points in series.values() for pairs, _ in points})
     ax.set_xticks(ticks, [str(pairs) for pairs in ticks])
     ax.set(title="MQAR", xlabel="key-value pairs", ylabel="recall, %")
     ax.set_ylim(-3, 103)
     ax.grid(alpha=0.3)
-    ax.legend(fontsize="x-small")
+    legend_beside(fig, [ax])
     return save(fig, path)
 
 
-def by_state(path: Path, runs: Sequence[Any]) -> Path:
+def by_state(path: Path, runs: Sequence[Any], colors: Colors) -> Path:
     """Recall by the size of what a sequence carries: a point a case, published readings dashed."""
-    fig, ax = figure()
-    colors: dict[str, str] = {}
+    fig, ax = figure(width=9.0, height=4.8)
     markers: dict[int, str] = {}
     for one in recalls(runs):
-        color = colors.setdefault(one.model, f"C{len(colors)}")
         for task, mean in recalled(one):
             marker = markers.setdefault(task.tokens, "os^DvPX*"[len(markers) % 8])
-            ax.scatter(state_size(one.results[0].cell), mean, color=color, marker=marker)
-    for label, color in colors.items():
-        ax.scatter([], [], color=color, label=label)
+            size = state_size(one.results[0].cell)
+            ax.scatter(size, mean, color=colors[one.model], marker=marker)
+    for model in dict.fromkeys(one.model for one in recalls(runs)):
+        ax.scatter([], [], color=colors[model], label=model)
     for tokens, marker in markers.items():
         ax.scatter([], [], color="gray", marker=marker, label=f"{tokens} tokens")
     for label, points in RECALL_BY_STATE.items():
@@ -159,5 +177,5 @@ def by_state(path: Path, runs: Sequence[Any]) -> Path:
     ax.set(title="MQAR", xlabel="numbers of state a sequence", ylabel="recall, %")
     ax.set_ylim(-3, 103)
     ax.grid(alpha=0.3)
-    ax.legend(fontsize="x-small")
+    legend_beside(fig, [ax])
     return save(fig, path)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from eval import books, classification, continual, niah, plots, recall, zeroshot
+from eval.proof_plots import panels
 
 PNG = b"\x89PNG\r\n\x1a\n"
 STAGES, NAMES = ["before", "one", "two"], ["one", "two"]
@@ -105,3 +106,27 @@ def test_lines_hold_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert curves == {"one": [5.0, 3.0, 4.0], "two": [5.0, 4.5, 2.0]}
     ticks = [t.get_text() for t in figures[1].axes[0].get_yticklabels()]
     assert ticks == STAGES
+
+
+def test_names_have_colors_of_their_own_and_none_is_gray() -> None:
+    colors = plots.colors_of([f"model {i}" for i in range(18)])
+    assert len(set(colors.values())) == 18
+    assert all(max(color) - min(color) > 0.1 for color in colors.values())
+    assert plots.colors_of(["a", "b", "a"]) == plots.colors_of(["a", "b"])
+
+
+def test_one_legend_for_all_panels_names_what_any_of_them_has() -> None:
+    fig, (left, right) = plots.figure(2)
+    left.plot([0, 1], label="both")
+    right.plot([0, 1], label="both")
+    right.plot([1, 0], label="right alone")
+    plots.legend_beside(fig, [left, right])
+    (legend,) = fig.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["both", "right alone"]
+
+
+@pytest.mark.parametrize(("count", "want"), [(1, (1, 1)), (2, (1, 2)), (3, (1, 3)), (7, (3, 3))])
+def test_panels_fill_rows_and_leave_no_empty_axes(count: int, want: tuple[int, int]) -> None:
+    fig, axes = panels([str(i) for i in range(count)])
+    assert len(axes) == len(fig.axes) == count
+    assert axes[0].get_subplotspec().get_gridspec().get_geometry() == want
