@@ -17,7 +17,7 @@ import ml_collections
 
 from configs import common
 
-LANGUAGES = ("parity", "aa", "abab", "anbn", "anbncn", "shuffle2")
+LANGUAGES = ("parity", "aa", "abab", "anbn", "anbncn", "shuffle2", "shuffle2_nested")
 LONGER = ((51, 100), (101, 200))  # lengths of strings that are never trained on
 # Rows of the tasks that are no languages, with the fields that a short name sets.
 TASKS: dict[str, dict[str, Any]] = {

@@ -28,7 +28,7 @@ FORMAL = Published(
     (
         "lengths are uniform over those of the bin (theirs: geometric for Parity)",
         "(abab)* asks for the next letter too, theirs only whether the string may end",
-        "our Shuffle-2 strings cross the two bracket types, theirs are nested",
+        "our Shuffle-2 strings cross the two bracket types; theirs do not, like our nested ones",
         "our Transformer has rotary positions and is as small as the other models here",
     ),
 )

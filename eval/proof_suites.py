@@ -118,6 +118,7 @@ LANGUAGES = {
     "a^n b^n": "anbn",
     "a^n b^n c^n": "anbncn",
     "Shuffle-2": "shuffle2",
+    "Shuffle-2, nested": "shuffle2_nested",
 }
 
 

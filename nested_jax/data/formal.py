@@ -15,7 +15,7 @@ Where this differs from the data of Bhattamishra et al., which Irie et al. used:
 lengths are uniform over the lengths that exist in the bin (theirs: geometric for Parity, n uniform
 for the counters); (abab)* has three sets where they mark only whether the string may end, which
 differ by what the last input symbol says; their Shuffle-2 strings come from a grammar of nested
-brackets, so that the two types never cross, and ours do cross.
+brackets, so that the two types never cross: ours cross, and those of "shuffle2_nested" do not.
 """
 
 from __future__ import annotations
@@ -103,6 +103,19 @@ def shuffle_sample(rng: np.random.Generator, length: int) -> str:
     return string
 
 
+def nested_sample(rng: np.random.Generator, length: int) -> str:
+    """Walk as `shuffle_sample` does, and close what was opened last: the types never cross."""
+    opened: list[int] = []
+    string = ""
+    for left in range(length, 0, -1):
+        if len(opened) < left and (not opened or rng.random() < 0.5):
+            opened.append(int(rng.integers(2)))
+            string += "(["[opened[-1]]
+        else:
+            string += ")]"[opened.pop()]
+    return string
+
+
 def shuffle_allowed(string: str) -> list[str]:
     sets, depth = [], {"(": 0, "[": 0}
     opened_by = {")": "(", "]": "["}
@@ -113,13 +126,16 @@ def shuffle_allowed(string: str) -> list[str]:
     return sets
 
 
+SHUFFLE_SETS = ("([$", "([)", "([]", "([)]")
+
 LANGUAGES: dict[str, Language] = {
     "parity": Language("01", ("01", "01$"), 1, parity_sample, parity_allowed),
     "aa": Language("a", ("a", "a$"), 2, repeat("aa"), repeat_allowed("aa")),
     "abab": Language("ab", ("a", "b", "a$"), 4, repeat("abab"), repeat_allowed("abab")),
     "anbn": Language("ab", ("ab", "b", END), 2, blocks("ab"), blocks_allowed("ab")),
     "anbncn": Language("abc", ("ab", "b", "c", END), 3, blocks("abc"), blocks_allowed("abc")),
-    "shuffle2": Language("()[]", ("([$", "([)", "([]", "([)]"), 2, shuffle_sample, shuffle_allowed),
+    "shuffle2": Language("()[]", SHUFFLE_SETS, 2, shuffle_sample, shuffle_allowed),
+    "shuffle2_nested": Language("()[]", SHUFFLE_SETS, 2, nested_sample, shuffle_allowed),
 }
 
 

@@ -360,6 +360,7 @@ MEMBERS = {
     "anbncn": lambda w: w == "".join(x * (len(w) // 3) for x in "abc") and len(w) % 3 == 0,
     "shuffle2": lambda w: all(balanced([x for x in w if x in pair], pair) for pair in ("()", "[]")),
 }
+MEMBERS["shuffle2_nested"] = MEMBERS["shuffle2"]  # fewer strings are drawn, their sets are the same
 
 
 def balanced(word, pair):
@@ -436,16 +437,20 @@ def test_rows_by_hand(name, string, sets):
     assert row.weights_T.tolist() == [1.0] * len(string) + [0.0] * (8 - len(string))
 
 
-def test_shuffled_brackets_cross_and_both_kinds_occur():
-    task = Formal("shuffle2", 30, 30)
+@pytest.mark.parametrize(("name", "cross"), [("shuffle2", True), ("shuffle2_nested", False)])
+def test_shuffled_brackets_cross_or_do_not_and_both_kinds_occur(name, cross):
+    task = Formal(name, 30, 30)
     strings = ["".join("_()[]"[t] for t in task.example(0, i).tokens_T) for i in range(50)]
     reduced = []
     for string in strings:
         while (shorter := string.replace("()", "").replace("[]", "")) != string:
             string = shorter
         reduced.append(string)
-    assert sum(bool(left) for left in reduced) > 40  # not well nested: the kinds cross
+    crossed = sum(bool(left) for left in reduced)
+    assert crossed > 40 if cross else crossed == 0
     assert all(set(string) == set("()[]") for string in strings)
+    depths = [max(itertools.accumulate(1 if x in "([" else -1 for x in s)) for s in strings]
+    assert len(set(depths)) > 5  # of both kinds together
 
 
 def test_a_sequence_is_right_only_if_every_position_is():
