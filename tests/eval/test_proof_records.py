@@ -164,10 +164,10 @@ def test_a_bad_record_names_its_line(line: Any, want: str, tmp_path: Path) -> No
 
 
 def committed() -> list[Any]:
-    """Return the files of records in this repository; planning the large ones takes a while."""
-    slow = pytest.mark.slow
+    """Return the files of records in this repository; planning most suites takes a while."""
     files = sorted(COMMITTED.glob("*.jsonl"))
-    return [pytest.param(f, marks=() if f.stem.endswith("quick") else slow) for f in files]
+    fast = ("formal-quick", "mqar-quick")
+    return [pytest.param(f, marks=() if f.stem in fast else pytest.mark.slow) for f in files]
 
 
 @pytest.mark.parametrize("file", committed(), ids=lambda file: file.stem)
