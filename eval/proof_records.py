@@ -134,7 +134,7 @@ def read_records(file: Path, cells: Iterable[Cell]) -> dict[str, Result]:
 
 
 def add_records(file: Path, cells: Iterable[Cell], results: Iterable[Result]) -> list[Result]:
-    """Add `results` to a file, in the order of `cells`; return all that it has now.
+    """Add `results` to a file, in the order of `cells`; return all that it has now, as recorded.
 
     What has just run wins over what was recorded. Several drivers may share a file.
     """
@@ -143,8 +143,9 @@ def add_records(file: Path, cells: Iterable[Cell], results: Iterable[Result]) ->
     with locked(file.with_name(f"{file.name}.lock"), print):
         known = read_records(file, planned) | {result.cell.folder: result for result in results}
         merged = [known[cell.folder] for cell in planned if cell.folder in known]
-        lines = "".join(f"{json.dumps(record_of(result))}\n" for result in merged)
+        records = [record_of(result) for result in merged]
+        lines = "".join(f"{json.dumps(record)}\n" for record in records)
         fresh = file.with_name(f"{file.name}.{os.getpid()}")
         fresh.write_text(lines, encoding="utf-8")
         fresh.replace(file)
-    return merged
+    return [result_of(record, r.cell) for record, r in zip(records, merged, strict=True)]
