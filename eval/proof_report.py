@@ -40,7 +40,7 @@ def choose(results: Sequence[Result]) -> list[Chosen]:
     """Take, for every case and model, the learning rate that is best on the first test.
 
     The first test has the lengths that were trained on: longer ones have no say in the choice.
-    Ties go to the lower loss.
+    Ties go to the lower loss. A rate with fewer seeds than another one is not compared with it.
     """
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
@@ -51,7 +51,8 @@ def choose(results: Sequence[Result]) -> list[Chosen]:
         for run in runs:
             if not run.failed:
                 rates.setdefault(run.cell.rate, []).append(run)
-        best = max(rates.values(), key=quality, default=[])
+        most = max(map(len, rates.values()), default=0)
+        best = max((r for r in rates.values() if len(r) == most), key=quality, default=[])
         chosen.append(Chosen(case, model, best, [run for run in runs if run.failed]))
     return chosen
 

@@ -420,6 +420,18 @@ def test_ties_go_to_the_lower_loss(tmp_path: Path) -> None:
     assert choose(results)[0].rate == 3e-3
 
 
+def test_a_rate_with_fewer_seeds_is_not_chosen(tmp_path: Path) -> None:
+    budget = TINY._replace(rates=(1e-3, 3e-3), models=("transformer",), seeds=(0, 1))
+    cells = plan_cells(SUITES["formal"], budget)
+    results = [
+        leave(cell, tmp_path, (1.0 if cell.rate == 3e-3 else 0.5, 0.0, 0.0)) for cell in cells
+    ]
+    assert choose(results)[0].rate == 3e-3
+    fewer = [r for r in results if (r.cell.rate, r.cell.seed) != (3e-3, 1)]
+    (one,) = choose(fewer)
+    assert (one.rate, len(one.results)) == (1e-3, 2)
+
+
 def test_a_section_is_replaced_and_the_rest_of_the_page_stays(tmp_path: Path) -> None:
     page = tmp_path / "results.md"
     update_section(page, "proof a", "one")
