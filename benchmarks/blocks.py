@@ -20,10 +20,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from throughput import where
 
 import nested_jax
-from nested_jax.config import Config, from_config_dict
+from nested_jax.config import Config, MeshConfig, from_config_dict
+from nested_jax.sharding import batch_sharding, make_mesh, replicated
 from nested_jax.train_state import new_state
 from nested_jax.train_step import make_program, train_step
 from nested_jax.types import Batch
@@ -60,18 +62,28 @@ def equal_config(model: dict[str, Any], tokens: int, wanted: int) -> Config:
 
 
 class Step:
-    """One compiled training step of the trainer with its state and a batch."""
+    """One compiled training step of the trainer with its state and a batch.
 
-    def __init__(self, cfg: Config, rows: int, tokens: int) -> None:
+    Over a mesh it is data parallel: a part of the rows on each device, the state on all.
+    """
+
+    def __init__(self, cfg: Config, rows: int, tokens: int, mesh: Mesh | None = None) -> None:
         model = nested_jax.build_model(cfg.model)
         program = make_program(cfg, model)
         rng = np.random.default_rng(0)
         text = jnp.asarray(rng.integers(0, cfg.model.vocab_size, (rows, tokens + 1)), jnp.int32)
         ones = jnp.ones((rows, tokens))
-        self.batch = Batch(text[:, :-1], text[:, 1:], ones, ones.astype(jnp.int32))
-        create = jax.jit(lambda key: new_state(model.init(key), program.optimizer))
+        mesh = mesh or make_mesh(MeshConfig(data=1, fsdp=1), jax.devices()[:1])
+        batch = Batch(text[:, :-1], text[:, 1:], ones, ones.astype(jnp.int32))
+        self.batch = jax.device_put(batch, batch_sharding(mesh))
+        whole = replicated(mesh)
+        create = jax.jit(
+            lambda key: new_state(model.init(key), program.optimizer), out_shardings=whole
+        )
         self.state = create(jax.random.key(0))
-        step = jax.jit(partial(train_step, program=program), donate_argnums=0)
+        step = jax.jit(
+            partial(train_step, program=program), donate_argnums=0, out_shardings=(whole, None)
+        )
         began = time.perf_counter()
         self.compiled = step.lower(self.state, self.batch).compile()
         self.compile_s = time.perf_counter() - began

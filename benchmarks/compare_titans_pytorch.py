@@ -1,14 +1,18 @@
 """Our neural memory and `titans_mac` beside titans-pytorch on one machine, one JSON line each.
 
     pip install torch titans-pytorch
-    python benchmarks/compare_titans_pytorch.py [--only memory mac] [--rounds 5]
+    python benchmarks/compare_titans_pytorch.py [--only memory mac] [--rounds 5] [--devices 2]
 
 `memory`: one neural memory layer of width 256 with 4 heads of 64, 2 x 1024 tokens, forward and
 backward to input and parameters, chunks of 16 and 64. `mac`: training steps (AdamW) of 4-layer
 models of width 256 with segments of 128 on 2 x 1024 tokens. Both frameworks use the same number of
-threads and take turns. The settings are matched: a memory is an MLP of two 64 x 64 matrices with
-momentum, forgetting and data-dependent rates; no convolution; equal parameters of the models within
-2 %. What cannot be matched is in `DIFFERENCES`, and in every line.
+threads and take turns. The settings are matched: a memory is an MLP of two matrices, 64 to 64 times
+`--hidden` and back (titans-pytorch's own default is 4), with momentum, forgetting and
+data-dependent rates; no convolution; equal parameters of the models within 2 %. What cannot be
+matched is in `DIFFERENCES`, and in every line.
+
+With `--devices N` ours runs as data parallel over N virtual devices of the CPU, a part of the rows
+each. XLA's loops over chunks use one core a device, so that this is how ours uses two.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +31,10 @@ from blocks import Step, count, equal_config, interleave
 from flax import linen as nn
 from throughput import where
 
-from nested_jax.config import from_config_dict
+from nested_jax.config import MeshConfig, from_config_dict
 from nested_jax.layers.titans import NeuralMemory
 from nested_jax.models.stream import empty_context, make_span
+from nested_jax.sharding import batch_sharding, make_mesh, replicated
 
 try:
     import titans_pytorch as theirs
@@ -52,36 +57,45 @@ DIFFERENCES = {
         " position embeddings and an untied head; one residual stream in both"
     ),
 }
-MEMORY = {"arch": "mlp", "depth": 2, "hidden": 1.0, "rule": "titans", "conv": 0}
-THEIR_MEMORY = {
-    "dim_head": WIDTH // HEADS,
-    "heads": HEADS,
-    "momentum": True,
-    "default_model_kwargs": {"depth": 2, "expansion_factor": 1.0},
-}
+Remat = Literal["full", "none"]
 
 
-def our_memory(chunk: int, read: str) -> Callable[[], None]:
-    memory = MEMORY | {"chunk": chunk, "generator_chunk": chunk, "read": read}
-    model = {"block": "titans_lmm", "dim": WIDTH, "heads": HEADS, "layers": 1, "memory": memory}
-    cfg = from_config_dict({"model": model}).model
+def memory_sizes(hidden: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the same memory as ours and theirs; `hidden`: its hidden width over its head width."""
+    ours = {"arch": "mlp", "depth": 2, "hidden": hidden, "rule": "titans", "conv": 0}
+    theirs = {
+        "dim_head": WIDTH // HEADS,
+        "heads": HEADS,
+        "momentum": True,
+        "default_model_kwargs": {"depth": 2, "expansion_factor": hidden},
+    }
+    return ours, theirs
+
+
+def our_memory(hidden: float, chunk: int, read: str, remat: Remat) -> Callable[[], None]:
+    memory = memory_sizes(hidden)[0] | {"chunk": chunk, "generator_chunk": chunk, "read": read}
+    sizes = {"block": "titans_lmm", "dim": WIDTH, "heads": HEADS, "layers": 1}
+    cfg = from_config_dict({"model": sizes | {"memory": memory, "remat": remat}}).model
     layer = NeuralMemory(cfg)
     begin = layer.init(jax.random.key(0), ROWS, 0, method="init_state")
-    variables = nn.meta.unbox(begin)
-    x_BTD = jax.random.normal(jax.random.key(1), (ROWS, TOKENS, WIDTH))
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
+    whole, by_row = replicated(mesh), batch_sharding(mesh)
+    variables = jax.device_put(nn.meta.unbox(begin), whole)
+    x_BTD = jax.device_put(jax.random.normal(jax.random.key(1), (ROWS, TOKENS, WIDTH)), by_row)
 
     def loss(variables: Any, x_BTD: jax.Array) -> jax.Array:
         state = layer.apply(variables, ROWS, 0, method="init_state")
         span = make_span(empty_context(cfg, ROWS, 1), TOKENS, origin="fresh")
         return jnp.mean(jnp.square(layer.apply(variables, state, x_BTD, span, None)[1]))
 
-    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    gradients = jax.value_and_grad(loss, argnums=(0, 1))
+    step = jax.jit(gradients, out_shardings=(whole, (whole, by_row)))
     return lambda: jax.block_until_ready(step(variables, x_BTD))
 
 
-def their_memory(chunk: int) -> Callable[[], None]:
+def their_memory(hidden: float, chunk: int) -> Callable[[], None]:
     torch.manual_seed(0)
-    layer = theirs.NeuralMemory(dim=WIDTH, chunk_size=chunk, **THEIR_MEMORY)
+    layer = theirs.NeuralMemory(dim=WIDTH, chunk_size=chunk, **memory_sizes(hidden)[1])
     x = torch.randn(ROWS, TOKENS, WIDTH, requires_grad=True)
 
     def step() -> None:
@@ -92,17 +106,17 @@ def their_memory(chunk: int) -> Callable[[], None]:
     return step
 
 
-def compare_memories(rounds: int) -> None:
+def compare_memories(hidden: float, remat: Remat, rounds: int) -> None:
     for chunk in (16, 64):
         steps = {
-            "titans-pytorch": their_memory(chunk),
-            "ours, read chunk": our_memory(chunk, "chunk"),
-            "ours, read token": our_memory(chunk, "token"),
+            "titans-pytorch": their_memory(hidden, chunk),
+            "ours, read chunk": our_memory(hidden, chunk, "chunk", remat),
+            "ours, read token": our_memory(hidden, chunk, "token", remat),
         }
-        report("memory", interleave(steps, rounds), chunk=chunk)
+        report("memory", interleave(steps, rounds), chunk=chunk, hidden=hidden, remat=remat)
 
 
-def their_mac() -> tuple[Callable[[], None], int]:
+def their_mac(hidden: float) -> tuple[Callable[[], None], int]:
     torch.manual_seed(0)
     model = theirs.MemoryAsContextTransformer(
         num_tokens=VOCAB,
@@ -113,7 +127,7 @@ def their_mac() -> tuple[Callable[[], None], int]:
         dim_head=WIDTH // HEADS,
         heads=HEADS,
         num_residual_streams=1,
-        neural_memory_kwargs=THEIR_MEMORY,
+        neural_memory_kwargs=memory_sizes(hidden)[1],
     )
     for weight in model.parameters():  # theirs are views that repeat one head, which AdamW refuses
         weight.data = weight.data.contiguous()
@@ -129,14 +143,16 @@ def their_mac() -> tuple[Callable[[], None], int]:
     return step, sum(p.numel() for p in model.parameters())
 
 
-def compare_macs(rounds: int) -> None:
-    their_step, wanted = their_mac()
-    memory = MEMORY | {"chunk": SEGMENT, "generator_chunk": SEGMENT, "segment": SEGMENT}
-    model = {"block": "titans_mac", "tie_embeddings": False, "memory": memory}
-    cfg = equal_config(model, TOKENS, wanted)
-    steps = {"titans-pytorch": their_step, "ours": Step(cfg, ROWS, TOKENS)}
+def compare_macs(hidden: float, remat: Remat, rounds: int) -> None:
+    their_step, wanted = their_mac(hidden)
+    chunks = {"chunk": SEGMENT, "generator_chunk": SEGMENT, "segment": SEGMENT}
+    model = {"block": "titans_mac", "tie_embeddings": False, "remat": remat}
+    cfg = equal_config(model | {"memory": memory_sizes(hidden)[0] | chunks}, TOKENS, wanted)
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
+    steps = {"titans-pytorch": their_step, "ours": Step(cfg, ROWS, TOKENS, mesh)}
     sizes = {"titans-pytorch": wanted, "ours": count(cfg)}
-    report("mac", interleave(steps, rounds), segment=SEGMENT, parameters=sizes)
+    seconds = interleave(steps, rounds)
+    report("mac", seconds, segment=SEGMENT, hidden=hidden, remat=remat, parameters=sizes)
 
 
 def report(benchmark: str, measured: dict[str, list[float]], **fields: Any) -> None:
@@ -152,6 +168,7 @@ def report(benchmark: str, measured: dict[str, list[float]], **fields: Any) -> N
             "tokens_per_s": round(ROWS * TOKENS / median),
             "speed_over_titans_pytorch": round(base / median, 2),
             "threads": torch.get_num_threads(),
+            "devices": jax.device_count(),
             "differences": DIFFERENCES[benchmark],
         }
         print(json.dumps(record | where()), flush=True)
@@ -162,10 +179,19 @@ def main() -> None:
     parts = {"memory": compare_memories, "mac": compare_macs}
     parser.add_argument("--only", nargs="+", default=list(parts), choices=parts)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--devices", type=int, default=1, help="virtual devices for ours")
+    parser.add_argument(
+        "--hidden", type=float, nargs="+", default=[1.0, 4.0], help="of a memory, over its width"
+    )
+    parser.add_argument("--remat", choices=["full", "none"], default="full", help="of ours")
     args = parser.parse_args()
+    if ROWS % args.devices:
+        parser.error(f"--devices={args.devices}: wants a divisor of the {ROWS} rows")
+    jax.config.update("jax_num_cpu_devices", args.devices)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     for name in args.only:
-        parts[name](args.rounds)
+        for hidden in args.hidden:
+            parts[name](hidden, args.remat, args.rounds)
 
 
 if __name__ == "__main__":
