@@ -100,6 +100,11 @@ EXPLAINED = {
     "hope, half adders": Model(
         "model=hope", ADDERS, "an erase gate that starts near 0 in every other head"
     ),
+    "hope, half adders, no convolution": Model(
+        "model=hope",
+        (*ADDERS, "model.memory.conv=0"),
+        "the same, and what is written of a symbol does not depend on those before it",
+    ),
     "deltanet, rates to 2": Model("model=deltanet,rate=2.0", note="negative eigenvalues"),
     "hope, rates to 1": Model(
         "model=hope,rate=1.0",
@@ -122,8 +127,19 @@ LANGUAGES = {
 }
 
 
+COUNTED = ("a^n b^n c^n", "Shuffle-2", "Shuffle-2, nested")  # two counts at once
+
+
 def languages(*names: str, **own: Any) -> tuple[Case, ...]:
     return tuple(Case(name, SYNTHETIC, LANGUAGES[name], **own) for name in names)
+
+
+def continued(*names: str, steps: int) -> tuple[Case, ...]:
+    """Return a case for each language that goes on from its own cells."""
+    return tuple(
+        Case(f"{name}, longer", SYNTHETIC, LANGUAGES[name], after=name, steps=steps)
+        for name in names
+    )
 
 
 FORMAL = Suite(
@@ -139,7 +155,7 @@ FORMAL = Suite(
             seeds=(0,),
         ),
         "default": Budget(
-            languages(*LANGUAGES),
+            (*languages(*LANGUAGES), *continued(*COUNTED, steps=2000)),
             (*ALL, *EXPLAINED),
             steps=1000,
             batch=32,
