@@ -185,8 +185,12 @@ def main() -> None:
     )
     parser.add_argument("--remat", choices=["full", "none"], default="full", help="of ours")
     args = parser.parse_args()
-    if ROWS % args.devices:
+    if args.devices < 1 or ROWS % args.devices:
         parser.error(f"--devices={args.devices}: wants a divisor of the {ROWS} rows")
+    if args.rounds < 1:
+        parser.error(f"--rounds={args.rounds}: wants at least 1")
+    if min(args.hidden) <= 0:
+        parser.error(f"--hidden={args.hidden}: wants factors above 0")
     jax.config.update("jax_num_cpu_devices", args.devices)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     for name in args.only:

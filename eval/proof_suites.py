@@ -135,8 +135,8 @@ def languages(*names: str, **own: Any) -> tuple[Case, ...]:
     return tuple(Case(name, SYNTHETIC, LANGUAGES[name], **own) for name in names)
 
 
-# Strings of the trained lengths are soon right with any margin, and with the loss goes what makes
-# counts exact. Decay keeps the margins, and so the loss, from growing out of sight.
+# Strings of the trained lengths are soon right by any margin, and with the loss goes what makes
+# counts exact. Decay bounds the margins, so that a loss remains.
 DECAYED = tuple(
     case._replace(name=f"{case.name}, weight decay 3", overrides=("optim.weight_decay=3.0",))
     for case in languages("a^n b^n c^n", "Shuffle-2", "Shuffle-2, nested")
