@@ -1,4 +1,4 @@
-"""Show that memories learn: ``python -m eval proof --suite formal|mqar|mad|ablation|text``.
+"""Show that memories learn: ``python -m eval proof --suite SUITE``.
 
     --suite NAME           repeatable; default formal and mqar
     --quick | --full       the budget: minutes on two cores | the papers' settings, for a GPU

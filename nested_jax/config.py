@@ -522,6 +522,7 @@ class TrainConfig:
     init_from: str = ""  # run or checkpoint whose parameters a new run begins with; "" draws them
     batch_size: int = 8  # rows a step, over all processes and microbatches
     grad_accum: int = 1  # microbatches a step
+    label_smoothing: float = 0.0  # share of a target's mass that all symbols get alike; not scored
     carry: Literal["none", "mixers", "all"] = "none"  # state of a stream that outlives its batch
     eval_every: int = 250  # steps; 0 evaluates at the end only
     eval_batch_size: int = 0  # rows; 0 takes batch_size / grad_accum
@@ -544,6 +545,12 @@ class TrainConfig:
             "train.grad_accum",
             self.grad_accum,
             f"must divide train.batch_size={self.batch_size}",
+        )
+        require(
+            0 <= self.label_smoothing < 1,
+            "train.label_smoothing",
+            self.label_smoothing,
+            "wants a value in [0, 1)",
         )
 
 
@@ -588,6 +595,12 @@ class Config:
         check_teach(self.model, self.teach)
         self._check_stream()
         self._check_answers()
+        require(
+            self.train.label_smoothing == 0 or not (self.teaches or self.model.cms.surprise),
+            "train.label_smoothing",
+            self.train.label_smoothing,
+            "is for levels that are not written; wants teach.mode='off' and cms.surprise=()",
+        )
         require(
             self.model.attention != "cudnn" or not self.teaches,
             "model.attention",

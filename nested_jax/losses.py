@@ -18,17 +18,24 @@ def logits_of(h: Array, head_SD: Array) -> Array:
     return linear(h, head_SD.astype(h.dtype).T, preferred_element_type=precise)
 
 
-def _loss(logits_NS: Array, targets_N: Array) -> Array:
+def _hit(logits_NS: Array, targets_N: Array) -> Array:
     symbols = jax.lax.broadcasted_iota(targets_N.dtype, logits_NS.shape, 1)
     # Select and sum, not a gather: the gradient of a gather is a scatter into all logits.
-    hit_NS = jnp.where(symbols == targets_N[:, None], logits_NS, 0.0)
-    return jax.nn.logsumexp(logits_NS, axis=-1) - jnp.sum(hit_NS, axis=-1)
+    return jnp.sum(jnp.where(symbols == targets_N[:, None], logits_NS, 0.0), axis=-1)
+
+
+def _loss(logits_NS: Array, targets_N: Array) -> Array:
+    return jax.nn.logsumexp(logits_NS, axis=-1) - _hit(logits_NS, targets_N)
 
 
 def _entropy(logits_NS: Array, targets_N: Array) -> Array:
     del targets_N
     log_p_NS = jax.nn.log_softmax(logits_NS, axis=-1)
     return -jnp.sum(jnp.exp(log_p_NS) * log_p_NS, axis=-1)
+
+
+def _margin(logits_NS: Array, targets_N: Array) -> Array:
+    return _hit(logits_NS, targets_N) - jnp.mean(logits_NS, axis=-1)
 
 
 def token_loss(h_BTD: Array, head_SD: Array, targets_BT: Array, chunk: int) -> Array:
@@ -41,6 +48,16 @@ def token_loss(h_BTD: Array, head_SD: Array, targets_BT: Array, chunk: int) -> A
       chunk: tokens, of all rows together, whose logits exist at once; 0 is all of them.
     """
     return _by_blocks(_loss, h_BTD, head_SD, targets_BT, chunk)
+
+
+def token_margin(h_BTD: Array, head_SD: Array, targets_BT: Array, chunk: int) -> Array:
+    """Return by how much the logit of each target exceeds the mean logit, float32 [B, T].
+
+    A target that gives the share e of its mass to all symbols alike (label smoothing, Szegedy et
+    al., arXiv 1512.00567, Sec. 7) has the cross-entropy `token_loss` + e * `token_margin`.
+    Arguments as `token_loss`.
+    """
+    return _by_blocks(_margin, h_BTD, head_SD, targets_BT, chunk)
 
 
 def token_entropy(h_BTD: Array, head_SD: Array, chunk: int) -> Array:

@@ -7,6 +7,9 @@ depend on the batch), and y_t the residual stream there,
     aux = mean_t |W norm(y_t) - sg(s_t) / rms(s)|^2 / D
 
 W starts at zero, so aux starts at 1; below 1 it is the share of the signal that is not predicted.
+
+With label smoothing a target gives a share of its mass to all symbols alike. A loss remains where
+the answer is right by any margin, and with it the gradient that makes it the same each time.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import jax.numpy as jnp
 
 from nested_jax.config import Config
 from nested_jax.layers.basic import rms_norm
-from nested_jax.losses import token_loss
+from nested_jax.losses import token_loss, token_margin
 from nested_jax.models.lm import LanguageModel
 from nested_jax.models.stacks import run_stack, run_suffix
 from nested_jax.models.state import State
@@ -52,8 +55,9 @@ def loss_fn(
       step: outer step, for the schedule of the teach scale; None is the full scale.
     Returns:
       The loss in nats, float32, and a flat dict of float32 scalars: ``loss`` (without auxiliary
-      terms), ``tokens`` (sum of the weights), prefixed ``teach/`` the stats of `teach`, and with
-      surprise objectives ``aux_loss`` (what they add to the loss) and ``surprise/level{i}``.
+      terms and smoothing), ``tokens`` (sum of the weights), prefixed ``teach/`` the stats of
+      `teach`, with surprise objectives ``aux_loss`` (what they add to the loss) and
+      ``surprise/level{i}``, and with label smoothing ``margin`` (`token_margin`, mean).
     """
     rows, tokens = batch.tokens_BT.shape
     state = model.init_state(params, rows, capacity=tokens)
@@ -99,6 +103,8 @@ def _read_batch(
     starts_BT = document_starts(batch.segments_BT)
     if model.cfg.cms.surprise:
         return _with_surprise(model, params, state, batch, starts_BT, origin)
+    if cfg.train.label_smoothing:
+        return _smoothed(model, params, state, batch, starts_BT, origin, cfg.train.label_smoothing)
     state, taught = teach(
         model,
         params,
@@ -131,6 +137,23 @@ def _mean(loss_BT: Array, batch: Batch) -> tuple[Array, Metrics]:
     weighted_BT = loss_BT * batch.weights_BT.astype(loss_BT.dtype)
     loss = jnp.sum(weighted_BT) / jnp.maximum(tokens, 1.0).astype(weighted_BT.dtype)
     return loss, {"loss": loss, "tokens": tokens}
+
+
+def _smoothed(
+    model: LanguageModel,
+    params: PyTree,
+    state: State,
+    batch: Batch,
+    starts_BT: Array,
+    origin: str,
+    share: float,
+) -> tuple[Array, tuple[State, Metrics]]:
+    """Read and score a batch with a model whose levels are not written, its targets smoothed."""
+    state, h_BTD = model.read(params, state, batch.tokens_BT, starts_BT=starts_BT, origin=origin)
+    scored = (h_BTD, model.head(params), batch.targets_BT, model.cfg.loss_chunk)
+    loss, metrics = _mean(token_loss(*scored), batch)
+    margin, _ = _mean(token_margin(*scored), batch)
+    return loss + share * margin, (state, metrics | {"margin": margin})
 
 
 # --- surprise objectives --------------------------------------------------------------------------

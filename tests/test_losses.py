@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import assert_close
 
-from nested_jax.losses import logits_of, token_entropy, token_loss
+from nested_jax.losses import logits_of, token_entropy, token_loss, token_margin
 
 B, T, D, S = 2, 11, 5, 17
 
@@ -41,6 +42,26 @@ def test_loss_and_entropy_do_not_depend_on_the_chunk(chunk: int, float64: None) 
             return jnp.sum(weights * loss) + jnp.sum(jnp.square(entropy))
 
         return jax.jit(jax.grad(value, (0, 1)))(h, head)
+
+    assert_close(chunked(h, head), definition(h, head), rtol=1e-12)
+    assert_close(gradients(chunked), gradients(definition), rtol=1e-10)
+
+
+@pytest.mark.parametrize("chunk", [0, 6, 1000])
+def test_smoothed_targets_are_the_loss_and_a_share_of_the_margin(chunk: int, float64: None) -> None:
+    h, head, targets = arrays(jnp.float64)
+    weights = jnp.sin(jnp.arange(B * T, dtype=h.dtype)).reshape(B, T)
+
+    def definition(h: Any, head: Any) -> Any:
+        smooth = optax.smooth_labels(jax.nn.one_hot(targets, S, dtype=h.dtype), 0.3)
+        return optax.softmax_cross_entropy(jnp.einsum("btd,sd->bts", h, head), smooth)
+
+    def chunked(h: Any, head: Any) -> Any:
+        scored = (h, head, targets, chunk)
+        return token_loss(*scored) + 0.3 * token_margin(*scored)
+
+    def gradients(f: Any) -> Any:
+        return jax.jit(jax.grad(lambda *x: jnp.sum(weights * f(*x)), (0, 1)))(h, head)
 
     assert_close(chunked(h, head), definition(h, head), rtol=1e-12)
     assert_close(gradients(chunked), gradients(definition), rtol=1e-10)

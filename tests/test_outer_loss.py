@@ -7,11 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from helpers import assert_close, assert_equal
 
 import nested_jax
 from nested_jax.config import Config, from_config_dict
+from nested_jax.losses import logits_of
 from nested_jax.models.lm import LanguageModel
 from nested_jax.models.stacks import run_stack
 from nested_jax.outer_loss import (
@@ -42,7 +44,11 @@ def config(**changes: Any) -> Config:
         {
             "model": model | changes.pop("model", {}),
             "data": {"seq_len": 8, "mode": "stream"},
-            "train": {"carry": changes.pop("carry", "mixers"), "batch_size": ROWS},
+            "train": {
+                "carry": changes.pop("carry", "mixers"),
+                "batch_size": ROWS,
+                "label_smoothing": changes.pop("label_smoothing", 0.0),
+            },
             **changes,
         }
     )
@@ -144,6 +150,35 @@ def test_what_a_carry_keeps() -> None:
     values = [float(x) for x in losses.values()]
     assert min(abs(values[0] - values[1]), abs(values[1] - values[2])) > 1e-4
     assert abs(values[0] - values[2]) > 1e-4
+
+
+# --- label smoothing -----------------------------------------------------------------------------
+
+
+def test_smoothed_targets_are_trained_on_and_not_scored() -> None:
+    """Against dense targets, in value and gradient; streams are smoothed as rows are."""
+    cfg, plain = config(label_smoothing=0.2), config()
+    model, params = build(cfg)
+    batch = text()
+
+    def definition(params: Any) -> Any:
+        state = model.init_state(params, ROWS, capacity=1)
+        starts_BT = document_starts(batch.segments_BT)
+        _, h_BTD = model.read(params, state, batch.tokens_BT, starts_BT=starts_BT, origin="fresh")
+        dense = optax.smooth_labels(jax.nn.one_hot(batch.targets_BT, SYMBOLS), 0.2)
+        loss_BT = optax.softmax_cross_entropy(logits_of(h_BTD, model.head(params)), dense)
+        return jnp.sum(loss_BT * batch.weights_BT) / jnp.sum(batch.weights_BT)
+
+    got, metrics = loss_fn(model, params, batch, cfg)
+    scored, want = loss_fn(model, params, batch, plain)
+    assert_close(got, definition(params), rtol=1e-6)
+    assert_equal({name: metrics[name] for name in want}, want)
+    assert_close(got, scored + 0.2 * metrics["margin"], rtol=1e-6)
+    gradient = jax.grad(lambda params: loss_fn(model, params, batch, cfg)[0])(params)
+    assert_close(gradient, jax.grad(definition)(params), rtol=1e-4)
+    state = model.init_state(params, ROWS, capacity=1)
+    streamed, (_, of_stream) = stream_loss_fn(model, params, state, batch, cfg)
+    assert_close((streamed, of_stream), (got, metrics), rtol=1e-6)
 
 
 # --- surprise objectives --------------------------------------------------------------------------
@@ -270,6 +305,10 @@ def test_weight_zero_disturbs_nothing() -> None:
         ({"data": {"mode": "rows", "seq_len": 8}}, r"train.carry='mixers': wants data.mode='str"),
         ({"model": {"block": "transformer"}}, r"full attention of 'transformer' cannot hold a wh"),
         ({"carry": "lstm"}, r"train.carry='lstm'"),
+        ({"label_smoothing": 1.0}, r"train.label_smoothing=1.0: wants a value in \[0, 1\)"),
+        ({"label_smoothing": -0.1}, r"train.label_smoothing=-0.1: wants a value"),
+        ({"label_smoothing": 0.1, **WRITTEN}, r"label_smoothing=0.1: is for levels that are not"),
+        ({"label_smoothing": 0.1, "surprise": (0.1, 0.1)}, r"wants teach.mode='off' and cms.sur"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
