@@ -59,7 +59,7 @@ def tiny_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     ("suite", "mode"),
     [
         ("formal", "quick"),
-        ("formal_smoothed", "quick"),
+        ("counting", "quick"),
         ("mqar", "quick"),
         ("text", "quick"),
         pytest.param("mad", "quick", marks=pytest.mark.slow),
