@@ -11,6 +11,9 @@ threads and take turns. The settings are matched: a memory is an MLP of two matr
 data-dependent rates; no convolution; equal parameters of the models within 2 %. What cannot be
 matched is in `DIFFERENCES`, and in every line.
 
+With `--compute bfloat16` the products of ours have that type (its fast weights stay float32), and
+theirs runs under `torch.autocast`.
+
 With `--devices N` ours runs as data parallel over N virtual devices of the CPU, a part of the rows
 each. XLA's loops over chunks use one core a device, so that this is how ours uses two.
 """
@@ -22,7 +25,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +60,16 @@ DIFFERENCES = {
         " position embeddings and an untied head; one residual stream in both"
     ),
 }
-Remat = Literal["full", "none"]
+
+
+class Mode(NamedTuple):
+    """How both run."""
+
+    remat: Literal["full", "none"]  # of ours
+    compute: Literal["float32", "bfloat16"]
+
+    def autocast(self) -> Any:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.compute == "bfloat16")
 
 
 def memory_sizes(hidden: float) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -72,10 +84,11 @@ def memory_sizes(hidden: float) -> tuple[dict[str, Any], dict[str, Any]]:
     return ours, theirs
 
 
-def our_memory(hidden: float, chunk: int, read: str, remat: Remat) -> Callable[[], None]:
+def our_memory(hidden: float, chunk: int, read: str, mode: Mode) -> Callable[[], None]:
     memory = memory_sizes(hidden)[0] | {"chunk": chunk, "generator_chunk": chunk, "read": read}
     sizes = {"block": "titans_lmm", "dim": WIDTH, "heads": HEADS, "layers": 1}
-    cfg = from_config_dict({"model": sizes | {"memory": memory, "remat": remat}}).model
+    ours = {"memory": memory, "remat": mode.remat, "compute_dtype": mode.compute}
+    cfg = from_config_dict({"model": sizes | ours}).model
     layer = NeuralMemory(cfg)
     begin = layer.init(jax.random.key(0), ROWS, 0, method="init_state")
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
@@ -93,7 +106,7 @@ def our_memory(hidden: float, chunk: int, read: str, remat: Remat) -> Callable[[
     return lambda: jax.block_until_ready(step(variables, x_BTD))
 
 
-def their_memory(hidden: float, chunk: int) -> Callable[[], None]:
+def their_memory(hidden: float, chunk: int, mode: Mode) -> Callable[[], None]:
     torch.manual_seed(0)
     layer = theirs.NeuralMemory(dim=WIDTH, chunk_size=chunk, **memory_sizes(hidden)[1])
     x = torch.randn(ROWS, TOKENS, WIDTH, requires_grad=True)
@@ -101,22 +114,25 @@ def their_memory(hidden: float, chunk: int) -> Callable[[], None]:
     def step() -> None:
         layer.zero_grad()
         x.grad = None
-        layer(x)[0].square().mean().backward()
+        with mode.autocast():
+            loss = layer(x)[0].square().mean()
+        loss.backward()
 
     return step
 
 
-def compare_memories(hidden: float, remat: Remat, rounds: int) -> None:
+def compare_memories(hidden: float, mode: Mode, rounds: int) -> None:
     for chunk in (16, 64):
         steps = {
-            "titans-pytorch": their_memory(hidden, chunk),
-            "ours, read chunk": our_memory(hidden, chunk, "chunk", remat),
-            "ours, read token": our_memory(hidden, chunk, "token", remat),
+            "titans-pytorch": their_memory(hidden, chunk, mode),
+            "ours, read chunk": our_memory(hidden, chunk, "chunk", mode),
+            "ours, read token": our_memory(hidden, chunk, "token", mode),
         }
-        report("memory", interleave(steps, rounds), chunk=chunk, hidden=hidden, remat=remat)
+        seconds = interleave(steps, rounds)
+        report("memory", seconds, chunk=chunk, hidden=hidden, **mode._asdict())
 
 
-def their_mac(hidden: float) -> tuple[Callable[[], None], int]:
+def their_mac(hidden: float, mode: Mode) -> tuple[Callable[[], None], int]:
     torch.manual_seed(0)
     model = theirs.MemoryAsContextTransformer(
         num_tokens=VOCAB,
@@ -136,23 +152,27 @@ def their_mac(hidden: float) -> tuple[Callable[[], None], int]:
 
     def step() -> None:
         optimizer.zero_grad()
-        model(text, return_loss=True).backward()
+        with mode.autocast():
+            loss = model(text, return_loss=True)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
     return step, sum(p.numel() for p in model.parameters())
 
 
-def compare_macs(hidden: float, remat: Remat, rounds: int) -> None:
-    their_step, wanted = their_mac(hidden)
+def compare_macs(hidden: float, mode: Mode, rounds: int) -> None:
+    their_step, wanted = their_mac(hidden, mode)
     chunks = {"chunk": SEGMENT, "generator_chunk": SEGMENT, "segment": SEGMENT}
-    model = {"block": "titans_mac", "tie_embeddings": False, "remat": remat}
+    model = {"block": "titans_mac", "tie_embeddings": False}
+    model |= {"remat": mode.remat, "compute_dtype": mode.compute}
     cfg = equal_config(model | {"memory": memory_sizes(hidden)[0] | chunks}, TOKENS, wanted)
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
     steps = {"titans-pytorch": their_step, "ours": Step(cfg, ROWS, TOKENS, mesh)}
     sizes = {"titans-pytorch": wanted, "ours": count(cfg)}
     seconds = interleave(steps, rounds)
-    report("mac", seconds, segment=SEGMENT, hidden=hidden, remat=remat, parameters=sizes)
+    fields = mode._asdict() | {"segment": SEGMENT, "hidden": hidden, "parameters": sizes}
+    report("mac", seconds, **fields)
 
 
 def report(benchmark: str, measured: dict[str, list[float]], **fields: Any) -> None:
@@ -184,6 +204,7 @@ def main() -> None:
         "--hidden", type=float, nargs="+", default=[1.0, 4.0], help="of a memory, over its width"
     )
     parser.add_argument("--remat", choices=["full", "none"], default="full", help="of ours")
+    parser.add_argument("--compute", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
     if args.devices < 1 or ROWS % args.devices:
         parser.error(f"--devices={args.devices}: wants a divisor of the {ROWS} rows")
@@ -195,7 +216,7 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     for name in args.only:
         for hidden in args.hidden:
-            parts[name](hidden, args.remat, args.rounds)
+            parts[name](hidden, Mode(args.remat, args.compute), args.rounds)
 
 
 if __name__ == "__main__":
