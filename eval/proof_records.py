@@ -144,6 +144,8 @@ def add_records(file: Path, cells: Iterable[Cell], results: Iterable[Result]) ->
         known = read_records(file, planned) | {result.cell.folder: result for result in results}
         merged = [known[cell.folder] for cell in planned if cell.folder in known]
         records = [record_of(result) for result in merged]
+        if not records:
+            return []
         lines = "".join(f"{json.dumps(record)}\n" for record in records)
         fresh = file.with_name(f"{file.name}.{os.getpid()}")
         fresh.write_text(lines, encoding="utf-8")

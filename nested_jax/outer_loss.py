@@ -104,7 +104,11 @@ def _read_batch(
     if model.cfg.cms.surprise:
         return _with_surprise(model, params, state, batch, starts_BT, origin)
     if cfg.train.label_smoothing:
-        return _smoothed(model, params, state, batch, starts_BT, origin, cfg.train.label_smoothing)
+        state, h_BTD = model.read(
+            params, state, batch.tokens_BT, starts_BT=starts_BT, origin=origin
+        )
+        loss, metrics = _smoothed(model, params, h_BTD, batch, cfg.train.label_smoothing)
+        return loss, (state, metrics)
     state, taught = teach(
         model,
         params,
@@ -140,20 +144,13 @@ def _mean(loss_BT: Array, batch: Batch) -> tuple[Array, Metrics]:
 
 
 def _smoothed(
-    model: LanguageModel,
-    params: PyTree,
-    state: State,
-    batch: Batch,
-    starts_BT: Array,
-    origin: str,
-    share: float,
-) -> tuple[Array, tuple[State, Metrics]]:
-    """Read and score a batch with a model whose levels are not written, its targets smoothed."""
-    state, h_BTD = model.read(params, state, batch.tokens_BT, starts_BT=starts_BT, origin=origin)
+    model: LanguageModel, params: PyTree, h_BTD: Array, batch: Batch, share: float
+) -> tuple[Array, Metrics]:
+    """Return the loss of smoothed targets, and the metrics of those that are scored."""
     scored = (h_BTD, model.head(params), batch.targets_BT, model.cfg.loss_chunk)
     loss, metrics = _mean(token_loss(*scored), batch)
     margin, _ = _mean(token_margin(*scored), batch)
-    return loss + share * margin, (state, metrics | {"margin": margin})
+    return loss + share * margin, metrics | {"margin": margin}
 
 
 # --- surprise objectives --------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from test_proof_text import leave as leave_text
 from eval import proof
 from eval.errors import ROOT
 from eval.proof_cells import Cell, Result, failure_file, plan_cells, record_failure
-from eval.proof_records import read_records, record_of, result_of
+from eval.proof_records import add_records, read_records, record_of, result_of
 from eval.proof_report import choose, section
 from eval.proof_suites import SUITES, Budget, text
 
@@ -188,3 +188,8 @@ def test_the_tables_in_the_docs_are_those_of_the_records(file: Path) -> None:
     got, _, _ = rest.partition(f"\n<!-- {name}: end -->")
     lines = [line for line in got.splitlines() if not line.startswith("![")]
     assert [line for line in lines if line] == [line for line in want.splitlines() if line]
+
+
+def test_no_results_leave_no_file(tmp_path: Path) -> None:
+    assert add_records(tmp_path / "formal-full.jsonl", [], []) == []
+    assert not (tmp_path / "formal-full.jsonl").exists()
