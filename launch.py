@@ -17,13 +17,14 @@ import re
 import sys
 from pathlib import Path
 
-from eval.evaluators import make_evaluators
-from nested_jax.config import load_config, parse_overrides, require
+from eval.tasks.evaluators import make_evaluators
+from nested_jax.config import load_config, parse_overrides
+from nested_jax.errors import require
 from nested_jax.machine import quiet_libraries
 from nested_jax.sharding import Processes, start_processes
-from nested_jax.signals import Stopped
-from nested_jax.trainer import train
-from nested_jax.watch import Diverged, NotWritten
+from nested_jax.train.signals import Stopped
+from nested_jax.train.stop_rules import Diverged, NotWritten
+from nested_jax.train.trainer import train
 
 
 def main(arguments: list[str]) -> int:

@@ -26,8 +26,8 @@ from throughput import where
 import nested_jax
 from nested_jax.config import Config, MeshConfig, from_config_dict
 from nested_jax.sharding import batch_sharding, make_mesh, replicated
-from nested_jax.train_state import new_state
-from nested_jax.train_step import make_program, train_step
+from nested_jax.train.state import new_state
+from nested_jax.train.step import make_program, train_step
 from nested_jax.types import Batch
 
 SIZE = {"vocab_size": 2048, "dim": 256, "layers": 4, "heads": 4, "mlp_hidden": 704}

@@ -25,8 +25,8 @@ from typing import Any
 from nested_jax.config import DataConfig
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.pipeline import make_train_iterator, open_data
-from nested_jax.data.shard_corpus import ShardOptions, shard_source
-from nested_jax.data.text_sources import Problems, records
+from nested_jax.data.prepare.shard_corpus import ShardOptions, shard_source
+from nested_jax.data.prepare.text_sources import Problems, records
 
 BATCHES = {512: (8, 32), 2048: (8, 32)}  # tokens a row -> rows a batch
 

@@ -30,8 +30,8 @@ import optax
 from nested_jax.config import OptimConfig, load_config, parse_overrides
 from nested_jax.models.lm import build_model
 from nested_jax.optim import make_optimizer, tree_dims
-from nested_jax.train_state import new_state
-from nested_jax.train_step import make_program, train_step
+from nested_jax.train.state import new_state
+from nested_jax.train.step import make_program, train_step
 from nested_jax.types import Batch, ParamInfo, PyTree
 
 ROOT = Path(__file__).resolve().parent.parent

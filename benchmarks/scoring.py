@@ -1,4 +1,4 @@
-"""Requests a second of `eval.scoring` against the same requests one by one, one JSON line each.
+"""Requests per second of `eval.core.scoring` against the same requests one by one, as JSON lines.
 
     python benchmarks/scoring.py [--only choices|needles|intents] [--blocks transformer,hope]
 
@@ -6,7 +6,7 @@ One by one is what a plain script does: prompt and answer are one text, read in 
 padded to the same widths, so neither side compiles while it is timed. Both sides must give the same
 log-likelihoods (1e-3) or nothing is reported. `choices` has questions of four answers, with the
 lengths of HellaSwag and ARC (drawn evenly); `needles` ten values behind each long prompt; `intents`
-the 150 intents of CLINC150 behind a text and the examples before it, as eval/classification.py asks
+the 150 intents of CLINC150 after a text and its examples, as eval/tasks/classification.py asks
 for them in context.
 
 tokens_ratio is how many times as many tokens are read one by one: where the cores are busy in both
@@ -28,9 +28,9 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from eval.reader import ModelReader
-from eval.requests import Request, bucket, pad
-from eval.scoring import Scorer
+from eval.core.reader import ModelReader
+from eval.core.requests import Request, bucket, pad
+from eval.core.scoring import Scorer
 from nested_jax import machine
 from nested_jax.config import from_config_dict
 from nested_jax.models.lm import build_model

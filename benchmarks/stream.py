@@ -28,7 +28,7 @@ import numpy as np
 
 import nested_jax
 from nested_jax.config import Config, from_config_dict
-from nested_jax.data.stdlib_text import stdlib_root, texts_of
+from nested_jax.data.text.stdlib_text import stdlib_root, texts_of
 
 MEMORY_SPREAD, TIME_SPREAD = 0.05, 0.20
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from eval.errors import NotWrittenError, raised_here
+from eval.core.errors import NotWrittenError, raised_here
 from nested_jax.machine import quiet_libraries
 
 
@@ -23,23 +23,33 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "zeroshot": Command("eval.zeroshot", "multiple choice and LAMBADA: acc, acc_norm, chance"),
-    "perplexity": Command("eval.perplexity", "held-out perplexity and bits per byte by segment"),
-    "books": Command("eval.books", "whole books: loss by position"),
-    "niah": Command("eval.niah", "needles in a haystack: S-NIAH, multi-key, -value, -query"),
-    "passkey": Command("eval.passkey", "a passkey at a known depth of a long text"),
-    "babi": Command("eval.babi", "bAbI stories inside a long text (BABILong style)"),
-    "recall": Command("eval.recall", "synthetic recall at 1, 2, 4 and 8 times the training length"),
-    "continual": Command("eval.continual", "loss matrix over segments, forgetting, transfer"),
-    "classification": Command("eval.classification", "class-incremental intents"),
-    "compare": Command("eval.compare", "checkpoints on the same items, paired significance"),
-    "suite": Command("eval.suite", "many tasks in one go, resumable"),
-    "harness": Command("eval.harness", "the same checkpoint in lm-evaluation-harness"),
-    "release": Command("eval.release", "config, checkpoint, metrics, report, hashes: one folder"),
-    "fetch": Command("eval.fetch", "zero-shot files from the Hugging Face Hub"),
-    "summary": Command("eval.summary", "Markdown of result files"),
-    "proof": Command("eval.proof", "synthetic proofs that memories remember"),
-    "curves": Command("eval.curves", "learning curves from metrics.jsonl"),
+    "zeroshot": Command(
+        "eval.tasks.zeroshot", "multiple choice and LAMBADA: acc, acc_norm, chance"
+    ),
+    "perplexity": Command(
+        "eval.tasks.perplexity", "held-out perplexity and bits per byte by segment"
+    ),
+    "books": Command("eval.tasks.books", "whole books: loss by position"),
+    "niah": Command("eval.tasks.niah", "needles in a haystack: S-NIAH, multi-key, -value, -query"),
+    "passkey": Command("eval.tasks.passkey", "a passkey at a known depth of a long text"),
+    "babi": Command("eval.tasks.babi", "bAbI stories inside a long text (BABILong style)"),
+    "recall": Command(
+        "eval.tasks.recall", "synthetic recall at 1, 2, 4 and 8 times the training length"
+    ),
+    "continual": Command("eval.tasks.continual", "loss matrix over segments, forgetting, transfer"),
+    "classification": Command("eval.tasks.classification", "class-incremental intents"),
+    "compare": Command(
+        "eval.results.compare", "checkpoints on the same items, paired significance"
+    ),
+    "suite": Command("eval.results.suite", "many tasks in one go, resumable"),
+    "harness": Command("eval.harness.adapter", "the same checkpoint in lm-evaluation-harness"),
+    "release": Command(
+        "eval.results.release", "config, checkpoint, metrics, report, hashes: one folder"
+    ),
+    "fetch": Command("eval.tasks.fetch", "zero-shot files from the Hugging Face Hub"),
+    "summary": Command("eval.results.summary", "Markdown of result files"),
+    "proof": Command("eval.proof.command", "synthetic proofs that memories remember"),
+    "curves": Command("eval.results.curves", "learning curves from metrics.jsonl"),
 }
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from nested_jax import machine
 from nested_jax.config import Config, load_config
 from nested_jax.data.cache import cache_root
-from nested_jax.flops import count_parameters
+from nested_jax.models.flops import count_parameters
 from nested_jax.models.lm import build_model
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -22,13 +22,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from nested_jax.checkpoint import load_checkpoint
-from nested_jax.config import Config, require
-from nested_jax.data.tokenizer import Tokenizer, load_tokenizer
+from nested_jax.config import Config
+from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from nested_jax.errors import require
 from nested_jax.machine import quiet_libraries
 from nested_jax.models.decode import Learn, Sampling, generate
 from nested_jax.models.lm import LanguageModel, build_model
 from nested_jax.teach import teach
+from nested_jax.train.checkpoint import load_checkpoint
 from nested_jax.types import PyTree
 
 

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nested_jax.config import MeshConfig, require
+from nested_jax.config import MeshConfig
+from nested_jax.errors import require
 from nested_jax.types import Array, Batch, ParamInfo, PyTree
 
 AXES = ("data", "fsdp", "model")

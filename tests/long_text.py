@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from nested_jax.data.stdlib_text import stdlib_root, texts_of
+from nested_jax.data.text.stdlib_text import stdlib_root, texts_of
 
 SYMBOLS = 256
 

@@ -17,16 +17,16 @@ from helpers import assert_close, assert_equal
 from tiny import compile_cache, launch, launch_two, read_lines, synthetic_text, write_fields
 
 from nested_jax import generate
-from nested_jax.checkpoint import Checkpoints, Restored, load_checkpoint
 from nested_jax.config import Config, MeshConfig, from_config_dict, load_config
 from nested_jax.data.pipeline import make_train_iterator, valid_batches
 from nested_jax.models.lm import build_model
 from nested_jax.outer_loss import document_starts
-from nested_jax.plan import init_state, make_plan
 from nested_jax.sharding import batch_sharding, make_mesh, place_batch
-from nested_jax.train_state import create_state, place_state
-from nested_jax.train_step import make_program, train_step
-from nested_jax.trainer import train
+from nested_jax.train.checkpoint import Checkpoints, Restored, load_checkpoint
+from nested_jax.train.plan import init_state, make_plan
+from nested_jax.train.state import create_state, place_state
+from nested_jax.train.step import make_program, train_step
+from nested_jax.train.trainer import train
 
 ROOT = Path(__file__).resolve().parent.parent
 PERIODS = (1, 2, 4)

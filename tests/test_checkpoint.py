@@ -20,7 +20,10 @@ from helpers import assert_equal
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny import tiny_config
 
-from nested_jax.checkpoint import (
+from nested_jax.config import Config, MeshConfig, TrainConfig
+from nested_jax.optim import scale_by_adam, skip_non_finite
+from nested_jax.sharding import make_mesh
+from nested_jax.train.checkpoint import (
     CheckpointError,
     Checkpoints,
     DamagedError,
@@ -28,10 +31,7 @@ from nested_jax.checkpoint import (
     run_meta,
     saved_steps,
 )
-from nested_jax.config import Config, MeshConfig, TrainConfig
-from nested_jax.optim import scale_by_adam, skip_non_finite
-from nested_jax.sharding import make_mesh
-from nested_jax.train_state import TrainState, new_state
+from nested_jax.train.state import TrainState, new_state
 
 # Where a read or a write fails, Orbax leaves tasks behind whose exceptions nobody fetches.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from nested_jax.config import Config, from_config_dict, load_config, parse_overrides
-from nested_jax.conversion import difference, to_dict
+from nested_jax.config.schema import difference, to_dict
 
 FILES = ["pilot", "mid", "target", "test", "transformer", "titan_baseline"]
 SIZES = ["test", "smoke", "pilot", "mid", "target"]

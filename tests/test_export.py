@@ -13,8 +13,8 @@ import pytest
 from helpers import assert_close, assert_equal
 
 from nested_jax.config import ModelConfig
-from nested_jax.export import flat, main, unflat
-from nested_jax.llama import from_llama, llama_config, load_llama, to_llama
+from nested_jax.hub.export import flat, main, unflat
+from nested_jax.hub.llama import from_llama, llama_config, load_llama, to_llama
 from nested_jax.models.lm import build_model
 
 CFG = ModelConfig(
@@ -98,7 +98,7 @@ def test_transformers_reads_the_same_model(params: Any, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     numpy = pytest.importorskip("safetensors.numpy")
-    from nested_jax.metrics import write_json
+    from nested_jax.train.record import write_json
 
     numpy.save_file(to_llama(params, CFG), tmp_path / "model.safetensors", {"format": "pt"})
     write_json(tmp_path / "config.json", llama_config(CFG))

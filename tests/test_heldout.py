@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nested_jax import heldout
 from nested_jax.config import DataConfig
 from nested_jax.data.pipeline import open_data
+from nested_jax.train import heldout
 
 DOCUMENTS = [f"document {i}: {'word ' * i}é\n" for i in range(1, 9)]
 

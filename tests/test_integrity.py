@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nested_jax.config import MeshConfig
-from nested_jax.integrity import fingerprint, seal, unseal
 from nested_jax.sharding import make_mesh
+from nested_jax.train.integrity import fingerprint, seal, unseal
 
 
 def sample() -> dict[str, np.ndarray]:

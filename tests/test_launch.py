@@ -31,9 +31,9 @@ from tiny import (
 )
 
 import launch as launcher
-from nested_jax.checkpoint import load_checkpoint, saved_steps
-from nested_jax.signals import Stopped
-from nested_jax.watch import Diverged, NotWritten
+from nested_jax.train.checkpoint import load_checkpoint, saved_steps
+from nested_jax.train.signals import Stopped
+from nested_jax.train.stop_rules import Diverged, NotWritten
 
 
 @pytest.fixture(scope="module")
@@ -327,10 +327,10 @@ def losses(data: Path, changes: dict[str, Any], devices: int, steps: int) -> lis
     """Take steps on a mesh over some of the devices, without the host side of a run."""
     from nested_jax.data.pipeline import make_train_iterator
     from nested_jax.models.lm import build_model
-    from nested_jax.plan import init_state
     from nested_jax.sharding import make_mesh, place_batch
-    from nested_jax.train_state import create_state, place_state
-    from nested_jax.train_step import make_program, train_step
+    from nested_jax.train.plan import init_state
+    from nested_jax.train.state import create_state, place_state
+    from nested_jax.train.step import make_program, train_step
 
     cfg = tiny_config(data, changes)
     mesh = make_mesh(cfg.mesh, jax.devices()[:devices])

@@ -16,12 +16,12 @@ from tiny import compile_cache, read_lines
 
 from nested_jax.config import from_config_dict, load_config
 from nested_jax.data.pipeline import make_train_iterator, prepare
-from nested_jax.data.synthetic import task_of
+from nested_jax.data.synthetic.rows import task_of
 from nested_jax.models.lm import build_model
-from nested_jax.plan import check_answers
-from nested_jax.task_scores import answer
 from nested_jax.teach import teach
-from nested_jax.trainer import train
+from nested_jax.train.plan import check_answers
+from nested_jax.train.task_scores import answer
+from nested_jax.train.trainer import train
 from nested_jax.types import Batch
 
 ROOT = Path(__file__).resolve().parent.parent

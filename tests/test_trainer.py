@@ -17,12 +17,12 @@ import pytest
 from helpers import assert_close, assert_equal
 from tiny import HOPE, VOCAB, compile_cache, read_lines, tiny_config, write_data
 
-from nested_jax.checkpoint import load_checkpoint, saved_steps
 from nested_jax.config import from_config_dict
-from nested_jax.metrics import Meter, Summary
-from nested_jax.signals import Stopped
-from nested_jax.trainer import train
-from nested_jax.watch import Diverged, NotWritten, check_step, check_window
+from nested_jax.train.checkpoint import load_checkpoint, saved_steps
+from nested_jax.train.record import Meter, Summary
+from nested_jax.train.signals import Stopped
+from nested_jax.train.stop_rules import Diverged, NotWritten, check_step, check_window
+from nested_jax.train.trainer import train
 
 STEPS, EVALS, SAVES = 12, 6, 4  # of the tiny run
 

@@ -18,7 +18,7 @@ import jax
 
 from nested_jax.config import Config, from_config_dict
 from nested_jax.data.shards import write_index, write_shard
-from nested_jax.data.tokenizer import train_tokenizer
+from nested_jax.data.tokenizers.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = "alpha beta gamma delta value index tensor memory level chunk write read".split()  # noqa: SIM905

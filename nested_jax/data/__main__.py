@@ -27,15 +27,16 @@ from pathlib import Path
 from typing import Any
 
 from nested_jax.config import DataConfig
-from nested_jax.data import audit, corpus_tokenizer, flags, mixture, recipes, shard_corpus
+from nested_jax.data import mixture
 from nested_jax.data.cache import cache_root
-from nested_jax.data.engine import EngineOptions, copy_store, run_engine
-from nested_jax.data.filtering import filter_source
-from nested_jax.data.inject import rewrite_file
 from nested_jax.data.manifest import Manifest, load_manifest, parse
 from nested_jax.data.pipeline import open_data
+from nested_jax.data.prepare import audit, corpus_tokenizer, flags, recipes, shard_corpus
+from nested_jax.data.prepare.engine import EngineOptions, copy_store, run_engine
+from nested_jax.data.prepare.filtering import filter_source
+from nested_jax.data.prepare.inject import rewrite_file
 from nested_jax.data.shards import TOKENIZER, TokenStore
-from nested_jax.data.tokenizer import load_tokenizer
+from nested_jax.data.tokenizers.tokenizer import load_tokenizer
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "configs" / "data"
 

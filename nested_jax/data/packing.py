@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nested_jax.config import require
 from nested_jax.data.shards import Shard, TokenStore
+from nested_jax.errors import require
 
 CACHED_SHARDS = 1024  # shards that are open at once: 16 bytes a document
 

@@ -19,14 +19,15 @@ from typing import Any, NamedTuple, Protocol
 import grain
 import numpy as np
 
-from nested_jax.config import DataConfig, require
-from nested_jax.data import synthetic
+from nested_jax.config import DataConfig
 from nested_jax.data.cache import Report, cache_root
 from nested_jax.data.mixture import open_mixture
 from nested_jax.data.packing import PackedSource, Row, StreamSource
-from nested_jax.data.plain_text import text_files, text_store
 from nested_jax.data.shards import INDEX, SPLITS, TokenStore, open_store
-from nested_jax.data.stdlib_build import stdlib_store
+from nested_jax.data.synthetic import rows as synthetic
+from nested_jax.data.text.plain_text import text_files, text_store
+from nested_jax.data.text.stdlib_build import stdlib_store
+from nested_jax.errors import require
 
 VALID_SEED = 20_251_107  # of the fixed held-out set: a constant, so that runs can be compared
 SOURCES: dict[str, type[PackedSource]] = {"rows": PackedSource, "stream": StreamSource}

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from nested_jax.data.tokenizer import Tokenizer, load_tokenizer
+from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1  # of the files and of the index
 INDEX = "index.json"

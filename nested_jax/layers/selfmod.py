@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nested_jax.config import MemoryConfig, ModelConfig, require
+from nested_jax.config import MemoryConfig, ModelConfig
+from nested_jax.errors import require
 from nested_jax.layers.basic import Layer, constant, fan_in, in_turn
 from nested_jax.layers.heads import (
     enter,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nested_jax.config import require
+from nested_jax.errors import require
 from nested_jax.models.lm import LanguageModel
 from nested_jax.models.state import State
 from nested_jax.types import Array, PyTree

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from nested_jax.config import require
+from nested_jax.errors import require
 from nested_jax.ops.chunk_scan import Chunk, ChunkForm, Memory, chunk_tokens, scan_chunks
 from nested_jax.ops.chunk_weights import ChunkWeights, chunk_weights
 from nested_jax.ops.chunk_write import Writes, from_sources, mixed, recall, scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args, get_type_hints
 
-from nested_jax.config import require
+from nested_jax.errors import require
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from nested_jax.config import require
+from nested_jax.errors import require
 from nested_jax.ops.memory_arch import Matrices
 from nested_jax.ops.memory_spec import MemorySpec
 from nested_jax.ops.normalize import widen

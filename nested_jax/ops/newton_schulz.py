@@ -6,7 +6,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from nested_jax.config import require
+from nested_jax.errors import require
 from nested_jax.ops.normalize import widen
 from nested_jax.types import Array
 

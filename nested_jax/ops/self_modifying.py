@@ -33,7 +33,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nested_jax.config import require
+from nested_jax.errors import require
 from nested_jax.ops.memory_arch import Matrices, memory_apply
 from nested_jax.ops.memory_spec import MemorySpec
 from nested_jax.ops.memory_state import MemoryState

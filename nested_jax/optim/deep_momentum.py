@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nested_jax.config import require
+from nested_jax.errors import require
 from nested_jax.optim.dimensions import frobenius, map_matrices, unit_frobenius
 from nested_jax.optim.muon import (
     UPDATE_RMS,

@@ -6,7 +6,7 @@ from typing import Literal
 
 import optax
 
-from nested_jax.config import require
+from nested_jax.errors import require
 from nested_jax.optim.dimensions import map_matrices, project, unit_frobenius
 from nested_jax.optim.muon import cast_like, frobenius_factor
 from nested_jax.types import Array, PyTree

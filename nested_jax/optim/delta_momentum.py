@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from nested_jax.config import require
+from nested_jax.errors import require
 from nested_jax.optim.dimensions import map_matrices, project, unit_frobenius
 from nested_jax.optim.muon import cast_like, frobenius_factor, zeros_f32
 from nested_jax.types import Array, PyTree

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from nested_jax.config import OptimConfig, require
+from nested_jax.config import OptimConfig
+from nested_jax.errors import require
 from nested_jax.optim.adam import scale_by_adam
 from nested_jax.optim.deep_momentum import scale_by_deep_momentum
 from nested_jax.optim.delta_gradient_descent import scale_by_delta_gradient

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nested_jax.config import require
+from nested_jax.errors import require
 from nested_jax.optim.muon import cast_like, zeros_f32
 from nested_jax.types import Array, PyTree
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nested_jax.config import require
+from nested_jax.errors import require
 from nested_jax.ops.newton_schulz import newton_schulz
 from nested_jax.optim.dimensions import frobenius, map_matrices
 from nested_jax.optim.muon import cast_like, spectral_factor, zeros_f32

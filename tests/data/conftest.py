@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nested_jax.data.shards import TokenStore, open_store, write_index, write_shard
-from nested_jax.data.tokenizer import Tokenizer, train_tokenizer
+from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
 WORDS = (
     "alpha beta gamma delta value index tensor memory level chunk write read".split()  # noqa: SIM905

@@ -8,8 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nested_jax.data.characters import FIRST_CHARACTER, MAGIC, CharTokenizer, build_characters
-from nested_jax.data.tokenizer import Tokenizer, load_tokenizer
+from nested_jax.data.tokenizers.characters import (
+    FIRST_CHARACTER,
+    MAGIC,
+    CharTokenizer,
+    build_characters,
+)
+from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = ["the cat sat on the mat\n", "dümmer als 字\n"]
 CHARACTERS = build_characters(TEXTS, 512)

@@ -9,9 +9,9 @@ import pytest
 from conftest import synthetic_source
 
 from nested_jax.config import DataConfig
-from nested_jax.data import recipes, text_sources
 from nested_jax.data.__main__ import COMMANDS, main
 from nested_jax.data.pipeline import make_train_iterator, prepare
+from nested_jax.data.prepare import recipes, text_sources
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "configs" / "data"
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from conftest import synthetic_source
 
-from nested_jax.data.engine import EngineOptions, copy_store, run_engine
-from nested_jax.data.filtering import FilterOptions, filter_source
 from nested_jax.data.manifest import SourceSpec
-from nested_jax.data.shard_corpus import ShardOptions, shard_source
+from nested_jax.data.prepare.engine import EngineOptions, copy_store, run_engine
+from nested_jax.data.prepare.filtering import FilterOptions, filter_source
+from nested_jax.data.prepare.shard_corpus import ShardOptions, shard_source
 from nested_jax.data.shards import TokenStore, open_store
-from nested_jax.data.tokenizer import Tokenizer
+from nested_jax.data.tokenizers.tokenizer import Tokenizer
 
 
 def quiet(_: str) -> None:

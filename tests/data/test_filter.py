@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from conftest import WORDS
 
-from nested_jax.data import dedupe
-from nested_jax.data.dedupe import ENTRY, find_duplicates, signature
-from nested_jax.data.filtering import FilterOptions, filter_source, report_path
-from nested_jax.data.filters import (
+from nested_jax.data.manifest import SourceSpec
+from nested_jax.data.prepare import dedupe
+from nested_jax.data.prepare.dedupe import ENTRY, find_duplicates, signature
+from nested_jax.data.prepare.filtering import FilterOptions, filter_source, report_path
+from nested_jax.data.prepare.filters import (
     RULES,
     Rules,
     drop_reason,
@@ -24,8 +25,7 @@ from nested_jax.data.filters import (
     word_drop_reason,
     words_of,
 )
-from nested_jax.data.manifest import SourceSpec
-from nested_jax.data.overlap import eval_ngrams, overlaps
+from nested_jax.data.prepare.overlap import eval_ngrams, overlaps
 
 ENGLISH = (
     "The committee met on Tuesday to discuss the state of the harbour, which had been damaged in "
@@ -230,7 +230,7 @@ def test_filter_counts_and_output(corpus: Path, tmp_path: Path) -> None:
 def test_limit_is_of_kept_training_documents(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nested_jax.data.filtering.BLOCK_CHARS", 3000)
+    monkeypatch.setattr("nested_jax.data.prepare.filtering.BLOCK_CHARS", 3000)
     report = run(corpus, tmp_path / "c.jsonl", limit=12)
     assert report["processed"] < 30  # of 52: reading stops where the limit is reached
     assert report["kept_by_split"] == {"valid": 1, "train": 10}  # of 12, two are copies
@@ -239,7 +239,7 @@ def test_limit_is_of_kept_training_documents(
 def test_workers_do_not_change_the_output(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nested_jax.data.filtering.BLOCK_CHARS", 3000)
+    monkeypatch.setattr("nested_jax.data.prepare.filtering.BLOCK_CHARS", 3000)
     for workers in (1, 2):
         run(corpus, tmp_path / f"{workers}.jsonl", workers, limit=20)
     assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()

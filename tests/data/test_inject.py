@@ -10,7 +10,7 @@ from conftest import synthetic_source
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nested_jax.data.inject import (
+from nested_jax.data.prepare.inject import (
     FORMS,
     SYMBOLS,
     Injection,
@@ -21,7 +21,7 @@ from nested_jax.data.inject import (
     rewrite_file,
 )
 from nested_jax.data.shards import byte_lengths
-from nested_jax.data.tokenizer import Tokenizer, train_tokenizer
+from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
 ALL = Injection("mul_tokens")
 SYMBOL_PARTS = ("<mul_7_8>", "<mul_form_1>", "<mul_form_9>", "<mul_literal>", "<mul_", "7_8>", "<")

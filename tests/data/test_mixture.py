@@ -11,12 +11,12 @@ import pytest
 from conftest import make_store, synthetic_source
 
 from nested_jax.config import DataConfig
-from nested_jax.data.audit import validate
 from nested_jax.data.manifest import Manifest, SourceSpec
 from nested_jax.data.mixture import open_mixture, write_mixture
 from nested_jax.data.packing import PackedSource
 from nested_jax.data.pipeline import make_train_iterator, prepare
-from nested_jax.data.tokenizer import Tokenizer, train_tokenizer
+from nested_jax.data.prepare.audit import validate
+from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
 RANGES = {"web": (0, 60), "code": (60, 90)}
 

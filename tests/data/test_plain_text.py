@@ -9,8 +9,8 @@ import pytest
 
 from nested_jax.config import DataConfig
 from nested_jax.data.pipeline import open_data, prepare
-from nested_jax.data.plain_text import read_texts
 from nested_jax.data.shards import TokenStore
+from nested_jax.data.text.plain_text import read_texts
 
 LINES = "".join(f"line {i} of a text, with its number {i * i}\n" for i in range(400))
 

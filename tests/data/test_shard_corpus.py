@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from conftest import synthetic_source
 
-from nested_jax.data.audit import document_lengths, stats
-from nested_jax.data.inject import SYMBOLS, Injection
 from nested_jax.data.manifest import SourceSpec
-from nested_jax.data.shard_corpus import (
+from nested_jax.data.prepare.audit import document_lengths, stats
+from nested_jax.data.prepare.inject import SYMBOLS, Injection
+from nested_jax.data.prepare.shard_corpus import (
     PROGRESS,
     ShardOptions,
     content_split,
@@ -27,7 +27,7 @@ from nested_jax.data.shard_corpus import (
     shard_stats,
 )
 from nested_jax.data.shards import INDEX, open_store
-from nested_jax.data.tokenizer import Tokenizer, train_tokenizer
+from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
 BLOCK = 2000  # characters: many small blocks
 
@@ -35,7 +35,7 @@ SHARDER = """
 import sys
 from pathlib import Path
 from nested_jax.data.manifest import SourceSpec
-from nested_jax.data.shard_corpus import ShardOptions, shard_source
+from nested_jax.data.prepare.shard_corpus import ShardOptions, shard_source
 corpus, tokenizer, folder, workers, block = sys.argv[1:]
 if __name__ == "__main__":
     print("begins", flush=True)
@@ -143,7 +143,7 @@ def test_killed_runs_go_on_and_end_equal(corpus: Path, model: Path, tmp_path: Pa
 def test_a_run_killed_between_its_index_and_its_cleaning_is_cleaned_by_the_next(
     corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nested_jax.data import shard_corpus
+    from nested_jax.data.prepare import shard_corpus
 
     def dies(_: Path) -> None:
         raise KeyboardInterrupt
@@ -160,7 +160,7 @@ def test_a_run_killed_between_its_index_and_its_cleaning_is_cleaned_by_the_next(
 def test_a_killed_run_is_resumed_not_begun_again(
     corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nested_jax.data import shard_corpus
+    from nested_jax.data.prepare import shard_corpus
 
     whole = shard(corpus, model, tmp_path / "whole")
     written: list[int] = []

@@ -12,7 +12,7 @@ import pytest
 from conftest import make_store, synthetic_source
 
 from nested_jax.data.shards import INDEX, TokenStore, open_store, token_dtype
-from nested_jax.data.tokenizer import Tokenizer, train_tokenizer
+from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
 
 def test_records_are_exact(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from nested_jax.data import text_sources
 from nested_jax.data.manifest import SourceSpec, load_manifest, make_manifest
-from nested_jax.data.readers import find_files
-from nested_jax.data.text_sources import Problems, Record, records
+from nested_jax.data.prepare import text_sources
+from nested_jax.data.prepare.readers import find_files
+from nested_jax.data.prepare.text_sources import Problems, Record, records
 
 TEXTS = ["one\n\ttwo", "", "drei \u00e9 \u65e5", "  four\r\n ", "five"]
 

@@ -13,13 +13,13 @@ import pytest
 
 from nested_jax.data.cache import build_once, cache_root
 from nested_jax.data.shards import INDEX, SPLITS
-from nested_jax.data.stdlib_build import stdlib_store
-from nested_jax.data.stdlib_text import collect, split_of, stdlib_root
+from nested_jax.data.text.stdlib_build import stdlib_store
+from nested_jax.data.text.stdlib_text import collect, split_of, stdlib_root
 
 BUILDER = """
 import sys
 from pathlib import Path
-from nested_jax.data.stdlib_build import stdlib_store
+from nested_jax.data.text.stdlib_build import stdlib_store
 store = stdlib_store(Path(sys.argv[2]), 400, print, root=Path(sys.argv[1]))
 print("root", store.root)
 """

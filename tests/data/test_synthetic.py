@@ -8,11 +8,11 @@ import re
 import numpy as np
 import pytest
 
-from nested_jax.data.formal import BINS, END, LANGUAGES, Formal, set_accuracy
-from nested_jax.data.mad import Compression, InContextRecall, Memorization
-from nested_jax.data.recall import MQAR
-from nested_jax.data.synthetic import DEFAULTS, MAD_TASKS, TASKS, SyntheticSource, task_of
-from nested_jax.data.synthetic_task import macro_accuracy, score_predictions
+from nested_jax.data.synthetic.formal import BINS, END, LANGUAGES, Formal, set_accuracy
+from nested_jax.data.synthetic.mad import Compression, InContextRecall, Memorization
+from nested_jax.data.synthetic.recall import MQAR
+from nested_jax.data.synthetic.rows import DEFAULTS, MAD_TASKS, TASKS, SyntheticSource, task_of
+from nested_jax.data.synthetic.task import macro_accuracy, score_predictions
 
 SPECS = [
     "mqar,vocab=64,tokens=32,pairs=5",

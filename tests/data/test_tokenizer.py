@@ -9,7 +9,7 @@ from conftest import synthetic_source
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nested_jax.data.tokenizer import (
+from nested_jax.data.tokenizers.tokenizer import (
     MAX_CHARS,
     PIECE_CHARS,
     Tokenizer,

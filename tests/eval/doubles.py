@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.reader import Draw
+from eval.core.reader import Draw
 
 History = tuple[int, ...]
 

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 from tiny import WORDS, synthetic_text, tiny_config
 
-from eval.perplexity import SEGMENTS
-from eval.tasks import TASKS
+from eval.tasks.perplexity import SEGMENTS
+from eval.tasks.zeroshot_files import TASKS
 from nested_jax.config import Config
-from nested_jax.plan import make_plan
-from nested_jax.progress import Display
-from nested_jax.signals import Signals
-from nested_jax.trainer import Run
+from nested_jax.train.plan import make_plan
+from nested_jax.train.progress import Display
+from nested_jax.train.signals import Signals
+from nested_jax.train.trainer import Run
 
 QUESTIONS = 80
 INTENTS = {"pay_bill": "bank", "open_account": "bank", "play_song": "home", "set_alarm": "home"}

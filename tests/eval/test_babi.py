@@ -11,13 +11,13 @@ import pytest
 from doubles import uniform
 from test_tasks import oracle
 
-from eval import babi, niah
 from eval.__main__ import main
-from eval.datasets import DataRoot
-from eval.needles import Haystack
-from eval.scoring import Scorer
-from eval.stories import FILE, GENERATED, PLACES, Story, filed_stories
-from nested_jax.data.tokenizer import train_tokenizer
+from eval.core.datasets import DataRoot
+from eval.core.scoring import Scorer
+from eval.tasks import babi, niah
+from eval.tasks.needles import Haystack
+from eval.tasks.stories import FILE, GENERATED, PLACES, Story, filed_stories
+from nested_jax.data.tokenizers.tokenizer import train_tokenizer
 
 GO = r"(\w+) (?:moved|went|journeyed|travelled|went back) to the (\w+)\."
 TAKE = r"(\w+) (?:took|grabbed|picked up|got) the (\w+)(?: there)?\."

@@ -13,15 +13,15 @@ from doubles import HandMade, order_two, uniform
 from small_root import QUESTIONS, write_root
 from tiny import WORDS
 
-from eval import babi, books, classification, continual, niah, passkey, perplexity, zeroshot
-from eval.cli import Findings, Task, parser_of
-from eval.scoring import Scorer
-from eval.stats import wilson
-from eval.stories import GENERATED
-from eval.subject import Subject
-from eval.tasks import TASKS
+from eval.core.cli import Findings, Task, parser_of
+from eval.core.scoring import Scorer
+from eval.core.stats import wilson
+from eval.core.subject import Subject
+from eval.tasks import babi, books, classification, continual, niah, passkey, perplexity, zeroshot
+from eval.tasks.stories import GENERATED
+from eval.tasks.zeroshot_files import TASKS
 from nested_jax.config import Config
-from nested_jax.data.tokenizer import Tokenizer, train_tokenizer
+from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
 VOCAB = 320
 Z = 3.3  # an interval that one of a thousand chance scores leaves; there are some 30 here

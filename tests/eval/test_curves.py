@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from eval import curves
 from eval.__main__ import main
+from eval.results import curves
 
 
 def log(folder: Path, *lines: dict[str, Any]) -> Path:

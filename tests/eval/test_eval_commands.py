@@ -16,12 +16,12 @@ import pytest
 from small_root import untrained, write_root
 from tiny import HOPE, ROOT, compile_cache, environment, read_lines, tiny_config, write_data
 
-from eval import suite
 from eval.__main__ import main
-from eval.cli import evaluate
-from eval.compare import compare
-from eval.evaluators import make_evaluators
-from nested_jax.trainer import train
+from eval.core.cli import evaluate
+from eval.results import suite
+from eval.results.compare import compare
+from eval.tasks.evaluators import make_evaluators
+from nested_jax.train.trainer import train
 
 FEW = ("--max-samples", "4", "--batch-size", "4")
 TASKS = ("--tasks", "piqa,winogrande,lambada")

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import pytest
 
 from eval.__main__ import main
-from eval.datasets import DataRoot
-from eval.fetch import SOURCES, hellaswag, lettered
-from eval.tasks import TASKS
+from eval.core.datasets import DataRoot
+from eval.tasks.fetch import SOURCES, hellaswag, lettered
+from eval.tasks.zeroshot_files import TASKS
 
 LETTERS = {"choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]}, "answerKey": "C"}
 ROWS = {

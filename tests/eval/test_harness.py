@@ -15,14 +15,16 @@ import pytest
 from doubles import HandMade, bigram, order_two
 from test_scoring import tokenizer
 
-from eval import harness, harness_tasks, perplexity, zeroshot
 from eval.__main__ import main
-from eval.datasets import DataRoot
-from eval.harness import HarnessMethods, writing
-from eval.requests import encode_pair
-from eval.scoring import Scorer
-from eval.subject import Subject
-from eval.tasks import TASKS
+from eval.core.datasets import DataRoot
+from eval.core.requests import encode_pair
+from eval.core.scoring import Scorer
+from eval.core.subject import Subject
+from eval.harness import adapter as harness
+from eval.harness import local_tasks as harness_tasks
+from eval.harness.adapter import HarnessMethods, writing
+from eval.tasks import perplexity, zeroshot
+from eval.tasks.zeroshot_files import TASKS
 from nested_jax.config import Config
 
 VOCAB = 300
@@ -247,7 +249,7 @@ def test_the_harness_and_we_agree(tmp_path):
 def test_our_windows_are_those_of_the_harness(length, limit):
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    from eval.requests import windows
+    from eval.core.requests import windows
 
     tokens = list(range(1, length + 1))
     theirs = map(make_disjoint_window, get_rolling_token_windows(tokens, 0, limit, 1))

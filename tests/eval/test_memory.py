@@ -13,13 +13,13 @@ from helpers import assert_equal
 from test_scoring import tokenizer
 from tiny import compile_cache
 
-from eval.errors import NotWrittenError
-from eval.memory import MemorizeOptions, Memorizer
-from eval.memory_paths import keep_memories, sequence_change
-from eval.reader import ModelReader
-from eval.requests import Request
-from eval.scoring import Scorer
-from eval.subject import Subject
+from eval.core.errors import NotWrittenError
+from eval.core.memory import MemorizeOptions, Memorizer
+from eval.core.memory_paths import keep_memories, sequence_change
+from eval.core.reader import ModelReader
+from eval.core.requests import Request
+from eval.core.scoring import Scorer
+from eval.core.subject import Subject
 from nested_jax.config import CMSConfig, Config, ModelConfig, TeachConfig
 from nested_jax.models.lm import build_model
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval import books, classification, continual, niah, plots, recall, zeroshot
-from eval.proof_plots import panels
+from eval.core import plots
+from eval.proof.plots import panels
+from eval.tasks import books, classification, continual, niah, recall, zeroshot
 
 PNG = b"\x89PNG\r\n\x1a\n"
 STAGES, NAMES = ["before", "one", "two"], ["one", "two"]

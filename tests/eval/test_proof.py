@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from tiny import compile_cache
 
-from eval import proof
 from eval.__main__ import main as eval_main
-from eval.proof_cells import (
+from eval.proof import command as proof
+from eval.proof.cells import (
     Cell,
     Result,
     config_in,
@@ -30,13 +30,13 @@ from eval.proof_cells import (
     run_cell,
     state_size,
 )
-from eval.proof_plots import recalled
-from eval.proof_report import choose, update_section
-from eval.proof_suites import SUITES, Budget, Case, languages, mqar
-from nested_jax.conversion import to_dict
+from eval.proof.plots import recalled
+from eval.proof.report import choose, update_section
+from eval.proof.suites import SUITES, Budget, Case, languages, mqar
+from nested_jax.config.schema import to_dict
 from nested_jax.data.cache import try_lock
-from nested_jax.data.synthetic import task_of
-from nested_jax.metrics import write_json
+from nested_jax.data.synthetic.rows import task_of
+from nested_jax.train.record import write_json
 
 TINY = Budget(languages("Parity"), ("transformer", "hope frozen"), 2, 8, (3e-3,), (0,))
 

@@ -13,16 +13,16 @@ import pytest
 from tiny import compile_cache
 
 import launch as launcher
-from eval import proof
-from eval.proof_cells import Cell, Result, plan_cells, read_result
-from eval.proof_suites import SUITES, Budget, text
-from eval.proof_text import PARTS, Positions, measure, position_tables
+from eval.proof import command as proof
+from eval.proof.cells import Cell, Result, plan_cells, read_result
+from eval.proof.positions import PARTS, Positions, measure, position_tables
+from eval.proof.suites import SUITES, Budget, text
 from nested_jax.config import load_config
-from nested_jax.conversion import to_dict
+from nested_jax.config.schema import to_dict
 from nested_jax.data.pipeline import valid_batches
-from nested_jax.metrics import write_json
 from nested_jax.models.lm import build_model
 from nested_jax.outer_loss import loss_fn
+from nested_jax.train.record import write_json
 from nested_jax.types import Batch
 
 MODELS = ("hope_attention", "hope_attention, writes off")
@@ -79,7 +79,7 @@ def test_the_gain_is_paired_by_seed(tmp_path: Path) -> None:
 
 
 def proof_choose(results: list[Result]) -> Any:
-    from eval.proof_report import choose
+    from eval.proof.report import choose
 
     return choose(results)
 

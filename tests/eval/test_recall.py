@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from small_root import save_untrained
 
-from eval import recall
 from eval.__main__ import main
-from eval.stats import wilson
+from eval.core.stats import wilson
+from eval.tasks import recall
 from nested_jax.config import from_config_dict
-from nested_jax.data.synthetic import task_of
-from nested_jax.task_scores import Answers
+from nested_jax.data.synthetic.rows import task_of
+from nested_jax.train.task_scores import Answers
 
 SPEC = "needle,vocab=34,tokens=24,value_tokens=2"
 
@@ -57,8 +57,8 @@ def test_an_untrained_model_is_at_chance_at_every_length(checkpoint: Path, tmp_p
 
 def test_right_answers_are_counted(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that copies scores 100; one that has half of the answers right scores 0."""
-    from eval.cli import parser_of
-    from eval.subject import load_subject
+    from eval.core.cli import parser_of
+    from eval.core.subject import load_subject
 
     subject = load_subject(checkpoint)
     flags = parser_of(recall.TASK).parse_args(["--samples", "9", "--lengths", "24"])

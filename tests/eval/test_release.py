@@ -13,15 +13,15 @@ import pytest
 from helpers import assert_equal
 from test_scoring import tokenizer
 
-from eval import bundle
 from eval.__main__ import main
-from eval.subject import Subject, load_subject
-from nested_jax.checkpoint import Checkpoints, load_checkpoint, run_meta
+from eval.core.subject import Subject, load_subject
+from eval.results import bundle
 from nested_jax.config import Config, from_config_dict
-from nested_jax.data.tokenizer import train_tokenizer
-from nested_jax.integrity import seal, unseal
+from nested_jax.data.tokenizers.tokenizer import train_tokenizer
 from nested_jax.models.lm import build_model
-from nested_jax.train_state import TrainState
+from nested_jax.train.checkpoint import Checkpoints, load_checkpoint, run_meta
+from nested_jax.train.integrity import seal, unseal
+from nested_jax.train.state import TrainState
 
 # Orbax leaves futures that are collected when they please; see tests/test_checkpoint.py.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -12,12 +12,12 @@ from doubles import HandMade, bigram, order_two, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.reader import ModelReader
-from eval.requests import Request, bucket, encode_pair, room, windows
-from eval.schedule import choose_calls
-from eval.scoring import Scorer
+from eval.core.reader import ModelReader
+from eval.core.requests import Request, bucket, encode_pair, room, windows
+from eval.core.schedule import choose_calls
+from eval.core.scoring import Scorer
 from nested_jax.config import MeshConfig, ModelConfig
-from nested_jax.data.tokenizer import Tokenizer, train_tokenizer
+from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from nested_jax.models.lm import build_model
 from nested_jax.sharding import make_mesh
 
@@ -265,7 +265,7 @@ def _pad(tokens):
 
 
 def _greedy():
-    from eval.reader import Draw
+    from eval.core.reader import Draw
 
     return Draw()
 

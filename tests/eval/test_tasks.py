@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from doubles import HandMade, uniform
 
-from eval import continual, niah, zeroshot
 from eval.__main__ import main
-from eval.cli import options_of, parser_of
-from eval.continual import own_stages, summarize
-from eval.datasets import DataRoot
-from eval.memory_paths import choose_layers, choose_paths, model_paths
-from eval.needles import KINDS, Haystack, make_item
-from eval.scoring import Scorer
-from eval.stats import mcnemar, sign_flip, wilson
-from eval.tasks import Question, choose_tasks
+from eval.core.cli import options_of, parser_of
+from eval.core.datasets import DataRoot
+from eval.core.memory_paths import choose_layers, choose_paths, model_paths
+from eval.core.scoring import Scorer
+from eval.core.stats import mcnemar, sign_flip, wilson
+from eval.tasks import continual, niah, zeroshot
+from eval.tasks.continual import own_stages, summarize
+from eval.tasks.needles import KINDS, Haystack, make_item
+from eval.tasks.zeroshot_files import Question, choose_tasks
 from nested_jax.config import CMSConfig, ModelConfig
-from nested_jax.data.tokenizer import train_tokenizer
+from nested_jax.data.tokenizers.tokenizer import train_tokenizer
 
 WORDS = [a + b for a in ("amber", "birch", "cedar") for b in ("stone", "light", "field")]
 

@@ -1,0 +1,1 @@
+"""Texts to likelihoods, writes at test time, and the form of a result."""

@@ -1,0 +1,148 @@
+"""What is evaluated: the model of a checkpoint, its tokenizer, and the scorer around it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+from jax.sharding import Mesh
+
+from eval.core.reader import ModelReader, Reader
+from eval.core.scoring import Scorer
+from eval.results.bundle import checkpoint_hash, is_bundle, verify
+from nested_jax.config import Config, MeshConfig
+from nested_jax.data.synthetic.rows import identity
+from nested_jax.data.tokenizers.tokenizer import Tokenizer
+from nested_jax.errors import require
+from nested_jax.generate import workdir_tokenizer
+from nested_jax.models.flops import count_parameters
+from nested_jax.models.lm import build_model
+from nested_jax.sharding import make_mesh
+from nested_jax.train.checkpoint import FOLDER, load_checkpoint, saved_meta
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate."""
+
+    name: str
+    cfg: Config
+    step: int
+    tokenizer: Tokenizer
+    scorer: Scorer
+    parameters: int
+    checkpoint: Path | None = None  # the folder of the step; None inside training
+    checkpoint_sha256: str | None = None  # of the parameters on disk
+
+    @property
+    def reader(self) -> Reader:
+        return self.scorer.reader
+
+    @property
+    def model_reader(self) -> ModelReader:
+        """The reader of a model of ours, whose memory can be written."""
+        reader = self.scorer.reader
+        if not isinstance(reader, ModelReader):
+            raise ValueError(f"{self.name}: test-time memorization wants a model of nested_jax")
+        return reader
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a result says about its subject."""
+        return {
+            "name": self.name,
+            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "step": self.step,
+            "block": self.cfg.model.block,
+            "size": self.cfg.model.size,
+            "parameters": self.parameters,
+            "tokenizer_sha256": self.tokenizer.hash,
+        }
+
+
+class NoText:
+    """Stands for the tokenizer of a run of synthetic tasks, whose ids mean nothing.
+
+    Raises:
+      ValueError: at every use but that of its hash.
+    """
+
+    def __init__(self, name: str, tasks_hash: str) -> None:
+        self.name, self.hash = name, tasks_hash
+
+    def __getattr__(self, attribute: str) -> Any:
+        raise ValueError(
+            f"{self.name}: was trained on synthetic tasks and reads no text; "
+            "python -m eval recall scores it"
+        )
+
+
+def load_tokenizer_of(path: Path, cfg: Config, name: str) -> Tokenizer:
+    """Load the tokenizer that a run keeps; a run of synthetic tasks has `NoText`."""
+    if cfg.data.is_synthetic:
+        return cast(Tokenizer, NoText(name, identity(cfg.data.task)))
+    return workdir_tokenizer(path, cfg)
+
+
+def load_subject(
+    path: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    batch_size: int = 32,
+    batch_tokens: int = 16_384,
+) -> Subject:
+    """Load a workdir's newest checkpoint, or one of its ``checkpoints/STEP``, with its tokenizer.
+
+    A release bundle serves as a workdir; all its files are checked first.
+
+    Raises:
+      ValueError: no checkpoint, a damaged one, no tokenizer beside it, or not the one it was
+        trained with.
+    """
+    path = Path(path)
+    run = path.absolute()
+    run = run.parent.parent if run.parent.name == FOLDER else run
+    name = verify(run)["name"] if is_bundle(run) else run.name
+    params, cfg, step = load_checkpoint(path)
+    folder = run / FOLDER / str(step)
+    tokenizer = load_tokenizer_of(path, cfg, name)
+    trained = saved_meta(folder)["tokenizer_sha256"]
+    require(
+        tokenizer.hash == trained,
+        "tokenizer",
+        str(run / "tokenizer.model"),
+        f"has SHA-256 {tokenizer.hash[:12]}; this checkpoint was trained with {trained[:12]}",
+    )
+    model = build_model(cfg.model)
+    scorer = Scorer(ModelReader(model, params, mesh), batch_size, batch_tokens)
+    return Subject(
+        name=name,
+        cfg=cfg,
+        step=step,
+        tokenizer=tokenizer,
+        scorer=scorer,
+        parameters=count_parameters(model.param_info()),
+        checkpoint=folder,
+        checkpoint_sha256=checkpoint_hash(folder),
+    )
+
+
+def parse_mesh(text: str) -> Mesh:
+    """Return the mesh of ``DATA,FSDP,MODEL``; -1 takes the devices that are left.
+
+    Without a -1 the first devices are taken: 1,1,1 is one device of a machine with eight.
+
+    Raises:
+      ValueError: not three numbers, or sizes that do not fit the devices.
+    """
+    parts = text.split(",")
+    numbers = len(parts) == 3 and all(part.strip().lstrip("-").isdigit() for part in parts)
+    require(numbers, "--mesh", text, "wants DATA,FSDP,MODEL, three numbers")
+    require(jax.process_count() == 1, "--mesh", text, "an evaluation runs in one process")
+    sizes = [int(part) for part in parts]
+    wanted = math.prod(sizes)
+    taken = wanted if min(sizes) > 0 and wanted <= jax.device_count() else None
+    return make_mesh(MeshConfig(*sizes), jax.devices()[:taken])

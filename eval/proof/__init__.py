@@ -1,0 +1,1 @@
+"""Suites of small experiments with controls."""

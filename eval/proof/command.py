@@ -1,0 +1,306 @@
+"""Show that memories learn: ``python -m eval proof --suite SUITE``.
+
+    --suite NAME           repeatable; default formal and mqar
+    --quick | --full       the budget: minutes on two cores | the papers' settings, for a GPU
+    --out DIR              where the cells run, in DIR/SUITE-BUDGET (default runs/proof)
+    --jobs N               cells at once, the cores divided among them (one a core, 2 at
+                           most; 1 on an accelerator)
+    --model NAME           only these models, repeatable; likewise --case, --rate and --seed,
+                           which may also be a further one; cells that those go on from run first
+    --text FOLDER          plain text for the cells on real text (default: the embedded one)
+    --report FILE          Markdown with the tables (default docs/results.md); plots lie beside it
+    --records DIR          finished cells as lines of JSON, DIR/SUITE-BUDGET.jsonl: those are not
+                           run again and stand in the tables; what runs here is added
+    --retry                run cells that failed once more
+    --list                 print the cells and their parameters, run nothing
+    --tables               write the tables of what has run, run nothing
+
+A cell is an ordinary workdir of launch.py. A finished one is not run again, an interrupted one goes
+on from its checkpoint; the tables are written from the files of the runs, after every cell. Several
+drivers may share a folder.
+
+Exit status: 0 done (failed cells are in the tables), 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Container, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from eval.core.errors import ROOT
+from eval.proof.cells import (
+    Cell,
+    Result,
+    failure_file,
+    finished,
+    parameters,
+    plan_cells,
+    read_result,
+    run_cell,
+    share_cores,
+)
+from eval.proof.positions import positions
+from eval.proof.records import add_records, read_lines, read_records
+from eval.proof.report import score_of, write_report
+from eval.proof.suites import REAL_TEXT, SUITES, Budget, Suite
+from nested_jax.errors import require
+
+DEFAULT = ("formal", "mqar")  # suites
+MOST_JOBS = 2  # by default
+# Flags that choose cells, and the value of a cell that they name.
+FILTERS: dict[str, Callable[[Cell], Any]] = {
+    "model": lambda cell: cell.model,
+    "case": lambda cell: cell.case.name,
+    "rate": lambda cell: cell.rate,
+    "seed": lambda cell: cell.seed,
+}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A suite at a budget, and where it runs."""
+
+    name: str
+    mode: str
+    suite: Suite
+    budget: Budget
+    out: Path
+    report: Path
+    command: str
+    records: Path | None = None  # FOLDER/SUITE-BUDGET.jsonl
+
+    def write(self, cells: Sequence[Cell]) -> None:
+        """Write the tables of the cells that are finished, here or by the records."""
+        results = [self.read(cell) for cell in cells if finished(cell, self.out)]
+        if self.records:
+            results = add_records(self.records, cells, results)
+        if results:
+            write_report(self.report, f"{self.name} {self.mode}", self, results)
+
+    def read(self, cell: Cell) -> Result:
+        """Return what a cell that ran here left, whole."""
+        result = read_result(cell, self.out)
+        if self.suite.measure == "position" and not result.failed:
+            result = result._replace(positions=positions(result, self.out)._asdict())
+        return result
+
+    def recorded(self, cells: Sequence[Cell]) -> dict[str, Result]:
+        """Return what the records have of `cells`, by folder."""
+        return read_records(self.records, cells) if self.records else {}
+
+
+def main(arguments: Sequence[str]) -> int:
+    flags = parse(arguments)
+    require(flags.jobs >= 0, "--jobs", flags.jobs, "wants 0 (automatic) or more")
+    # Counting parameters must not take the accelerator from the cells.
+    jax.config.update("jax_platforms", "cpu")
+    proofs = [proof_of(name, flags) for name in flags.suite or DEFAULT]
+    planned = [(proof, plan_cells(proof.suite, proof.budget)) for proof in proofs]
+    check_names(flags, [cell for _, cells in planned for cell in cells])
+    signal.signal(signal.SIGTERM, interrupted)
+    try:
+        for proof, cells in planned:
+            perform(proof, cells, flags)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def perform(proof: Proof, planned: list[Cell], flags: argparse.Namespace) -> None:
+    """List or run the cells of one suite that were asked for; the tables have all that are done."""
+    cells = chosen(planned, flags)
+    if flags.list:
+        for cell in cells:
+            print(f"{parameters(cell):>12,}  {' '.join(cell.command_in(proof.out))}")
+        return
+    if flags.tables:
+        proof.write(planned)
+    else:
+        if flags.retry:
+            for cell in cells:
+                failure_file(cell.workdir(proof.out)).unlink(missing_ok=True)
+        run_all(proof, cells, planned, flags.jobs or default_jobs(), retry=flags.retry)
+    print(f"tables and plots: {proof.report}")
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval proof",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--suite", action="append", choices=SUITES)
+    budget = parser.add_mutually_exclusive_group()
+    for name in ("quick", "full"):
+        budget.add_argument(f"--{name}", dest="mode", action="store_const", const=name)
+    parser.add_argument("--out", type=Path, default=Path("runs") / "proof")
+    parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--model", action="append", default=[])
+    parser.add_argument("--case", action="append", default=[])
+    parser.add_argument("--rate", action="append", type=float, default=[])
+    parser.add_argument("--seed", action="append", type=int, default=[])
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "results.md")
+    parser.add_argument("--records", type=Path)
+    parser.add_argument("--retry", action="store_true")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--tables", action="store_true")
+    parser.set_defaults(mode="default")
+    return parser.parse_args(arguments)
+
+
+def proof_of(name: str, flags: argparse.Namespace) -> Proof:
+    suite = SUITES[name]
+    budget = on_text(suite.budgets[flags.mode], flags.text)
+    records = flags.records / f"{name}-{flags.mode}.jsonl" if flags.records else None
+    further = {line["seed"] for line in read_lines(records)} if records else set()
+    seeds = tuple(sorted({*budget.seeds, *flags.seed, *further}))
+    words = ["python -m eval proof --suite", name]
+    words += [] if flags.mode == "default" else [f"--{flags.mode}"]
+    words += [] if flags.text is None else ["--text FOLDER"]
+    words += [] if seeds == budget.seeds else [f"--seed {seed}" for seed in seeds]
+    return Proof(
+        name,
+        flags.mode,
+        suite,
+        budget._replace(seeds=seeds),
+        flags.out.absolute() / f"{name}-{flags.mode}",
+        flags.report,
+        " ".join(words),
+        records,
+    )
+
+
+def on_text(budget: Budget, folder: Path | None) -> Budget:
+    """Return the budget with its cells on real text reading from `folder`."""
+    if folder is None:
+        return budget
+    require(folder.is_dir(), "--text", str(folder), "wants a folder of plain text")
+    source = f"data.source={folder.absolute()}"
+    cases = (
+        case._replace(overrides=(*case.overrides, source)) if case.config == REAL_TEXT else case
+        for case in budget.cases
+    )
+    return budget._replace(cases=tuple(cases))
+
+
+def check_names(flags: argparse.Namespace, cells: list[Cell]) -> None:
+    """Raise for a model, task or rate that no suite has, with the known ones, and a bad seed."""
+    for seed in flags.seed:
+        require(seed >= 0, "--seed", seed, "wants 0 or more")
+    for flag, value_of in FILTERS.items():
+        known = list(dict.fromkeys(value_of(cell) for cell in cells))
+        for name in getattr(flags, flag):
+            require(name in known, f"--{flag}", name, f"wants one of {', '.join(map(str, known))}")
+
+
+def chosen(cells: list[Cell], flags: argparse.Namespace) -> list[Cell]:
+    """Return the cells that pass the filters, and those that they go on from."""
+    wanted = set()
+    for cell in cells:
+        if all(
+            not getattr(flags, flag) or value_of(cell) in getattr(flags, flag)
+            for flag, value_of in FILTERS.items()
+        ):
+            link: Cell | None = cell
+            while link:
+                wanted.add(link.folder)
+                link = link.before
+    return [cell for cell in cells if cell.folder in wanted]
+
+
+def default_jobs() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    accelerator = os.environ.get("JAX_PLATFORMS", "") != "cpu" and Path("/dev/nvidia0").exists()
+    return 1 if accelerator else min(MOST_JOBS, cores or 1)
+
+
+def run_all(
+    proof: Proof, cells: list[Cell], planned: list[Cell], jobs: int, *, retry: bool = False
+) -> None:
+    """Run what is not finished, `jobs` cells at a time, and keep the tables up to date."""
+    recorded = proof.recorded(planned)
+    if retry:
+        recorded = {folder: each for folder, each in recorded.items() if not each.failed}
+    waiting = unfinished(proof.out, cells, recorded)
+    print(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished; {jobs} at a time")
+    cores: queue.SimpleQueue[tuple[int, ...]] = queue.SimpleQueue()
+    for share in share_cores(jobs):
+        cores.put(share)
+    stop = threading.Event()
+    running: dict[str, Future[Cell]] = {}
+
+    def work(cell: Cell) -> Cell:
+        if cell.before and cell.before.folder in running:
+            running[cell.before.folder].result()  # it was begun earlier
+        if stop.is_set():
+            raise KeyboardInterrupt
+        share = cores.get()
+        try:
+            run_cell(cell, proof.out, share, stop)
+        finally:
+            cores.put(share)
+        return cell
+
+    begun = time.monotonic()
+    with ThreadPoolExecutor(jobs) as pool:
+        for cell in waiting:
+            running[cell.folder] = pool.submit(work, cell)
+        try:
+            for done, future in enumerate(as_completed(running.values()), 1):
+                cell = future.result()
+                passed = time.monotonic() - begun
+                left = timedelta(seconds=round(passed / done * (len(waiting) - done)))
+                place = f"[{done + len(cells) - len(waiting)}/{len(cells)}]"
+                print(f"{place} {cell.folder}  {outcome(cell, proof.out)}  ETA {left}", flush=True)
+                proof.write(planned)
+        except BaseException:
+            stop.set()
+            for future in running.values():
+                future.cancel()
+            raise
+    proof.write(planned)
+
+
+def unfinished(out: Path, cells: list[Cell], recorded: Container[str]) -> list[Cell]:
+    """Return the cells that must run, recorded ones too where another goes on from them."""
+    here = {cell.folder for cell in cells if finished(cell, out)}
+    wanted = {c.folder for c in cells if c.folder not in here and c.folder not in recorded}
+    for cell in reversed(cells):  # a cell comes behind the one that it goes on from
+        if cell.folder in wanted and cell.before and cell.before.folder not in here:
+            wanted.add(cell.before.folder)
+    return [cell for cell in cells if cell.folder in wanted]
+
+
+def outcome(cell: Cell, out: Path) -> str:
+    if not finished(cell, out):
+        first = cell.before
+        if first and not finished(first, out):
+            return f"not run: wants {first.folder} first, which another driver is running"
+        return "left to the driver that is running it"
+    result = read_result(cell, out)
+    if result.failed:
+        return f"FAILED: {result.failed}"
+    scores = " / ".join(f"{100 * value:.1f}" for value in score_of(result).values())
+    summary = result.summary
+    said = f"{scores} %" if scores else f"loss {summary['valid_loss']:.4f}"
+    return f"{said}, {summary['seconds']:.0f} s"

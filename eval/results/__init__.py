@@ -1,0 +1,1 @@
+"""What is done with results: compare, summarize, plot, release."""

@@ -1,0 +1,107 @@
+"""Compare results on the same items: ``python -m eval compare --checkpoint A --to B --task piqa``.
+
+Every checkpoint runs the task with the same flags, seeds and items. Differences are paired: the
+exact McNemar test where an item is right or wrong, sign flips where it has a loss; with the 95 %
+bootstrap interval of the mean difference. Flags after ``--`` go to the task.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.core.cli import (
+    Task,
+    check_common,
+    evaluate,
+    parser_of,
+    plain_parser,
+    split_rest,
+    subject_of,
+)
+from eval.core.report import group_table
+from eval.core.stats import bootstrap, mcnemar, sign_flip
+from nested_jax.errors import require
+from nested_jax.train.record import write_json
+
+TASKS = ("zeroshot", "perplexity", "books", "niah", "passkey", "babi", "recall")
+
+
+def main(arguments: list[str]) -> int:
+    own, rest = split_rest(arguments)
+    parser = plain_parser("compare", __doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the first of the pair")
+    parser.add_argument("--to", type=Path, action="append", required=True, help="repeatable")
+    parser.add_argument("--task", default="zeroshot", help=", ".join(TASKS))
+    parser.add_argument("--out", type=Path, help="JSON file of the comparison")
+    flags = parser.parse_args(own)
+    require(flags.task in TASKS, "--task", flags.task, f"wants one of {', '.join(TASKS)}")
+    for path in (flags.checkpoint, *flags.to):  # before the first is evaluated
+        require(path.is_dir(), "checkpoint", str(path), "wants the folder of a run or of a step")
+    task: Task = importlib.import_module(f"eval.tasks.{flags.task}").TASK
+    results = [run(task, path, rest) for path in (flags.checkpoint, *flags.to)]
+    found = compare(results)
+    if flags.out is not None:
+        flags.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(flags.out, json.loads(json.dumps(found)))
+    for pair in found["pairs"]:
+        print(f"## {flags.task}: {pair['b']} minus {pair['a']}\n\n{group_table(pair['groups'])}\n")
+    return 0
+
+
+def run(task: Task, checkpoint: Path, rest: Sequence[str]) -> dict[str, Any]:
+    flags = parser_of(task).parse_args(["--checkpoint", str(checkpoint), *rest])
+    check_common(flags)
+    return evaluate(task, subject_of(flags), flags)
+
+
+def compare(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the paired differences of every later result from the first.
+
+    Raises:
+      ValueError: results of different items, or losses by different tokenizers.
+    """
+    first, pairs = results[0], []
+    for other in results[1:]:
+        a = {item["id"]: item for item in first["items"]}
+        b = {item["id"]: item for item in other["items"]}
+        require(a.keys() == b.keys(), "--to", other["subject"]["name"], "has other items")
+        same = len({r["subject"]["tokenizer_sha256"] for r in (first, other)}) == 1
+        comparable = same or all("correct" in item for item in first["items"])
+        wanted = "has another tokenizer: its losses a token do not compare"
+        require(comparable, "--to", other["subject"]["name"], wanted)
+        groups = {}
+        for group in dict.fromkeys(item["group"] for item in first["items"]):
+            ids = [i for i, item in a.items() if item["group"] == group]
+            groups[group] = paired([a[i] for i in ids], [b[i] for i in ids])
+        pairs.append({"a": label(first), "b": label(other), "groups": groups})
+    subjects = [r["subject"] for r in results]
+    return {"task": "compare", "of": first["task"], "subjects": subjects, "pairs": pairs,
+            "metrics": [r["metrics"] for r in results]}  # fmt: skip
+
+
+def label(result: dict[str, Any]) -> str:
+    return f"{result['subject']['name']}@{result['subject']['step']}"
+
+
+def paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return means, their difference, its interval, and p of no difference."""
+    key = "correct" if "correct" in a[0] else "loss"
+    x, y = ([float(item[key]) for item in items] for items in (a, b))
+    differences = [after - before for before, after in zip(x, y, strict=True)]
+    if key == "correct":
+        p = mcnemar([v > 0 for v in x], [v > 0 for v in y])
+    else:
+        p = sign_flip(differences)
+    return {
+        "measure": key,
+        "a": sum(x) / len(x),
+        "b": sum(y) / len(y),
+        "difference": sum(differences) / len(x),
+        "interval": bootstrap(differences),
+        "p": p,
+        "n": len(x),
+    }

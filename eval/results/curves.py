@@ -1,0 +1,152 @@
+"""Learning curves of runs: ``python -m eval curves RUN... --out curves.png``.
+
+    RUN         a workdir, its metrics.jsonl, or NAME=RUN to call it NAME in the legend
+    --out FILE  PNG or PDF (by its ending)
+    --x AXIS    tokens (default), step or seconds (time of training steps)
+    --smooth N  mean over N log lines (default 1: the lines as they are)
+
+Panels: loss, perplexity, auxiliary loss, bits a byte, and the accuracy of each of train.eval_tasks
+at its checkpoints (dotted: chance), each where a run has it. Solid lines are training values,
+dashed ones with dots held-out. Exit status: 0 done, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eval.core.plots import figure, save
+
+METRICS = "metrics.jsonl"
+AXES = {"tokens": "tokens", "step": "steps", "seconds": "seconds of training"}
+
+
+class Panel(NamedTuple):
+    """One plot: what it is called, and the fields that it draws."""
+
+    title: str
+    train: str  # field of a training line; "" draws none
+    valid: str  # field of an evaluation
+    log_y: bool = False
+    chance: str = ""  # field of what guessing gives
+
+
+PANELS = (
+    Panel("loss (nats a token)", "loss", "valid_loss"),
+    Panel("perplexity", "ppl", "valid_ppl", log_y=True),
+    Panel("auxiliary loss", "aux_loss", ""),
+    Panel("held-out bits a byte", "", "valid_bits_per_byte"),
+)
+
+
+class Run(NamedTuple):
+    """A run's log: every line with its place on each axis."""
+
+    name: str
+    lines: list[dict[str, Any]]
+
+    def series(self, axis: str, field: str, smooth: int = 1) -> tuple[list[float], list[float]]:
+        """Return places and values of the lines that have a finite `field`, means of `smooth`."""
+        found = [line for line in self.lines if line.get(field) is not None] if field else []
+        parts = [found[i : i + smooth] for i in range(0, len(found), smooth)]
+        at = [float(part[-1][axis]) for part in parts]
+        return at, [sum(line[field] for line in part) / len(part) for part in parts]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Draw the curves of some runs; return the exit status."""
+    flags = parse(arguments)
+    runs = [read_run(text) for text in flags.runs]
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"RUN: names {names} are not all different; wants NAME=RUN")
+    print(draw(runs, flags.out, flags.x, flags.smooth))
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval curves",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--x", choices=tuple(AXES), default="tokens")
+    parser.add_argument("--smooth", type=int, default=1)
+    flags = parser.parse_args(arguments)
+    if flags.smooth < 1:
+        raise ValueError(f"--smooth={flags.smooth}: wants 1 line or more")
+    return flags
+
+
+def read_run(text: str) -> Run:
+    """Read the log of ``[NAME=]RUN``.
+
+    Raises:
+      ValueError: no log there, one that is damaged, or without training lines.
+    """
+    name, equals, rest = text.partition("=")
+    path = Path(rest if equals else text)
+    folder = path.parent if path.name == METRICS else path
+    file = folder / METRICS
+    if not file.is_file():
+        raise ValueError(f"RUN={text!r}: no {file}; wants a workdir of launch.py")
+    lines: list[dict[str, Any]] = []
+    tokens = seconds = 0.0
+    step = 0
+    for number, raw in enumerate(file.read_text("utf8").splitlines(), start=1):
+        try:
+            line = json.loads(raw)
+        except ValueError as error:
+            raise ValueError(f"{file}:{number}: not JSON ({error})") from error
+        if "step_s" in line:
+            seconds += line["step_s"] * (line["step"] - step)
+            tokens, step = line["tokens"], line["step"]
+        elif line.get("valid_loss") is not None:
+            line.setdefault("valid_ppl", math.exp(min(line["valid_loss"], 700.0)))
+        lines.append({**line, "tokens": tokens, "seconds": seconds})
+    if not step:
+        raise ValueError(f"{file}: has no training lines")
+    return Run(name if equals else folder.name, lines)
+
+
+def task_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Return a panel for every task that some run was scored on while it trained."""
+    fields = dict.fromkeys(field for run in runs for line in run.lines for field in line)
+    names = [field.removesuffix("/acc") for field in fields if field.endswith("/acc")]
+    return [Panel(f"{n}: accuracy", "", f"{n}/acc", chance=f"{n}/chance") for n in names]
+
+
+def draw(runs: Sequence[Run], out: Path, axis: str, smooth: int) -> Path:
+    """Draw every panel for which some run has values; return the file."""
+    panels = [
+        panel
+        for panel in (*PANELS, *task_panels(runs))
+        if any(run.series(axis, f)[0] for run in runs for f in (panel.train, panel.valid))
+    ]
+    fig, axes = figure(len(panels), width=4.8)
+    for panel, ax in zip(panels, axes if len(panels) > 1 else [axes], strict=True):
+        for number, run in enumerate(runs):
+            color = f"C{number % 10}"
+            ax.plot(*run.series(axis, panel.train, smooth), color=color, label=run.name)
+            held_out = run.series(axis, panel.valid)
+            ax.plot(*held_out, color=color, linestyle="--", marker="o", markersize=4)
+            if not panel.train:
+                ax.lines[-1].set_label(run.name)
+                ax.lines[-2].set_label(None)
+            if panel.chance:
+                ax.plot(*run.series(axis, panel.chance), color=color, linestyle=":")
+        if panel.log_y:
+            ax.set_yscale("log")
+        else:
+            ax.ticklabel_format(axis="y", useOffset=False)
+        ax.set(title=panel.title, xlabel=AXES[axis])
+        ax.grid(alpha=0.3, which="both")
+    if len(runs) > 1:
+        (axes if len(panels) == 1 else axes[0]).legend()
+    return save(fig, out)

@@ -1,0 +1,134 @@
+"""A release in one folder: ``python -m eval release --checkpoint runs/NAME --out BUNDLE``.
+
+The bundle holds config.json, tokenizer.model, the checkpoint (its parameters; with --resumable all
+of it), the training's metrics, --results of the tasks, report.md, and manifest.json with the
+SHA-256 of each file. Its folder is a --checkpoint for every task, checked before it is loaded: a
+changed byte is an error that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.core.cli import plain_parser
+from eval.core.report import markdown, table
+from eval.core.subject import Subject, load_subject
+from eval.results.bundle import checkpoint_hash, verify, write_manifest
+from eval.results.summary import read_result
+from nested_jax import machine
+from nested_jax.errors import require
+from nested_jax.train.checkpoint import FOLDER
+from nested_jax.train.record import write_json
+
+TRAINING = ("config.json", "tokenizer.model", "summary.json", "metrics.jsonl")
+OPTIMIZER = ("opt", "carry")  # items of a checkpoint that only training needs
+
+
+def main(arguments: list[str]) -> int:
+    parser = plain_parser("release", __doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a workdir, or a step of it")
+    parser.add_argument(
+        "--results", type=Path, nargs="+", default=[], help="--out of tasks, or folders of them"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder that is made")
+    parser.add_argument("--name", default="", help="of the release (default: the workdir's)")
+    parser.add_argument("--resumable", action="store_true", help="keep the optimizer's state")
+    flags = parser.parse_args(arguments)
+    exists = flags.out.exists()
+    require(not exists, "--out", str(flags.out), "exists; wants the path of a new folder")
+    subject = load_subject(flags.checkpoint)
+    results = load_results(flags.results, subject)
+    manifest = release(subject, results, flags.out, flags.name or subject.name, flags.resumable)
+    size = sum(file["bytes"] for file in manifest["files"].values())
+    print(
+        f"{flags.out}: {len(manifest['files'])} files, {machine.human_bytes(size)}, parameters "
+        f"{manifest['checkpoint_sha256'][:12]}"
+    )
+    return 0
+
+
+def load_results(paths: Sequence[Path], subject: Subject) -> dict[str, dict[str, Any]]:
+    """Return results by name.
+
+    Raises:
+      ValueError: a file that is no result, or one of another checkpoint.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        require(len(found) > 0, "--results", str(path), "a folder without .json files")
+        files += found
+    results: dict[str, dict[str, Any]] = {}
+    for file in files:
+        result = read_result(file)
+        found_hash = result["subject"].get("checkpoint_sha256")
+        require(
+            found_hash == subject.checkpoint_sha256,
+            "--results",
+            str(file),
+            f"is of {result['subject'].get('name')}, parameters {str(found_hash)[:12]}; this "
+            f"checkpoint is {str(subject.checkpoint_sha256)[:12]}",
+        )
+        require(file.stem not in results, "--results", str(file), "two files have this name")
+        results[file.stem] = result
+    return results
+
+
+def release(
+    subject: Subject, results: dict[str, dict[str, Any]], out: Path, name: str, resumable: bool
+) -> dict[str, Any]:
+    """Make the bundle, whole or not at all; return its manifest."""
+    assert subject.checkpoint is not None
+    run = subject.checkpoint.parent.parent
+    draft = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    step = Path(FOLDER) / str(subject.step)
+    kept = shutil.ignore_patterns(*(() if resumable else OPTIMIZER))
+    shutil.copytree(subject.checkpoint, draft / step, ignore=kept)
+    for file in TRAINING:
+        if (run / file).is_file():
+            shutil.copyfile(run / file, draft / file)
+    (draft / "results").mkdir()
+    for key, result in results.items():
+        placed = {**result, "subject": {**result["subject"], "checkpoint": step.as_posix()}}
+        write_json(draft / "results" / f"{key}.json", placed)
+    about = {
+        "name": name,
+        "step": subject.step,
+        "block": subject.cfg.model.block,
+        "parameters": subject.parameters,
+        "checkpoint_sha256": checkpoint_hash(draft / step),
+        "tokenizer_sha256": subject.tokenizer.hash,
+        "resumable": resumable,
+        "versions": machine.versions(),
+        "git_commit": machine.git_commit(),
+    }
+    (draft / "report.md").write_text(report(about, run, results), encoding="utf-8")
+    manifest = write_manifest(draft, about)
+    verify(draft)
+    draft.rename(out)
+    return manifest
+
+
+def report(about: dict[str, Any], run: Path, results: dict[str, dict[str, Any]]) -> str:
+    """Return report.md: what this is, how it was trained, what was measured."""
+    rows = [[key, str(value)] for key, value in about.items() if key != "versions"]
+    rows += [[f"version of {key}", value] for key, value in about["versions"].items()]
+    parts = [
+        f"# {about['name']}",
+        f"{about['block']}, {about['parameters']:,} parameters, step {about['step']}. Load with\n"
+        "`python -m eval TASK --checkpoint FOLDER`, which checks every file against manifest.json.",
+        table(["", ""], rows),
+    ]
+    if (run / "summary.json").is_file():
+        summary = json.loads((run / "summary.json").read_text("utf-8"))
+        plain = {k: v for k, v in summary.items() if isinstance(v, (int, float, str))}
+        parts += ["## Training", table(["", ""], [[k, str(v)] for k, v in plain.items()])]
+    parts += [markdown(result) for result in results.values()]
+    if not results:
+        parts.append("No results were given.")
+    return "\n\n".join(part.strip() for part in parts) + "\n"

@@ -1,0 +1,43 @@
+"""Markdown of result files: ``python -m eval summary FILE.json ... [--out summary.md]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from eval.core.report import markdown
+from nested_jax.errors import require
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval summary", description=__doc__)
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, help="Markdown file; else it is printed")
+    flags = parser.parse_args(arguments)
+    text = "\n".join(markdown(read_result(file)) for file in flags.files)
+    if flags.out is None:
+        print(text)
+    else:
+        flags.out.parent.mkdir(parents=True, exist_ok=True)
+        flags.out.write_text(text, encoding="utf-8")
+    return 0
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """Return the result in a file.
+
+    Raises:
+      ValueError: a file that is not the result of a task.
+    """
+    require(file.is_file(), "file", str(file), "no such file; wants the --out of a task")
+    try:
+        result: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except ValueError as error:  # no JSON, or no text at all
+        raise ValueError(f"{file}: not JSON ({error})") from error
+    wanted = ("task", "subject", "metrics", "seconds", "device")
+    require(isinstance(result, dict), "file", str(file), "is no result of a task")
+    missing = [key for key in wanted if key not in result]
+    require(not missing, "file", str(file), f"is no result of a task: lacks {', '.join(missing)}")
+    return result

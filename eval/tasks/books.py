@@ -1,0 +1,144 @@
+"""Whole books: loss by position, ``python -m eval books --checkpoint runs/NAME``.
+
+Each book is one stream of --context-tokens tokens from a fresh state. The loss is reported over
+bins of positions that double in width, and over the last quarter: a memory that works makes later
+tokens cheaper. With --memorize the inner loop runs while reading (a token is scored first).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.core import memory, plots
+from eval.core.cli import Findings, Task, data_root, run_task, with_memorized
+from eval.core.memory import Memorizer
+from eval.core.stats import mean_stderr
+from eval.core.subject import Subject
+from eval.tasks.perplexity import (
+    choose_segments,
+    document_items,
+    documents,
+    stream_report,
+    streams,
+    summarize,
+    tokenized,
+)
+from nested_jax.errors import require
+
+FIRST_BIN = 64  # tokens
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--context-tokens", type=int, default=0, help="of a book (default: 8192, or what it holds)"
+    )
+    parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
+    parser.add_argument("--segment", default="literary_novels", help="where the texts come from")
+
+
+def context_tokens(subject: Subject, wanted: int) -> int:
+    """Return the tokens of a stream.
+
+    Raises:
+      ValueError: more than the model can hold.
+    """
+    limit = subject.reader.limit
+    require(wanted >= 0, "--context-tokens", wanted, "wants 1 or more (0: 8192)")
+    require(
+        limit is None or wanted <= limit,
+        "--context-tokens",
+        wanted,
+        f"full attention of {subject.name} holds {limit} tokens (model.max_len)",
+    )
+    return wanted or min(8192, limit or 8192)
+
+
+def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
+    length, root = context_tokens(subject, flags.context_tokens), data_root(flags)
+    options = memory.from_flags(flags)
+    memorizer = Memorizer(subject, options) if options.on else None
+    choose_segments(flags.segment)
+    texts = documents(root, flags.segment, flags.split)
+    if flags.max_samples:
+        texts = itertools.islice(texts, flags.max_samples)
+    docs = tokenized(subject, texts, 0, length)
+    base = streams(subject, docs, None)
+    learned = streams(subject, docs, memorizer) if memorizer is not None else None
+    edges = bins(max(len(tokens) for _, tokens in docs))
+    metrics: dict[str, dict[str, Any]] = {}
+    for name, low, high in (("all", 0, edges[-1]), ("last_quarter", edges[-1] * 3 // 4, edges[-1])):
+        metrics[name] = both(subject, docs, base, learned, low, high)
+    for low, high in itertools.pairwise(edges):
+        metrics[f"{low}-{high}"] = both(subject, docs, base, learned, low, high)
+    items = document_items("books", docs, base, learned)
+    curves = {"baseline": by_position(base, edges)}
+    if learned is not None:
+        curves["memorized"] = by_position(learned, edges)
+    return Findings(metrics, items, stream_report(memorizer), lambda f: draw(f, edges, curves))
+
+
+def bins(longest: int) -> list[int]:
+    """Return the edges 0, 64, 128, 256, ..., the longest text."""
+    edges = [0]
+    width = FIRST_BIN
+    while width < longest:
+        edges.append(width)
+        width *= 2
+    return [*edges, longest]
+
+
+def both(
+    subject: Subject,
+    docs: Sequence[tuple[str, list[int]]],
+    base: Sequence[np.ndarray],
+    learned: Sequence[np.ndarray] | None,
+    low: int,
+    high: int,
+) -> dict[str, Any]:
+    """Return the numbers of positions `low` to `high`, with the books as the unit of the error."""
+    kept = [i for i, (_, tokens) in enumerate(docs) if len(tokens) > low]
+    part = [(docs[i][0], docs[i][1][low:high]) for i in kept]
+
+    def numbers(nats: Sequence[np.ndarray]) -> dict[str, Any]:
+        cut = [nats[i][low:high] for i in kept]
+        found = summarize(subject, part, cut)
+        found["loss_stderr"] = mean_stderr([float(x.mean()) for x in cut])[1]
+        return found
+
+    return with_memorized(numbers(base), numbers(learned) if learned is not None else None)
+
+
+def by_position(nats: Sequence[np.ndarray], edges: Sequence[int]) -> list[float]:
+    """Return the mean loss of each bin."""
+    return [
+        float(np.concatenate([x[low:high] for x in nats]).mean())
+        for low, high in itertools.pairwise(edges)
+    ]
+
+
+def draw(folder: Path, edges: Sequence[int], curves: dict[str, list[float]]) -> list[Path]:
+    at = [max(1, (low + high) // 2) for low, high in itertools.pairwise(edges)]
+    series = {name: (at, values) for name, values in curves.items()}
+    return [
+        plots.lines(
+            folder / "books.png",
+            series,
+            title="Loss by position",
+            x="token of the book",
+            y="nats a token",
+            log_x=True,
+        )
+    ]
+
+
+def main(arguments: list[str]) -> int:
+    return run_task(TASK, arguments)
+
+
+TASK = Task("books", __doc__, add_flags, evaluate)

@@ -1,0 +1,218 @@
+"""Class-incremental intents: ``python -m eval classification --checkpoint runs/NAME``.
+
+Labels come in increments (seeded groups of --task-size intents, or the domains of CLINC150). The
+training examples of each increment are shown once, then the test examples of all increments so far
+are classified among all labels seen so far. Three learners, on the same examples: `memory` writes
+the examples into the memories, `in_context` has the last ones that fit --context-tokens in its
+prompt, `frozen` sees none. matrix[i][j] is the accuracy on increment j after increment i.
+plasticity: accuracy right after an increment; stability: what is left of it at the end, as a share;
+forgetting: best accuracy before the end minus the one at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.core import memory, plots
+from eval.core.cli import Findings, Task, data_root, run_task
+from eval.core.datasets import DataRoot
+from eval.core.memory import Memories, Memorizer
+from eval.core.requests import Request, Start, encode_pair
+from eval.core.subject import Subject
+from nested_jax.errors import require
+
+DATASETS = {"clinc150": "continual/clinc150", "banking77": "continual/banking77"}
+LEARNERS = ("memory", "in_context", "frozen")
+
+
+@dataclass(frozen=True)
+class Increment:
+    labels: list[str]
+    train: list[tuple[str, str]]  # text, label
+    test: list[tuple[str, str]]
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", default="clinc150", help=", ".join(DATASETS))
+    parser.add_argument("--increments", default="classes", choices=("classes", "domains"))
+    parser.add_argument("--task-size", type=int, default=5, help="labels an increment")
+    parser.add_argument("--tasks", type=int, default=4, help="increments; 0 is all")
+    parser.add_argument("--train-per-label", type=int, default=5)
+    parser.add_argument("--eval-per-label", type=int, default=5)
+    parser.add_argument("--context-tokens", type=int, default=512, help="of in-context examples")
+    parser.add_argument("--learners", default=",".join(LEARNERS))
+
+
+def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
+    learners = [name.strip() for name in flags.learners.split(",")]
+    for name in learners:
+        require(name in LEARNERS, "--learners", name, f"wants some of {', '.join(LEARNERS)}")
+    increments = load_increments(data_root(flags), flags)
+    memorizer = Memorizer(subject, memory.from_flags(flags)) if "memory" in learners else None
+    metrics: dict[str, dict[str, Any]] = {}
+    items: list[dict[str, Any]] = []
+    tables: dict[str, np.ndarray] = {}
+    for name in learners:
+        matrix, rows = learn(subject, increments, name, memorizer, flags.context_tokens)
+        tables[name] = matrix
+        metrics[name] = summarize(matrix, increments)
+        items += [{**row, "id": f"{name}/{row['id']}", "group": name} for row in rows]
+    report = memorizer.report() if memorizer is not None else None
+    return Findings(metrics, items, report, lambda folder: draw(folder, tables))
+
+
+def load_increments(root: DataRoot, flags: argparse.Namespace) -> list[Increment]:
+    """Return the increments of a data set, the same for every checkpoint.
+
+    Raises:
+      ValueError: an unknown data set, sizes below 1, or domains where there are none.
+    """
+    known = ", ".join(DATASETS)
+    require(flags.dataset in DATASETS, "--dataset", flags.dataset, f"wants one of {known}")
+    for name in ("task_size", "train_per_label", "eval_per_label", "context_tokens"):
+        value = getattr(flags, name)
+        require(value >= 1, f"--{name.replace('_', '-')}", value, "wants at least 1")
+    domains = flags.increments == "domains"
+    right = not domains or flags.dataset == "clinc150"
+    require(right, "--increments", flags.increments, "only clinc150 has domains")
+    rng = np.random.default_rng(flags.seed)
+    train, groups = examples(root, f"{DATASETS[flags.dataset]}/train.jsonl.gz", rng)
+    test, _ = examples(root, f"{DATASETS[flags.dataset]}/test.jsonl.gz", rng)
+    labels = [str(x) for x in rng.permutation(sorted(train))]
+    size = flags.task_size
+    parts = [labels[i : i + size] for i in range(0, len(labels), size)]
+    if domains:
+        named = sorted({groups[x] for x in labels})
+        parts = [[x for x in labels if groups[x] == d] for d in named]
+    found = []
+    for part in parts[: flags.tasks or None]:
+        shown = [(t, x) for x in part for t in train[x][: flags.train_per_label]]
+        order = rng.permutation(len(shown))
+        asked = [(t, x) for x in part for t in test[x][: flags.eval_per_label]]
+        found.append(Increment(part, [shown[i] for i in order], asked))
+    return found
+
+
+def examples(
+    root: DataRoot, file: str, rng: np.random.Generator
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Return the texts of each intent, shuffled, and the domain of each; out of scope left out."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    groups: dict[str, str] = {}
+    for row in root.rows(file, "text", "intent"):
+        if row["intent"] != "oos":
+            texts[row["intent"]].append(row["text"])
+            groups[row["intent"]] = row.get("domain", "")
+    return {x: [t[i] for i in rng.permutation(len(t))] for x, t in texts.items()}, groups
+
+
+def prompt(text: str) -> str:
+    return f"\nText: {text}\nIntent:"
+
+
+def answer(label: str) -> str:
+    return f" {label.replace('_', ' ')}"
+
+
+def learn(
+    subject: Subject,
+    increments: Sequence[Increment],
+    learner: str,
+    memorizer: Memorizer | None,
+    context_tokens: int,
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Show the increments to one learner; return the accuracy matrix, and every answer."""
+    matrix = np.full((len(increments), len(increments)), np.nan)
+    rows: list[dict[str, Any]] = []
+    shown: list[int] = []
+    state: Any = None
+    for i, increment in enumerate(increments):
+        text = "".join(prompt(t) + answer(x) for t, x in increment.train)
+        tokens = subject.tokenizer.encode(text)
+        shown += tokens
+        start: Start | None = None
+        before: tuple[int, ...] = ()
+        if learner == "memory":
+            assert memorizer is not None
+            state = memorizer.memorize([tokens], 1, state)
+            start = Memories(memorizer, state)
+        elif learner == "in_context":
+            before = tuple(shown[-context_tokens:])
+        labels = [x for seen in increments[: i + 1] for x in seen.labels]
+        for j, seen in enumerate(increments[: i + 1]):
+            guesses = classify(subject, seen.test, labels, before, start)
+            hits = [g == x for g, (_, x) in zip(guesses, seen.test, strict=True)]
+            matrix[i, j] = np.mean(hits)
+            rows += [
+                {"id": f"{i}/{j}/{k}", "label": x, "guess": guesses[k], "correct": hits[k]}
+                for k, (_, x) in enumerate(seen.test)
+            ]
+    return matrix, rows
+
+
+def classify(
+    subject: Subject,
+    tests: Sequence[tuple[str, str]],
+    labels: Sequence[str],
+    before: tuple[int, ...],
+    start: Start | None,
+) -> list[str]:
+    """Return the likeliest label of each text, by mean log-likelihood a token."""
+    requests = []
+    for text, _ in tests:
+        for label in labels:
+            pair = encode_pair(subject.tokenizer, prompt(text), answer(label))
+            requests.append(Request(before + pair.context, pair.continuation))
+    scores = subject.scorer.loglikelihood(requests, start)
+    means = np.asarray([s.logprob / s.tokens for s in scores]).reshape(len(tests), len(labels))
+    return [labels[i] for i in means.argmax(axis=1)]
+
+
+def summarize(matrix: np.ndarray, increments: Sequence[Increment]) -> dict[str, Any]:
+    """Return average accuracy, plasticity, stability and forgetting of an accuracy matrix."""
+    last, own = matrix[-1], np.diag(matrix)
+    earlier = range(len(matrix) - 1)
+    drops = [np.nanmax(matrix[:-1, j]) - last[j] for j in earlier]
+    kept = [last[j] / own[j] for j in earlier if own[j] > 0]
+    return {
+        "average_accuracy": float(last.mean()),
+        "plasticity": float(own.mean()),
+        "stability": float(np.mean(kept)) if kept else 0.0,
+        "forgetting": float(np.mean(drops)) if drops else 0.0,
+        "chance": 1 / sum(len(x.labels) for x in increments),
+        "n": sum(len(x.test) for x in increments),
+        "matrix": [[None if np.isnan(v) else float(v) for v in row] for row in matrix],
+    }
+
+
+def draw(folder: Path, tables: dict[str, np.ndarray]) -> list[Path]:
+    paths = []
+    for name, matrix in tables.items():
+        numbers = [str(i + 1) for i in range(len(matrix))]
+        paths.append(
+            plots.heat_map(
+                folder / f"classification_{name}.png",
+                matrix,
+                numbers,
+                numbers,
+                title=f"Accuracy, {name}",
+                x="increment",
+                y="after",
+                limits=(0.0, 1.0),
+            )
+        )
+    return paths
+
+
+def main(arguments: list[str]) -> int:
+    return run_task(TASK, arguments)
+
+
+TASK = Task("classification", __doc__, add_flags, evaluate)

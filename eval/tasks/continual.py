@@ -1,0 +1,225 @@
+"""Continual learning over segments: ``python -m eval continual --checkpoint runs/NAME``.
+
+Stages are the checkpoints of one run or of several, in the order of --checkpoint and --then, each
+scored on every segment's held-out text: fast weights unwritten, and with --memorize learning while
+reading beside it. With one checkpoint the stages are the segments themselves: the training text of
+one after the other is written into the memories of one stream, and after each the held-out text of
+all segments is scored from the memories alone.
+
+matrix[i][j] is the loss of segment j after stage i. Checkpoints as many as segments are the stages
+of those segments in their order; one more, and the first is from before them, as row 0 of a stream
+is. Of any other number no stage is a segment's own.
+
+forgetting: loss at the end minus the lowest one before, of segments whose stage is not the last.
+backward_transfer: of those, the loss at the end minus the one right after their own stage (below 0
+is better). forward_transfer: loss before the segment's own stage minus that of the first row, of
+segments that come after another (below 0: earlier segments helped).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.core import memory, plots
+from eval.core.cli import Findings, Task, data_root, run_task, with_memorized
+from eval.core.memory import Memories, MemorizeOptions, Memorizer
+from eval.core.requests import Start
+from eval.core.subject import Subject, load_subject, parse_mesh
+from eval.tasks.perplexity import SEGMENTS, choose_segments, documents, tokenized
+from nested_jax.errors import require
+
+Docs = list[tuple[str, list[int]]]
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--then", type=Path, action="append", default=[], help="a later checkpoint")
+    parser.add_argument("--segments", default="all", help=f"all, or some of {', '.join(SEGMENTS)}")
+    parser.add_argument("--write-tokens", type=int, default=4096, help="of a segment, in a stream")
+    parser.add_argument("--score-tokens", type=int, default=4096, help="of a segment, held out")
+    parser.add_argument("--doc-tokens", type=int, default=512, help="of a held-out document")
+
+
+def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
+    names, root = choose_segments(flags.segments), data_root(flags)
+    for name in ("write_tokens", "score_tokens", "doc_tokens"):
+        value = getattr(flags, name)
+        require(value >= 1, f"--{name.replace('_', '-')}", value, "wants at least 1 token")
+    later = [load_later(path, subject, flags) for path in flags.then]
+    held_out = {
+        n: tokenized(subject, documents(root, n, "test"), flags.score_tokens, flags.doc_tokens)
+        for n in names
+    }
+    options = memory.from_flags(flags)
+    learned, report = None, None
+    if later:
+        subjects = (subject, *later)
+        stages = [f"{s.name}@{s.step}" for s in subjects]
+        matrix = np.asarray([score(s, held_out, None) for s in subjects])
+        if options.on:
+            learned, report = while_reading(subjects, options, held_out)
+    else:
+        stages = ["before", *names]
+        memorizer = Memorizer(subject, options)
+        matrix = np.asarray(stream(subject, memorizer, held_out, flags))
+        report = memorizer.report()
+    metrics = compared(matrix, learned, stages, names)
+    items = [
+        {"id": f"{stage}/{n}", "group": stage, "loss": float(matrix[i, j])}
+        for i, stage in enumerate(stages)
+        for j, n in enumerate(names)
+    ]
+    tables = {"": matrix} | ({"memorized": learned} if learned is not None else {})
+    return Findings(metrics, items, report, lambda f: draw(f, tables, stages, names))
+
+
+def while_reading(
+    subjects: Sequence[Subject], options: MemorizeOptions, held_out: dict[str, Docs]
+) -> tuple[np.ndarray, dict[str, Any] | None]:
+    """Return the losses of checkpoints that learn while they read, and what the last one wrote.
+
+    Raises:
+      NotWrittenError: one of them has memories, and wrote none.
+    """
+    rows, report = [], None
+    for subject in subjects:
+        memorizer = Memorizer(subject, options)
+        rows.append(score(subject, held_out, None, memorizer))
+        report = memorizer.report()
+    return np.asarray(rows), report
+
+
+def compared(
+    matrix: np.ndarray, learned: np.ndarray | None, stages: Sequence[str], names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return the numbers of every segment, those of learning while reading beside them."""
+    first = own_stages(len(stages), len(names))
+    base = summarize(matrix, names, first)
+    after = summarize(learned, names, first) if learned is not None else {}
+    metrics = {n: with_memorized(base[n], after.get(n)) for n in base}
+    metrics["matrix"] = {"stages": list(stages), "segments": list(names), "loss": matrix.tolist()}
+    if learned is not None:
+        metrics["matrix"]["memorized"] = {"loss": learned.tolist()}
+    return metrics
+
+
+def own_stages(stages: int, segments: int) -> int | None:
+    """Return the row that is the first segment's own stage; None where no stage is a segment's."""
+    before = stages - segments
+    return before if before in (0, 1) else None
+
+
+def load_later(path: Path, first: Subject, flags: argparse.Namespace) -> Subject:
+    """Load a later stage.
+
+    Raises:
+      ValueError: its tokenizer is another one; losses a token could not be compared.
+    """
+    found = load_subject(
+        path,
+        mesh=parse_mesh(flags.mesh),
+        batch_size=flags.batch_size,
+        batch_tokens=flags.batch_tokens,
+    )
+    same = found.tokenizer.hash == first.tokenizer.hash
+    require(same, "--then", str(path), f"has another tokenizer than {first.name}")
+    return found
+
+
+def score(
+    subject: Subject,
+    held_out: dict[str, Docs],
+    start: Start | None,
+    memorizer: Memorizer | None = None,
+) -> list[float]:
+    """Return the loss of every segment; with a memorizer it learns while it reads."""
+    losses, prefix = [], subject.tokenizer.eos_id
+    for docs in held_out.values():
+        texts = [tokens for _, tokens in docs]
+        if memorizer is None:
+            nats = subject.scorer.rolling(texts, prefix, start=start)
+        else:
+            nats = memorizer.rolling(texts, prefix, subject.scorer)
+        losses.append(float(np.concatenate(nats).mean(dtype=np.float64)))
+    return losses
+
+
+def stream(
+    subject: Subject, memorizer: Memorizer, held_out: dict[str, Docs], flags: argparse.Namespace
+) -> list[list[float]]:
+    """Write one segment after the other; score all segments before, and after each."""
+    rows, state = [score(subject, held_out, None)], None
+    for name in held_out:
+        root = data_root(flags)
+        docs = tokenized(subject, documents(root, name, "train"), flags.write_tokens, 0)
+        for _, tokens in docs:
+            limit = subject.reader.limit or len(tokens)
+            for at in range(0, len(tokens), limit):
+                state = memorizer.memorize([tokens[at : at + limit]], 1, state)
+        start = Memories(memorizer, state) if state is not None else None
+        rows.append(score(subject, held_out, start))
+    return rows
+
+
+def summarize(
+    matrix: np.ndarray, names: Sequence[str], first: int | None
+) -> dict[str, dict[str, Any]]:
+    """Return forgetting and transfer; row ``first + j`` is the stage of segment j."""
+    found: dict[str, dict[str, Any]] = {}
+    last = len(matrix) - 1
+    for j, name in enumerate(names):
+        losses = matrix[:, j]
+        own = first + j if first is not None else 0
+        numbers = {"loss_first": float(losses[0]), "loss_last": float(losses[-1])}
+        if own < last:
+            numbers["forgetting"] = float(losses[-1] - losses[:-1].min())
+        if first is not None and own < last:
+            numbers["backward_transfer"] = float(losses[-1] - losses[own])
+        if first is not None and own > 1:
+            numbers["forward_transfer"] = float(losses[own - 1] - losses[0])
+        found[name] = numbers
+    keys = dict.fromkeys(k for numbers in found.values() for k in numbers)
+    mean = {k: float(np.mean([g[k] for g in found.values() if k in g])) for k in keys}
+    return {"mean": mean, **found}
+
+
+def draw(
+    folder: Path, tables: dict[str, np.ndarray], stages: Sequence[str], names: Sequence[str]
+) -> list[Path]:
+    paths = []
+    at = list(range(len(stages)))
+    for kind, matrix in tables.items():
+        ending, how = (f"_{kind}", ", learning while reading") if kind else ("", "")
+        series = {n: (at, matrix[:, j].tolist()) for j, n in enumerate(names)}
+        paths.append(
+            plots.lines(
+                folder / f"continual_forgetting{ending}.png",
+                series,
+                title=f"Held-out loss by stage{how}",
+                x="stage",
+                y="nats a token",
+            )
+        )
+        paths.append(
+            plots.heat_map(
+                folder / f"continual_matrix{ending}.png",
+                matrix,
+                stages,
+                names,
+                title=f"Held-out loss{how}",
+                x="segment",
+                y="after stage",
+            )
+        )
+    return paths
+
+
+def main(arguments: list[str]) -> int:
+    return run_task(TASK, arguments)
+
+
+TASK = Task("continual", __doc__, add_flags, evaluate)

@@ -1,0 +1,176 @@
+"""Held-out perplexity by segment: ``python -m eval perplexity --checkpoint runs/NAME``.
+
+Every document is read as one stream from a fresh state, its first token behind the document
+separator; full attention reads documents longer than it can hold in disjoint windows. loss is in
+nats a token, ppl its exponential, bits_per_byte does not depend on the tokenizer. With --memorize
+the inner loop runs while reading: a token is scored before the write that it causes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.core import memory
+from eval.core.cli import Findings, Task, data_root, run_task, with_memorized
+from eval.core.datasets import DataRoot
+from eval.core.memory import Memorizer
+from eval.core.memory_paths import SEQUENCE
+from eval.core.subject import Subject
+from nested_jax.errors import require
+
+TEXT_FILES = {"wikitext2": "lm/wikitext2/{split}.txt.gz"}
+SEGMENTS = (
+    "wikitext2",
+    "encyclopedic_wikipedia",
+    "literary_novels",
+    "code",
+    "web_gov_techdocs",
+    "dialogue_sgd",
+    "medical_medquad",
+)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--segments", default="all", help=f"all, or some of {', '.join(SEGMENTS)}")
+    parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
+    parser.add_argument("--max-tokens", type=int, default=50_000, help="a segment; 0 is all")
+    parser.add_argument("--doc-tokens", type=int, default=8192, help="of a document; 0 is all")
+
+
+def choose_segments(text: str) -> list[str]:
+    """Return the segments of ``all`` or of a comma-separated list.
+
+    Raises:
+      ValueError: an unknown name, with the known ones.
+    """
+    names = list(SEGMENTS) if text == "all" else [n.strip() for n in text.split(",")]
+    for name in names:
+        require(name in SEGMENTS, "--segments", name, f"wants all, or {', '.join(SEGMENTS)}")
+    return names
+
+
+def documents(root: DataRoot, segment: str, split: str) -> Iterator[tuple[str, str]]:
+    """Yield (id, text) of a segment; WikiText is one document an article."""
+    if segment not in TEXT_FILES:
+        rows = root.rows(f"lm/{segment}/{split}.jsonl.gz", "text")
+        yield from ((str(row.get("id", i)), row["text"]) for i, row in enumerate(rows))
+        return
+    article: list[str] = []
+    number = itertools.count()
+    for line in root.lines(TEXT_FILES[segment].format(split=split)):
+        title = line.startswith(" = ") and not line.startswith(" = = ")
+        if title and article:
+            yield f"{segment}-{next(number)}", "".join(article)
+            article = []
+        article.append(line)
+    if article:
+        yield f"{segment}-{next(number)}", "".join(article)
+
+
+def tokenized(
+    subject: Subject, texts: Iterator[tuple[str, str]], max_tokens: int, doc_tokens: int
+) -> list[tuple[str, list[int]]]:
+    """Return (id, tokens) of documents until there are `max_tokens` tokens, each cut to its own."""
+    found: list[tuple[str, list[int]]] = []
+    left = max_tokens or math.inf
+    for name, text in texts:
+        # No token has more than some 30 bytes: a book is not encoded whole for its first page.
+        cut = text[: 40 * doc_tokens] if doc_tokens else text
+        tokens = subject.tokenizer.encode(cut)[: doc_tokens or None]
+        tokens = tokens[: int(min(left, len(tokens)))]
+        if tokens:
+            found.append((name, tokens))
+        left -= len(tokens)
+        if left <= 0:
+            break
+    return found
+
+
+def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
+    names, root = choose_segments(flags.segments), data_root(flags)
+    for name, value in (("--max-tokens", flags.max_tokens), ("--doc-tokens", flags.doc_tokens)):
+        require(value >= 0, name, value, "wants 0 (all) or more")
+    options = memory.from_flags(flags)
+    memorizer = Memorizer(subject, options) if options.on else None
+    metrics: dict[str, dict[str, Any]] = {}
+    items: list[dict[str, Any]] = []
+    for segment in names:
+        texts = documents(root, segment, flags.split)
+        if flags.max_samples:
+            texts = itertools.islice(texts, flags.max_samples)
+        docs = tokenized(subject, texts, flags.max_tokens, flags.doc_tokens)
+        base = streams(subject, docs, None)
+        learned = streams(subject, docs, memorizer) if memorizer is not None else None
+        after = None if learned is None else summarize(subject, docs, learned)
+        metrics[segment] = with_memorized(summarize(subject, docs, base), after)
+        items += document_items(segment, docs, base, learned)
+    return Findings(metrics, items, stream_report(memorizer))
+
+
+def streams(
+    subject: Subject, docs: Sequence[tuple[str, list[int]]], memorizer: Memorizer | None
+) -> list[np.ndarray]:
+    """Return the nats of every token of each document, learning while reading or not."""
+    texts, prefix = [tokens for _, tokens in docs], subject.tokenizer.eos_id
+    if memorizer is None:
+        return subject.scorer.rolling(texts, prefix)
+    return memorizer.rolling(texts, prefix, subject.scorer)
+
+
+def stream_report(memorizer: Memorizer | None) -> dict[str, Any] | None:
+    """Return the report of writes while reading; the sequence memory is written in both runs."""
+    if memorizer is None:
+        return None
+    report = memorizer.report()
+    both = [name for name in memorizer.paths if name in SEQUENCE.values()]
+    if both:
+        report["written_in_baseline_too"] = both
+    return report
+
+
+def summarize(
+    subject: Subject, docs: Sequence[tuple[str, list[int]]], nats: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """Return loss, perplexity and bits a byte of documents."""
+    lengths = subject.tokenizer.piece_byte_lengths
+    count = sum(len(tokens) for _, tokens in docs)
+    size = int(sum(lengths[tokens].sum() for _, tokens in docs))
+    total = float(sum(x.sum(dtype=np.float64) for x in nats))
+    loss = total / count
+    return {
+        "loss": loss,
+        "ppl": math.exp(min(loss, 700.0)),
+        "bits_per_byte": total / math.log(2) / size,
+        "tokens": count,
+        "bytes": size,
+        "n": len(docs),
+    }
+
+
+def document_items(
+    group: str,
+    docs: Sequence[tuple[str, list[int]]],
+    base: Sequence[np.ndarray],
+    learned: Sequence[np.ndarray] | None,
+) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = []
+    for i, (name, tokens) in enumerate(docs):
+        item: dict[str, Any] = {"id": f"{group}/{name}", "group": group, "tokens": len(tokens)}
+        item["loss"] = float(base[i].mean())
+        if learned is not None:
+            item["memorized"] = {"loss": float(learned[i].mean())}
+        items.append(item)
+    return items
+
+
+def main(arguments: list[str]) -> int:
+    return run_task(TASK, arguments)
+
+
+TASK = Task("perplexity", __doc__, add_flags, evaluate)

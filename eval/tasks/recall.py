@@ -1,0 +1,139 @@
+"""Recall at any length: ``python -m eval recall --checkpoint runs/NAME``.
+
+The checkpoint is one of configs/synthetic.py. Its task (the last of data.task.train) is scored on
+test rows of 1, 2, 4 and 8 times the tokens that it was trained on, or of --lengths. accuracy: rows
+with every answer right, with Wilson's 95 % interval; token: answers that are right; loss: nats an
+answer. Answers are read as in training, with the inner loop where the run has one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from eval.core import plots
+from eval.core.cli import Findings, Task, run_task
+from eval.core.stats import wilson
+from eval.core.subject import Subject
+from eval.tasks.niah import parse_lengths
+from nested_jax.data.synthetic.rows import SyntheticSource, task_of
+from nested_jax.data.synthetic.task import Task as Synthetic
+from nested_jax.errors import require
+from nested_jax.sharding import place_batch
+from nested_jax.train.task_scores import answer
+
+FACTORS = (1, 2, 4, 8)  # times the training length
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lengths", default="", help="tokens, as in 128,512 (default: 1x to 8x)")
+    parser.add_argument("--spec", default="", help="a task, as in needle,tokens=128 (default: its)")
+    parser.add_argument("--samples", type=int, default=512, help="rows of each length")
+
+
+def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
+    samples = flags.max_samples or flags.samples
+    require(samples >= 1, "--samples", samples, "wants at least 1")
+    base = trained_task(subject, flags.spec)
+    trained = base.length
+    lengths = (
+        parse_lengths(flags.lengths, "--lengths")
+        if flags.lengths
+        else [f * trained for f in FACTORS]
+    )
+    tasks = {f"{n} tokens": resized(base, n, subject) for n in lengths}
+    metrics: dict[str, dict[str, Any]] = {}
+    items: list[dict[str, Any]] = []
+    for group, task in tasks.items():
+        rows = answered(subject, task, samples, flags.seed)
+        metrics[group] = {"times": task.length / trained, **summarize(rows, task)}
+        items += [{"id": f"{group}/{i}", "group": group, **row} for i, row in enumerate(rows)]
+    return Findings(metrics, items, None, lambda folder: draw(folder, lengths, metrics, trained))
+
+
+def trained_task(subject: Subject, spec: str) -> Synthetic:
+    """Return the task of a spec, or the last one that the run was trained on.
+
+    Raises:
+      ValueError: no spec, and a run of text; a task whose rows have no stated length.
+    """
+    known = subject.cfg.data.task.train
+    wanted = "wants a checkpoint of configs/synthetic.py, or a task's --spec"
+    require(bool(spec or known), "--checkpoint", subject.name, wanted)
+    task = task_of(spec or known[-1])
+    sized = "tokens" in {field.name for field in dataclasses.fields(task)}
+    require(sized, "--spec", spec or known[-1], "wants a task with tokens, as mqar or needle")
+    symbols = subject.cfg.model.vocab_size
+    require(task.vocab_size <= symbols, "--spec", spec, f"wants at most {symbols} symbols")
+    return task
+
+
+def resized(task: Synthetic, tokens: int, subject: Subject) -> Synthetic:
+    """Return the task with rows of so many tokens.
+
+    Raises:
+      ValueError: fewer than it needs, or more than the model can hold.
+    """
+    subject.scorer.check(tokens)
+    changes: dict[str, Any] = {"tokens": tokens}
+    return dataclasses.replace(task, **changes)
+
+
+def answered(subject: Subject, task: Synthetic, samples: int, seed: int) -> list[dict[str, Any]]:
+    """Return what is kept of each test row: answers that are right, and their nats."""
+    cfg, reader = subject.cfg, subject.model_reader
+    width = -(-task.length // cfg.align) * cfg.align
+    source = SyntheticSource(task, cfg.data.task.seed + seed, width, samples, "test")
+    size = subject.scorer.rows(width)
+    step = jax.jit(partial(answer, reader.model, cfg=cfg))
+    rows = []
+    for first in range(0, samples, size):
+        batch, used = source.empty(size), min(size, samples - first)
+        for place in range(used):
+            source.fill(batch, place, first + place)
+        with jax.set_mesh(reader.mesh):
+            found = jax.device_get(step(reader.params, place_batch(reader.mesh, batch)))
+        for i in range(used):
+            asked = batch["weights_BT"][i] > 0
+            right = found.predictions_BT[i][asked] == batch["targets_BT"][i][asked]
+            nats = float(found.loss_BT[i][asked].mean())
+            rows.append({"correct": bool(right.all()), "token": float(right.mean()), "loss": nats})
+    return rows
+
+
+def summarize(rows: Sequence[dict[str, Any]], task: Synthetic) -> dict[str, Any]:
+    hits, count = sum(row["correct"] for row in rows), len(rows)
+    return {
+        "accuracy": hits / count,
+        "accuracy_interval": wilson(hits, count),
+        "token": sum(row["token"] for row in rows) / count,
+        "loss": sum(row["loss"] for row in rows) / count,
+        "chance": task.chance,
+        "n": count,
+    }
+
+
+def draw(
+    folder: Path, lengths: Sequence[int], metrics: dict[str, dict[str, Any]], trained: int
+) -> list[Path]:
+    groups = list(metrics.values())
+    series = {
+        "all answers of a row": (lengths, [g["accuracy"] for g in groups]),
+        "chance": (lengths, [g["chance"] for g in groups]),
+    }
+    title = f"Recall, trained on {trained} tokens"
+    path = folder / "recall.png"
+    return [plots.lines(path, series, title=title, x="tokens", y="accuracy", log_x=True)]
+
+
+def main(arguments: list[str]) -> int:
+    return run_task(TASK, arguments)
+
+
+TASK = Task("recall", __doc__, add_flags, evaluate, memorizes=False)

@@ -1,0 +1,127 @@
+"""The zero-shot tasks: files, prompts and choices, in the forms of the common harness.
+
+A question has choices, each a pair (context, continuation). CommonsenseQA and SocialIQA are asked
+in cloze form, the answer's text behind ``Answer:`` or ``A:``; small models cannot read letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from eval.core.datasets import DataRoot
+from nested_jax.errors import require
+
+Row = dict[str, Any]
+
+
+class Question(NamedTuple):
+    """A question with its choices; LAMBADA has one, which is to be the likeliest continuation."""
+
+    id: str
+    pairs: list[tuple[str, str]]
+    lengths: list[int]  # characters of each choice without the space before it, for acc_norm
+    gold: int
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """A task: its file and columns, how a row becomes contexts and choices, what acc means."""
+
+    file: str
+    columns: tuple[str, ...]
+    pairs: Callable[[Row], list[tuple[str, str]]]
+    form: str  # as --list-tasks shows it
+    kind: str = "choice"  # choice | partial (one continuation, several contexts) | word
+
+    def questions(self, root: DataRoot, limit: int = 0) -> Iterator[Question]:
+        """Yield the first `limit` questions of the file (0: all)."""
+        for i, row in enumerate(root.rows(self.file, *self.columns)):
+            if limit and i >= limit:
+                return
+            pairs = self.pairs(row)
+            gold = int(row["gold"]) if self.kind != "word" else 0
+            require(0 <= gold < len(pairs), f"{self.file} row {i} gold", gold, "is no choice")
+            lengths = [len(answer.lstrip(" ")) for _, answer in pairs]
+            yield Question(str(row.get("id", i)), pairs, lengths, gold)
+
+
+def behind(form: str) -> Callable[[Row], list[tuple[str, str]]]:
+    """Return choices behind one prompt, each after a space."""
+
+    def pairs(row: Row) -> list[tuple[str, str]]:
+        prompt = form.format(**row)
+        return [(prompt, f" {choice}") for choice in row["choices"]]
+
+    return pairs
+
+
+def partial_pairs(row: Row) -> list[tuple[str, str]]:
+    """Score what follows the blank, behind the sentence filled with either option (WinoGrande)."""
+    before, _, after = row["sentence"].partition("_")
+    return [(before + row[option], f" {after.strip()}") for option in ("option1", "option2")]
+
+
+def word_pairs(row: Row) -> list[tuple[str, str]]:
+    return [(row["context"], f" {row['target']}")]
+
+
+def question_answer(file: str) -> ZeroShot:
+    form = "Question: {query}\nAnswer:"
+    return ZeroShot(file, ("query", "choices", "gold"), behind(form), form)
+
+
+def choices(file: str, form: str, *columns: str) -> ZeroShot:
+    return ZeroShot(file, (*columns, "choices", "gold"), behind(form), form)
+
+
+FOLDER = "zero_shot"
+TASKS: dict[str, ZeroShot] = {
+    "piqa": question_answer(f"{FOLDER}/piqa/validation.jsonl.gz"),
+    "hellaswag": choices(f"{FOLDER}/hellaswag/validation.jsonl.gz", "{query}", "query"),
+    "winogrande": ZeroShot(
+        f"{FOLDER}/winogrande/validation.jsonl.gz",
+        ("sentence", "option1", "option2", "gold"),
+        partial_pairs,
+        "{sentence to the blank}{option}",
+        kind="partial",
+    ),
+    "arc_easy": question_answer(f"{FOLDER}/arc_easy/test.jsonl.gz"),
+    "arc_challenge": question_answer(f"{FOLDER}/arc_challenge/test.jsonl.gz"),
+    "boolq": choices(
+        f"{FOLDER}/boolq/validation.jsonl.gz",
+        "{passage}\nQuestion: {question}?\nAnswer:",
+        "passage",
+        "question",
+    ),
+    "siqa": choices(
+        f"{FOLDER}/social_iqa/validation.jsonl.gz",
+        "Q: {context} {question}\nA:",
+        "context",
+        "question",
+    ),
+    "commonsenseqa": question_answer(f"{FOLDER}/commonsense_qa/validation.jsonl.gz"),
+    "openbookqa": choices(f"{FOLDER}/openbookqa/test.jsonl.gz", "{query}", "query"),
+    "lambada": ZeroShot(
+        f"{FOLDER}/lambada_openai/test.jsonl.gz",
+        ("context", "target"),
+        word_pairs,
+        "{context}",
+        kind="word",
+    ),
+}
+
+
+def choose_tasks(text: str) -> list[str]:
+    """Return the names of ``all`` or of a comma-separated list.
+
+    Raises:
+      ValueError: an unknown name, with the known ones.
+    """
+    if text == "all":
+        return list(TASKS)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names or [text]:
+        require(name in TASKS, "--tasks", name, f"wants all, or some of {', '.join(TASKS)}")
+    return names

@@ -1,0 +1,1 @@
+"""Corpora to shards, by command: read, filter, tokenize, shard, audit."""

@@ -1,0 +1,165 @@
+"""A tokenizer from several corpora, and the report that says how well it covers a text."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nested_jax.data.cache import Report
+from nested_jax.data.manifest import SourceSpec
+from nested_jax.data.prepare.inject import SYMBOLS
+from nested_jax.data.prepare.readers import bounded_lines, open_stream
+from nested_jax.data.prepare.text_sources import MAX_DOCUMENT_BYTES, Problems, records
+from nested_jax.data.shards import TOKENIZER, write_atomic
+from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
+
+SYMBOL_SETS = {"mul_tokens": SYMBOLS}
+HISTOGRAM = 20  # piece lengths that the coverage report lists
+
+
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """How a tokenizer is trained."""
+
+    vocab_size: int = 32_000
+    model_type: Literal["bpe", "unigram"] = "bpe"
+    character_coverage: float = 0.9995  # share of characters with a piece; the rest are bytes
+    hard_vocab_limit: bool = True  # False: a text too small for the vocabulary gives a smaller one
+    max_bytes: int = 256 << 20  # of text in all, in equal shares; it is held in memory
+    symbols: tuple[str, ...] = ()  # user-defined symbols, or names of SYMBOL_SETS
+
+
+def train_on_sources(
+    sources: Sequence[SourceSpec], folder: Path, options: TokenizerOptions, report: Report
+) -> Tokenizer:
+    """Train on the beginning of every source; write ``tokenizer.model`` and ``tokenizer.json``.
+
+    Held-out documents that a source knows are not read.
+
+    Raises:
+      ValueError: what `records` and `train_tokenizer` raise.
+    """
+    counts: Counter[str] = Counter()
+    share = options.max_bytes // len(sources)
+
+    def texts() -> Iterator[str]:
+        for spec in sources:
+            report(f"[tokenizer] reading {spec.name}")
+            for text in sample(spec, share, report):
+                counts[spec.name] += 1
+                yield text
+
+    symbols = [s for name in options.symbols for s in SYMBOL_SETS.get(name, (name,))]
+    tokenizer = train_tokenizer(
+        texts(),
+        options.vocab_size,
+        symbols=symbols,
+        character_coverage=options.character_coverage,
+        model_type=options.model_type,
+        hard_vocab_limit=options.hard_vocab_limit,
+        max_bytes=options.max_bytes,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / TOKENIZER, tokenizer.model)
+    log = {
+        "model": str(folder / TOKENIZER),
+        "sha256": tokenizer.hash,
+        "vocab_size": tokenizer.vocab_size,
+        "datasets": [
+            {"name": spec.name, "dataset": spec.dataset, "samples": counts[spec.name]}
+            for spec in sources
+        ],
+    }
+    write_atomic(folder / "tokenizer.json", (json.dumps(log, indent=1) + "\n").encode())
+    report(f"[tokenizer] {tokenizer.vocab_size} symbols, {tokenizer.hash[:12]}, in {folder}")
+    return tokenizer
+
+
+def sample(spec: SourceSpec, max_bytes: int, report: Report) -> Iterator[str]:
+    """Yield training documents of a source, up to its `sample_limit` and to `max_bytes`."""
+    left, count = max_bytes, 0
+    with closing(records(spec, Problems(spec), report)) as source:
+        for record in source:
+            if record.split in ("valid", "test"):
+                continue
+            if left <= 0 or (spec.sample_limit and count >= spec.sample_limit):
+                return
+            count += 1
+            left -= len(record.text.encode())
+            yield record.text
+
+
+def coverage(tokenizer: Tokenizer, sample_file: Path, max_lines: int) -> dict[str, Any]:
+    """Return how the words of a text file fall into tokens, as fractions and averages.
+
+    A word is encoded with the space before it, as it stands in running text.
+
+    Raises:
+      ValueError: a file without a word, or that is not UTF-8.
+    """
+    lines, tokens, characters = 0, [], 0
+    lengths: Counter[int] = Counter()
+    for line in text_lines(sample_file, max_lines):
+        lines += 1
+        words = line.split()
+        characters += sum(map(len, words))
+        for ids in tokenizer.encode_batch([f" {word}" for word in words]):
+            tokens.append(len(ids))
+            lengths.update(len(tokenizer.piece(i)) for i in ids)
+    if not tokens:
+        raise ValueError(f"sample_file={str(sample_file)!r}: has no words")
+    total = len(tokens)
+    return {
+        "tokenizer": tokenizer.hash,
+        "sample_file": str(sample_file),
+        "lines_processed": lines,
+        "total_words": total,
+        "total_tokens": sum(tokens),
+        "avg_tokens_per_word": sum(tokens) / total,
+        "pct_single_token_words": sum(n == 1 for n in tokens) / total,
+        "pct_two_or_less_tokens_words": sum(n <= 2 for n in tokens) / total,
+        "avg_chars_per_word": characters / total,
+        "piece_length_histogram": dict(sorted(lengths.most_common(HISTOGRAM))),
+    }
+
+
+def text_lines(path: Path, max_lines: int) -> Iterator[str]:
+    if not path.is_file():
+        raise ValueError(f"sample_file={str(path)!r}: no such file")
+    with open_stream(path) as stream:
+        for number, line in enumerate(bounded_lines(stream, MAX_DOCUMENT_BYTES), 1):
+            if max_lines and number > max_lines:
+                return
+            try:
+                yield (line or b"").decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: not UTF-8 ({error})") from error
+
+
+def coverage_violations(
+    found: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    *,
+    avg_tokens_tolerance: float,
+    single_token_drop_tolerance: float,
+    two_token_drop_tolerance: float,
+) -> list[str]:
+    """Return one line for every measure that is worse than the baseline's by more than allowed."""
+    limits = (  # name, sign of "worse", tolerance
+        ("avg_tokens_per_word", 1, avg_tokens_tolerance),
+        ("pct_single_token_words", -1, single_token_drop_tolerance),
+        ("pct_two_or_less_tokens_words", -1, two_token_drop_tolerance),
+    )
+    for name, _, _ in limits:
+        if not isinstance(baseline.get(name), (int, float)):
+            raise ValueError(f"baseline: {name} is missing; wants a report of `coverage`")
+    return [
+        f"{name}: {found[name]:.4f}, baseline {baseline[name]:.4f}, tolerance {tolerance:g}"
+        for name, sign, tolerance in limits
+        if sign * (found[name] - baseline[name]) > tolerance
+    ]

@@ -1,0 +1,241 @@
+"""The filter: a source in, JSON lines of what is kept out, and a count of what each rule dropped.
+
+Two passes. The first reads the source once, applies the rules of each document in worker processes
+and spools what passes beside a fixed-size signature; the second drops duplicates, which only the
+whole corpus can tell, and writes the rest. A document takes 24 bytes of memory, whatever its size.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nested_jax.data.cache import Report
+from nested_jax.data.manifest import SourceSpec, spec_dict
+from nested_jax.data.prepare.dedupe import ENTRY, find_duplicates, signature
+from nested_jax.data.prepare.filters import (
+    RULES,
+    Rules,
+    check_language,
+    drop_reason,
+    word_drop_reason,
+    words_of,
+)
+from nested_jax.data.prepare.overlap import eval_ngrams, overlaps
+from nested_jax.data.prepare.parallel import blocks, ordered_map
+from nested_jax.data.prepare.readers import find_files
+from nested_jax.data.prepare.text_sources import Problems, Record, fingerprint, plan_hash, records
+from nested_jax.data.shards import partial_file, write_atomic
+from nested_jax.errors import require
+
+BLOCK_CHARS = 2 << 20  # of documents that one worker gets at a time
+HELD_OUT_SHARE = 10  # a limit of n training documents keeps n / 10 of each held-out split
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """What is done beside a source's own rules."""
+
+    similarity: float = 0.8  # Jaccard similarity of near duplicates; 0 keeps them
+    dedup_window: int = 0  # documents back that an exact repetition counts; 0 is the whole corpus
+    eval_files: tuple[str, ...] = ()  # task files whose 13-grams are removed
+    workers: int = 1  # processes
+
+    def __post_init__(self) -> None:
+        require(0 <= self.similarity <= 1, "similarity", self.similarity, "wants [0, 1]")
+        require(self.dedup_window >= 0, "dedup_window", self.dedup_window, "wants 0 or more")
+        require(self.workers >= 1, "workers", self.workers, "wants 1 process or more")
+
+
+class Judged(NamedTuple):
+    """A block after the rules: what passed, and the names of what did not."""
+
+    kept: list[Record]
+    signatures: np.ndarray  # [kept] ENTRY
+    dropped: Counter[str]
+
+
+@dataclass
+class FilterReport:
+    """Counts of one filtered source, as its JSON report holds them."""
+
+    name: str
+    output: str
+    processed: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    kept_by_split: Counter[str] = field(default_factory=Counter)
+    characters: int = 0
+    problems: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+
+
+def rules_of(spec: SourceSpec) -> Rules:
+    return replace(
+        RULES[spec.rules],
+        min_chars=spec.min_chars,
+        max_chars=spec.max_chars,
+        lang=spec.lang,
+        lang_threshold=spec.lang_threshold,
+    )
+
+
+def judge(block: Sequence[Record], rules: Rules, ngrams: np.ndarray) -> Judged:
+    """Apply the rules of single documents to a block. Pure; runs in workers and in engines."""
+    kept, signatures, dropped = [], [], Counter[str]()
+    for record in block:
+        reason = drop_reason(record.text, rules)
+        if reason is None:
+            words = words_of(record.text)
+            reason = word_drop_reason(words, rules)
+            if reason is None and overlaps(words.hashes, ngrams):
+                reason = "evaluation_overlap"
+            if reason is None:
+                kept.append(record)
+                signatures.append(signature(words))
+        if reason is not None:
+            dropped[reason] += 1
+    return Judged(kept, np.array(signatures, ENTRY), dropped)
+
+
+def filter_source(
+    spec: SourceSpec, output: Path, options: FilterOptions, report: Report
+) -> FilterReport:
+    """Filter one source into ``output`` (JSON lines: text, split) and ``output.report.json``.
+
+    The output appears whole or not at all. The same input and options give the same bytes, whatever
+    the number of workers.
+
+    Raises:
+      ValueError: what `records` raises; an unknown language; a task file that is not JSON lines.
+    """
+    check_language(spec.lang)
+    evaluation = eval_ngrams(options.eval_files)
+    result = FilterReport(spec.name, str(output))
+    if options.eval_files:
+        result.evaluation = {**evaluation._asdict(), "hashes": len(evaluation.hashes)}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        spool(spec, folder, partial(judge, ngrams=evaluation.hashes), options, result, report)
+        write_kept(folder, output, options, result)
+        body = {
+            **vars(result),
+            "plan": filter_plan(spec, options),
+            "source": spec_dict(spec),
+            "options": asdict(options),
+        }
+        write_atomic(report_path(output), (json.dumps(body, indent=1) + "\n").encode())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    drops = ", ".join(f"{count} {name}" for name, count in sorted(result.dropped.items()))
+    report(
+        f"[filter] {spec.name}: processed={result.processed} kept={result.kept} "
+        f"(dropped: {drops or 'nothing'})"
+    )
+    return result
+
+
+def filter_plan(spec: SourceSpec, options: FilterOptions) -> str:
+    """Return a hash of all that decides the output of `filter_source`."""
+    tasks = [find_files(path) for path in options.eval_files]
+    settings = {**asdict(options), "workers": None}
+    return plan_hash(fingerprint(spec), settings, [str(f) for files in tasks for f in files])
+
+
+def report_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.report.json")
+
+
+def spool(
+    spec: SourceSpec,
+    folder: Path,
+    judge_block: Any,
+    options: FilterOptions,
+    result: FilterReport,
+    report: Report,
+) -> None:
+    """Write what passes the rules to ``folder/texts``, its signatures to ``folder/signatures``."""
+    problems = Problems(spec)
+    limit = Limit(spec.limit)
+    source = blocks(records(spec, problems, report), BLOCK_CHARS)
+    work = partial(judge_block, rules=rules_of(spec))
+    with (
+        open(folder / "texts", "wb") as texts,
+        open(folder / "signatures", "wb") as signatures,
+        closing(ordered_map(work, source, options.workers)) as judged_blocks,
+    ):
+        for judged in judged_blocks:
+            result.dropped.update(judged.dropped)
+            result.processed += len(judged.kept) + judged.dropped.total()
+            for record, entry in zip(judged.kept, judged.signatures, strict=True):
+                if limit.admits(record):
+                    texts.write(json_line(record))
+                    signatures.write(entry.tobytes())
+                else:
+                    result.dropped["over_limit"] += 1
+            if limit.full:
+                break
+    result.problems = problems.as_dict()
+
+
+def json_line(record: Record) -> bytes:
+    row = {"text": record.text} if record.split is None else record._asdict()
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+
+
+class Limit:
+    """How many documents of every split may pass the rules."""
+
+    def __init__(self, documents: int) -> None:
+        self.documents = documents
+        self.passed: Counter[str] = Counter()
+
+    def quota(self, split: str | None) -> int:
+        held_out = split in ("valid", "test")
+        return max(1, self.documents // HELD_OUT_SHARE) if held_out else self.documents
+
+    def admits(self, record: Record) -> bool:
+        """Count a document that passed the rules; False where its split is full."""
+        split = record.split or "train"
+        if self.documents and self.passed[split] >= self.quota(split):
+            return False
+        self.passed[split] += 1
+        return True
+
+    @property
+    def full(self) -> bool:
+        """Whether the training split, which comes last, is full."""
+        return self.documents > 0 and self.passed["train"] >= self.documents
+
+
+def write_kept(folder: Path, output: Path, options: FilterOptions, result: FilterReport) -> None:
+    """Copy the spooled documents that are no duplicates to the output, in one rename."""
+    size = (folder / "signatures").stat().st_size
+    entries = np.memmap(folder / "signatures", ENTRY, "r") if size else np.empty(0, ENTRY)
+    duplicates = find_duplicates(entries, options.similarity, options.dedup_window)
+    result.dropped["exact_duplicate"] += int(duplicates.exact.sum())
+    result.dropped["near_duplicate"] += int(duplicates.near.sum())
+    drop = duplicates.exact | duplicates.near
+    with open(folder / "texts", "rb") as texts, partial_file(output) as kept:
+        for number, line in enumerate(texts):
+            if not drop[number]:
+                count_kept(line, result)
+                kept.write(line)
+
+
+def count_kept(line: bytes, result: FilterReport) -> None:
+    row = json.loads(line)
+    result.kept += 1
+    result.kept_by_split[row.get("split") or "by content"] += 1
+    result.characters += len(row["text"])

@@ -1,0 +1,1 @@
+"""Text that needs no preparation: the embedded text, and plain files."""

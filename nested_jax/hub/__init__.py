@@ -1,0 +1,1 @@
+"""Hugging Face layouts: import, export, check."""

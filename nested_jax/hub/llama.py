@@ -1,0 +1,182 @@
+"""The `transformer` block in the layout of Hugging Face's `LlamaForCausalLM`, and back.
+
+Both are pre-norm RMSNorm, rotary positions on the pairs (i, i + K/2), SwiGLU; ours scales
+embeddings by sqrt(D), which goes into (comes out of) the table, so that the head is kept apart.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nested_jax.config import ModelConfig
+from nested_jax.errors import require
+from nested_jax.types import PyTree
+
+Tensors = dict[str, np.ndarray]
+BLOCK = "model.layers.{layer}."
+NORMS = {"norm": "input_layernorm.weight", "mlp_norm": "post_attention_layernorm.weight"}
+MLP = {"gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight"}
+HEADS = {name: f"self_attn.{name}_proj.weight" for name in ("q", "k", "v", "o")}
+
+
+def check_llama(cfg: ModelConfig) -> None:
+    """Raise for a model that the Llama layout cannot hold."""
+    require(cfg.block == "transformer", "model.block", cfg.block, "Llama holds a 'transformer'")
+    require(not cfg.qk_norm, "model.qk_norm", cfg.qk_norm, "Llama has no qk-norm")
+    require(cfg.window == 0, "model.window", cfg.window, "Llama has full attention, a window of 0")
+
+
+def llama_config(cfg: ModelConfig) -> dict[str, Any]:
+    """Return the `config.json` of the Llama model."""
+    check_llama(cfg)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.dim,
+        "intermediate_size": cfg.mlp_width,
+        "num_hidden_layers": cfg.layers,
+        "num_attention_heads": cfg.heads,
+        "num_key_value_heads": cfg.num_kv_heads,
+        "head_dim": cfg.head_width,
+        "hidden_act": "silu",
+        "max_position_embeddings": cfg.max_len,
+        "rms_norm_eps": cfg.norm_eps,
+        "rope_theta": cfg.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "dtype": "float32",
+    }
+
+
+def to_llama(params: PyTree, cfg: ModelConfig) -> Tensors:
+    """Return the tensors of `LlamaForCausalLM` by name, float32.
+
+    Raises:
+      ValueError: another block, qk-norm or a window.
+    """
+    check_llama(cfg)
+    embed = np.asarray(params["embed"])
+    tensors = {
+        "model.embed_tokens.weight": embed * math.sqrt(cfg.dim),
+        "model.norm.weight": np.asarray(params["norm"]),
+        "lm_head.weight": embed if cfg.tie_embeddings else np.asarray(params["head"]),
+    }
+    blocks = params["prefix"]
+    for layer in range(cfg.layers):
+        at = BLOCK.format(layer=layer)
+        for ours, theirs in NORMS.items():
+            tensors[at + theirs] = np.asarray(blocks[ours]["scale"][layer])
+        for ours, theirs in MLP.items():
+            tensors[at + theirs] = np.asarray(blocks["mlp"][ours][layer]).T
+        for ours, theirs in HEADS.items():
+            weight = np.asarray(blocks["mixer"][ours][layer])
+            rows = weight.shape[0] if ours != "o" else weight.shape[0] * weight.shape[1]
+            tensors[at + theirs] = weight.reshape(rows, -1).T
+    return {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
+
+
+def from_llama(
+    tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
+) -> tuple[PyTree, ModelConfig]:
+    """Return the parameters, and the model's configuration, of a `LlamaForCausalLM`.
+
+    Raises:
+      ValueError: another kind of model, biases, scaled rotary positions, a tensor that is missing.
+    """
+    kind = config.get("model_type")
+    require(kind == "llama", "model_type", kind, "wants 'llama'")
+    for name in ("attention_bias", "mlp_bias"):
+        require(not config.get(name), name, config.get(name), "our projections have no bias")
+    act = config.get("hidden_act", "silu")
+    require(act == "silu", "hidden_act", act, "wants 'silu'")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaling = rope.get("rope_type", "default")
+    require(scaling == "default", "rope_type", scaling, "wants 'default': positions as they are")
+    heads = config["num_attention_heads"]
+    cfg = ModelConfig(
+        block="transformer",
+        size="llama",
+        vocab_size=config["vocab_size"],
+        dim=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads", heads),
+        mlp_hidden=config["intermediate_size"],
+        max_len=config["max_position_embeddings"],
+        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
+        norm_eps=config["rms_norm_eps"],
+        tie_embeddings=False,
+    )
+    width = config.get("head_dim") or cfg.head_width
+    require(
+        width == cfg.head_width, "head_dim", width, f"wants hidden_size / heads = {cfg.head_width}"
+    )
+    return read_llama(tensors, cfg), cfg
+
+
+def read_llama(tensors: Mapping[str, np.ndarray], cfg: ModelConfig) -> PyTree:
+    def get(name: str) -> np.ndarray:
+        require(name in tensors, "tensor", name, f"is not among the {len(tensors)} of the file")
+        return np.asarray(tensors[name], np.float32)
+
+    def stack(name: str) -> np.ndarray:
+        return np.stack([get(BLOCK.format(layer=i) + name).T for i in range(cfg.layers)])
+
+    embed = get("model.embed_tokens.weight")
+    head = tensors.get("lm_head.weight", embed)  # tied: the head is the table
+    count = {"q": cfg.heads, "k": cfg.num_kv_heads, "v": cfg.num_kv_heads}
+    mixer = {
+        name: stack(HEADS[name]).reshape(cfg.layers, cfg.dim, heads, cfg.head_width)
+        for name, heads in count.items()
+    }
+    mixer["o"] = stack(HEADS["o"]).reshape(cfg.layers, cfg.heads, cfg.head_width, cfg.dim)
+    return {
+        "embed": embed / np.float32(math.sqrt(cfg.dim)),
+        "head": np.asarray(head, np.float32),
+        "norm": get("model.norm.weight"),
+        "prefix": {
+            "mixer": mixer,
+            "mlp": {ours: stack(theirs) for ours, theirs in MLP.items()},
+            **{ours: {"scale": stack(theirs)} for ours, theirs in NORMS.items()},
+        },
+    }
+
+
+def load_llama(folder: str | Path) -> tuple[PyTree, ModelConfig]:
+    """Return `from_llama` of a folder with config.json and *.safetensors.
+
+    Raises:
+      ValueError: no such files, safetensors is not installed, or as `from_llama`.
+    """
+    folder = Path(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    require(
+        bool(files) and (folder / "config.json").is_file(),
+        "folder",
+        str(folder),
+        "wants a config.json and *.safetensors",
+    )
+    library = import_safetensors()
+    tensors: Tensors = {}
+    for file in files:
+        tensors |= library.load_file(file)
+    return from_llama(tensors, json.loads((folder / "config.json").read_text("utf8")))
+
+
+def import_safetensors() -> Any:
+    try:
+        return importlib.import_module("safetensors.numpy")
+    except ImportError as error:
+        raise ValueError(
+            "safetensors is not installed; run `pip install nested-jax[hf]`"
+        ) from error

@@ -1,0 +1,1 @@
+"""The outer loop and its record: from a checked plan to a trained checkpoint."""

@@ -1,0 +1,58 @@
+"""The conditions under which a run is stopped because it makes no sense any more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from nested_jax.config import Config
+from nested_jax.train.plan import taught_levels
+from nested_jax.train.record import Meter
+
+WRITTEN_BY = 50  # steps after which every taught level has been written, or blocked
+
+
+class Diverged(Exception):
+    """The loss is not finite or worse than uniform, or too many updates were not finite."""
+
+
+class NotWritten(Exception):
+    """A level that was to be written was not."""
+
+
+def check_step(cfg: Config, step: int, metrics: Mapping[str, float]) -> None:
+    """Raise `Diverged` on a loss that is not finite, or too many bad updates in a row."""
+    if not math.isfinite(metrics["loss"]):
+        raise Diverged(f"step {step}: the loss is {metrics['loss']}")
+    bad, most = int(metrics["bad_updates_in_a_row"]), cfg.optim.max_bad_updates
+    if bad >= most:
+        raise Diverged(f"step {step}: {bad} updates in a row were not finite, the limit is {most}")
+
+
+def check_window(cfg: Config, step: int, meter: Meter) -> None:
+    """Raise if the mean loss since the last line is worse than uniform, or a level is not written.
+
+    Worse than uniform: above ln(vocabulary) + ``train.divergence_margin``, after the warm-up.
+    """
+    assert meter.train_loss is not None
+    limit = math.log(cfg.model.vocab_size) + cfg.train.divergence_margin
+    if step > cfg.optim.warmup_steps and meter.train_loss > limit:
+        raise Diverged(
+            f"step {step}: the loss is {meter.train_loss:.4f}, worse than ln(vocabulary) + "
+            f"train.divergence_margin = {limit:.4f}"
+        )
+    if cfg.train.check_writes and (step >= WRITTEN_BY or step == cfg.train.steps):
+        check_written(cfg, step, meter)
+
+
+def check_written(cfg: Config, step: int, meter: Meter) -> None:
+    """Raise `NotWritten` for a taught level with no write; writes that the gate blocked count."""
+    for level in taught_levels(cfg):
+        done = (meter.totals.get(f"teach/level{level}/{what}", 0) for what in ("writes", "blocked"))
+        if not sum(done):
+            raise NotWritten(
+                f"step {step}: CMS level {level} (period {cfg.model.cms.periods[level]}) was never "
+                "written, nor blocked by the surprise gate. Rows hold too few whole periods of a "
+                "document: lengthen data.seq_len, shorten the period, or leave the level out of "
+                "teach.levels"
+            )

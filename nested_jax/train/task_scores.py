@@ -1,0 +1,134 @@
+"""Exact scores of synthetic tasks: what the held-out loss is for text.
+
+Every spec of ``data.task.tests`` is scored on its own fixed test rows by its own rule
+(data/synthetic_task.py): a predicted symbol is an argmax, and counts only where it is asked for.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nested_jax.config import Config
+from nested_jax.data.packing import Row
+from nested_jax.data.synthetic.rows import SyntheticSource, task_of
+from nested_jax.data.synthetic.task import Example, Task
+from nested_jax.losses import token_loss, token_prediction
+from nested_jax.ops.chunking import aligned_grid, from_chunks, to_chunks
+from nested_jax.sharding import place_batch, process_rows, replicated
+from nested_jax.teach import teach
+from nested_jax.train.heldout import own_rows
+from nested_jax.train.plan import Plan
+from nested_jax.train.state import TrainState
+from nested_jax.types import Array, Batch, PyTree
+
+
+class Answers(NamedTuple):
+    """What a model answers to a batch of rows."""
+
+    predictions_BT: Array  # int32, the most likely symbol
+    loss_BT: Array  # float32, nats of the right one
+
+
+class TaskRows(NamedTuple):
+    """The fixed test rows of one spec."""
+
+    spec: str
+    task: Task
+    examples: list[Example]
+    batches: list[Row]  # this process's part of each; the last is filled up with empty rows
+
+
+class TaskScores:
+    """The test rows of a run's tasks, and how to score them."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.mesh = plan.mesh
+        self.tests = [read_test(plan, spec) for spec in plan.cfg.data.task.scored]
+        step = partial(answer_step, model=plan.model, cfg=plan.cfg)
+        self.answer_step = jax.jit(step, out_shardings=replicated(plan.mesh))
+
+    def score(self, state: TrainState) -> dict[str, float]:
+        """Return ``valid_loss``, of the first spec, and SPEC/FIELD for every spec.
+
+        FIELD is ``loss``, each of `synthetic_task.Scores`, and ``accuracy``, which is the one of
+        them that publications report for the task.
+        """
+        scores: dict[str, float] = {}
+        for test in self.tests:
+            for name, value in self.score_test(state, test).items():
+                scores[f"{test.spec}/{name}"] = value
+        return {"valid_loss": scores[f"{self.tests[0].spec}/loss"], **scores}
+
+    def score_test(self, state: TrainState, test: TaskRows) -> dict[str, float]:
+        answers = [
+            jax.device_get(self.answer_step(state, place_batch(self.mesh, batch)))
+            for batch in test.batches
+        ]
+        count, length = len(test.examples), test.task.length
+        predictions_NT, loss_NT = (
+            np.concatenate(parts)[:count, :length] for parts in zip(*answers, strict=True)
+        )
+        asked_NT = np.stack([example.weights_T for example in test.examples]) > 0
+        scores = test.task.score(predictions_NT, test.examples)._asdict()
+        accuracy = scores[test.task.metric]
+        return {"accuracy": accuracy, "loss": float(loss_NT[asked_NT].mean()), **scores}
+
+
+def read_test(plan: Plan, spec: str) -> TaskRows:
+    """Draw the ``data.valid_rows`` test rows of a spec; rows are as long as the task needs."""
+    data, align = plan.cfg.data, plan.cfg.align
+    task = task_of(spec)
+    source = SyntheticSource(
+        task, data.task.seed, -(-task.length // align) * align, data.valid_rows, "test"
+    )
+    own = process_rows(plan.mesh, plan.eval_rows)
+    batches = []
+    for first in range(0, len(source), plan.eval_rows):
+        batch = source.empty(plan.eval_rows)
+        for place in range(min(plan.eval_rows, len(source) - first)):
+            source.fill(batch, place, first + place)
+        batches.append(own_rows(batch, own))
+    examples = [task.example(data.task.seed, i, "test") for i in range(data.valid_rows)]
+    return TaskRows(spec, task, examples, batches)
+
+
+def answer_step(state: TrainState, batch: Batch, model: Any, cfg: Config) -> Answers:
+    return answer(model, state.params, batch, cfg)
+
+
+def answer(model: Any, params: PyTree, batch: Batch, cfg: Config) -> Answers:
+    """Return a model's answers to rows of one document each, [B, T].
+
+    With the inner loop on, a chunk is answered by the fast weights that the chunks before it left,
+    as in training; T is then a multiple of ``teach.chunk``.
+    """
+    size = model.cfg.loss_chunk
+    head_SD = model.head(params)
+    rows, tokens = batch.tokens_BT.shape
+    state = model.init_state(params, rows, capacity=tokens)
+    if not cfg.teaches:
+        _, h_BTD = model.read(params, state, batch.tokens_BT, origin="fresh")
+        loss_BT = token_loss(h_BTD, head_SD, batch.targets_BT, size)
+        return Answers(token_prediction(h_BTD, head_SD, size), loss_BT)
+
+    def chunk(state: PyTree, part: Batch) -> tuple[PyTree, Answers]:
+        _, h_BCD = model.read(params, state, part.tokens_BT)
+        state, taught = teach(
+            model,
+            params,
+            state,
+            part.tokens_BT,
+            part.targets_BT,
+            cfg.teach,
+            weights_BT=part.weights_BT,
+        )
+        return state, Answers(token_prediction(h_BCD, head_SD, size), taught.loss_BT)
+
+    grid = aligned_grid(rows, tokens, cfg.teach.chunk, None)
+    parts = Batch(*(to_chunks(grid, x) for x in batch))
+    _, answers = jax.lax.scan(chunk, state, parts)
+    return Answers(*(from_chunks(grid, x) for x in answers))

@@ -1,0 +1,64 @@
+"""A run that begins with the parameters of another one: ``train.init_from``.
+
+Only parameters are taken: step, optimizer state, data and random numbers begin anew, as a stage of
+continual learning or a fine-tuning wants it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from nested_jax.data.tokenizers.tokenizer import load_tokenizer
+from nested_jax.errors import require
+from nested_jax.train.checkpoint import FOLDER, load_checkpoint, saved_steps
+from nested_jax.train.plan import Plan
+from nested_jax.types import PyTree
+
+NAME = "train.init_from"
+
+
+def first_params(plan: Plan) -> PyTree | None:
+    """Return the parameters that a run begins with, placed; None where its seed makes them.
+
+    A run that has checkpoints of its own goes on from those.
+
+    Raises:
+      ValueError: no checkpoint there, another block kind, another tokenizer, or parameters of
+        other names or shapes.
+    """
+    source = plan.cfg.train.init_from
+    if not source or saved_steps(plan.workdir / FOLDER):
+        return None
+    require(Path(source).is_dir(), NAME, source, "wants the folder of a run or of a step")
+    params, cfg, _ = load_checkpoint(source)
+    want = f"wants a checkpoint of model.block={plan.cfg.model.block!r}, got {cfg.model.block!r}"
+    require(cfg.model.block == plan.cfg.model.block, NAME, source, want)
+    check_tokenizer(plan, Path(source).absolute())
+    check_shapes(plan, params)
+    return jax.device_put(params, jax.tree.map(lambda x: x.sharding, plan.abstract.params))
+
+
+def check_tokenizer(plan: Plan, source: Path) -> None:
+    """Raise if the checkpoint's symbols are not those of the data; ids of tasks have none."""
+    if plan.data.tokenizer_path is None:
+        return
+    run = source.parent.parent if source.parent.name == FOLDER else source
+    found = load_tokenizer(run / plan.data.tokenizer_path.name).hash
+    wanted = plan.data.tokenizer_sha256
+    want = f"has tokenizer {found[:12]}, the data {wanted[:12]}"
+    require(found == wanted, NAME, str(source), want)
+
+
+def check_shapes(plan: Plan, params: PyTree) -> None:
+    """Raise unless the parameters are those of the model, by name and shape."""
+    found, wanted = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (params, plan.abstract.params)
+    )
+    wrong = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    if wrong:
+        name = wrong[0]
+        want = f"has {name} of {found.get(name)}, the model wants {wanted.get(name)}"
+        require(False, NAME, plan.cfg.train.init_from, want)
