@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: unoptimised machine code saves a quarter of their time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # for `from helpers import ...`
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # launch, configs, eval
 
 import jax
 import pytest

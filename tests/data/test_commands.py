@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import synthetic_source
+from small_data import synthetic_source
 
 from nested_jax.config import DataConfig
 from nested_jax.data.__main__ import COMMANDS, main

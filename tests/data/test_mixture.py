@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_store, synthetic_source
+from small_data import make_store, synthetic_source
 
 from nested_jax.config import DataConfig
 from nested_jax.data.manifest import Manifest, SourceSpec

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_data import make_store
 
 from nested_jax.data.packing import PackedSource
 from nested_jax.data.shards import TokenStore

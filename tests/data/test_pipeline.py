@@ -96,7 +96,7 @@ def test_resume_continues_the_stream(resumable: TokenStore, steps: int, weighted
 
 @pytest.fixture(scope="module")
 def resumable(tmp_path_factory: pytest.TempPathFactory, tokenizer: object) -> TokenStore:
-    from conftest import make_store, synthetic_shards
+    from small_data import make_store, synthetic_shards
 
     return make_store(tmp_path_factory.mktemp("data"), tokenizer, synthetic_shards(tokenizer))
 

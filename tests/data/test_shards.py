@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_store, synthetic_source
+from small_data import make_store, synthetic_source
 
 from nested_jax.data.shards import INDEX, TokenStore, open_store, token_dtype
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer

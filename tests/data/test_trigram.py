@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 
 import pytest
-from conftest import synthetic_source
+from small_data import synthetic_source
 
 from nested_jax.data.trigram import trigram_bits_per_byte
 

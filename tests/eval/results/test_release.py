@@ -23,7 +23,7 @@ from nested_jax.train.checkpoint import Checkpoints, load_checkpoint, run_meta
 from nested_jax.train.integrity import seal, unseal
 from nested_jax.train.state import TrainState
 
-# Orbax leaves futures that are collected when they please; see tests/test_checkpoint.py.
+# Orbax leaves futures that are collected when they please; see tests/train/test_checkpoint.py.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 STEP = 3
 

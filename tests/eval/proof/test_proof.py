@@ -312,7 +312,7 @@ def test_plots_of_recall_have_every_test_of_a_case(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_cell_begins_with_the_run_before_it_wherever_that_lies(tmp_path: Path) -> None:
-    """What a run takes from there: tests/test_trainer.py."""
+    """What a run takes from there: tests/train/test_trainer.py."""
     first, cell = plan_cells(SUITES["formal"], CURRICULUM._replace(models=("transformer",)))
     out = tmp_path / "out"
     for one in (first, cell):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import synthetic_source
 from hypothesis import given
 from hypothesis import strategies as st
+from small_data import synthetic_source
 
 from nested_jax.data.tokenizers.tokenizer import (
     MAX_CHARS,

@@ -24,7 +24,7 @@ from nested_jax.train.task_scores import answer
 from nested_jax.train.trainer import train
 from nested_jax.types import Batch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PARITY = "formal,language=parity,max_length=12"
 LONGER = "formal,language=parity,min_length=13,max_length=21"
 

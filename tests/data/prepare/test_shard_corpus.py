@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import synthetic_source
+from small_data import synthetic_source
 
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.prepare.audit import document_lengths, stats
@@ -80,7 +80,7 @@ def spawn(corpus: Path, model: Path, folder: Path) -> subprocess.Popen[str]:
     """Start a sharder in a process of its own."""
     script = folder.parent / "sharder.py"
     script.write_text(SHARDER)
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     return subprocess.Popen(
         [sys.executable, str(script), *map(str, (corpus, model, folder, 1, BLOCK))],
         stdout=subprocess.PIPE,

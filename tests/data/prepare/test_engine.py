@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import synthetic_source
+from small_data import synthetic_source
 
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.prepare.engine import EngineOptions, copy_store, run_engine

@@ -26,7 +26,7 @@ print("root", store.root)
 
 
 def start_builder(library: Path, cache: Path) -> subprocess.Popen[str]:
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     return subprocess.Popen(
         [sys.executable, "-c", BUILDER, str(library), str(cache)],
         stdout=subprocess.PIPE,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import WORDS
+from small_data import WORDS
 
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.prepare import dedupe

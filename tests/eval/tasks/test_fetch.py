@@ -145,7 +145,7 @@ def test_the_real_package_reads_copies_of_the_repositories(tmp_path):
         # With a cache of its own each: `datasets` takes from its cache what it cannot reach.
         environ = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / f"{next(homes)}")}
         command = [sys.executable, *map(str, words)]
-        where = Path(__file__).resolve().parents[2]
+        where = Path(__file__).resolve().parents[3]
         return subprocess.run(
             command, cwd=where, env=environ, capture_output=True, text=True, check=False
         )

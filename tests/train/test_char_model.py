@@ -28,7 +28,7 @@ from nested_jax.train.state import create_state, place_state
 from nested_jax.train.step import make_program, train_step
 from nested_jax.train.trainer import train
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PERIODS = (1, 2, 4)
 STEPS = 8
 

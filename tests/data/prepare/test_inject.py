@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import synthetic_source
 from hypothesis import given
 from hypothesis import strategies as st
+from small_data import synthetic_source
 
 from nested_jax.data.prepare.inject import (
     FORMS,
