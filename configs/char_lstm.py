@@ -48,6 +48,7 @@ def _char(cfg: ml_collections.ConfigDict) -> None:
     cfg.model.remat = "none"
     cfg.model.loss_chunk = 0
     cfg.data.seq_len = 512
+    cfg.data.align = 64  # documents start at multiples of it, whether levels are written or not
     cfg.data.valid_rows = 512  # 262,144 characters, as batch_size streams
     cfg.train.batch_size = 64
     cfg.train.steps = 10_000

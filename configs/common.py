@@ -149,6 +149,7 @@ def _large(cfg: ml_collections.ConfigDict) -> None:
     cfg.model.compute_dtype = "bfloat16"  # matrix products; state and losses stay float32
     cfg.model.remat = "dots"  # recompute all but matrix products
     cfg.data.seq_len = 2048
+    cfg.data.align = 128  # tokens at whose multiples documents start, for every block kind
     cfg.data.valid_rows = 512
     cfg.train.steps = 20_000
     cfg.train.batch_size = 128

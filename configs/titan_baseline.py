@@ -23,6 +23,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     cfg.model.window = {"test": 24, "smoke": 128}.get(size, 512)  # of titans_mag and titans_mal
     cfg.model.memory = ml_collections.ConfigDict()
     cfg.model.memory.chunk = 16 if size == "test" else 64  # tokens between gradient boundaries
-    cfg.model.memory.segment = {"test": 32, "smoke": 128}.get(size, 256)  # of titans_mac
+    # Of titans_mac; divides data.align, which is the same for every model of a size.
+    cfg.model.memory.segment = {"test": 32, "smoke": 64}.get(size, 128)
     cfg.teach.mode = "off"
     return common.finish(cfg, fields)

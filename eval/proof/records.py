@@ -29,6 +29,8 @@ SUMMARY = (
     "device",
     "git_commit",
     "versions",
+    "valid_text_sha256",
+    "train_order_sha256",
 )
 VERSIONS = ("python", "jax", "flax")
 DIGITS = 6  # significant ones, of the numbers of a record

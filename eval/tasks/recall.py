@@ -88,7 +88,7 @@ def resized(task: Synthetic, tokens: int, subject: Subject) -> Synthetic:
 def answered(subject: Subject, task: Synthetic, samples: int, seed: int) -> list[dict[str, Any]]:
     """Return what is kept of each test row: answers that are right, and their nats."""
     cfg, reader = subject.cfg, subject.model_reader
-    width = -(-task.length // cfg.align) * cfg.align
+    width = -(-task.length // cfg.chunk) * cfg.chunk
     source = SyntheticSource(task, cfg.data.task.seed + seed, width, samples, "test")
     size = subject.scorer.rows(width)
     step = jax.jit(partial(answer, reader.model, cfg=cfg))

@@ -125,7 +125,8 @@ class DataConfig:
     tokenizer: Literal["sentencepiece", "char"] = "sentencepiece"  # pieces, or characters
     mode: Literal["rows", "stream"] = "rows"  # shuffled rows, or contiguous streams of text
     seq_len: int = 512  # tokens a row
-    align: int = 0  # documents start at multiples of it in a row; 0 takes the model's largest chunk
+    align: int = 0  # documents start at multiples of it in a row; 0: the most that divides
+    # 64 and seq_len. Every chunk of a model divides it; equal for all models that are compared
     segments: tuple[str, ...] = ()  # segments of the source that are used; () is all
     weights: tuple[float, ...] = ()  # sampling weight of each; () is in proportion to tokens
     read_threads: int = 2  # threads that read rows
@@ -159,6 +160,14 @@ class DataConfig:
     @property
     def is_synthetic(self) -> bool:
         return self.source == "synthetic"
+
+    @property
+    def row_align(self) -> int:
+        """Tokens at whose multiples documents start in a row, whatever the model.
+
+        A row of a synthetic task is one document.
+        """
+        return self.align or (self.seq_len if self.is_synthetic else math.gcd(64, self.seq_len))
 
 
 @dataclass(frozen=True)
@@ -232,14 +241,8 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
-        align = self.align
-        require(
-            self.data.seq_len % align == 0,
-            "data.seq_len",
-            self.data.seq_len,
-            f"must be a multiple of the chunk, {align} tokens (of teach, memory and data.align)",
-        )
         check_teach(self.model, self.teach)
+        self._check_align()
         self._check_stream()
         self._check_answers()
         require(
@@ -254,6 +257,27 @@ class Config:
             "cudnn",
             "is differentiable once; the inner loop differentiates twice and wants 'xla'",
         )
+
+    def _check_align(self) -> None:
+        data, align = self.data, self.align
+        require(
+            data.seq_len % align == 0,
+            "data.seq_len",
+            data.seq_len,
+            f"must be a multiple of data.align={align}",
+        )
+        chunks = {"model.memory (chunks and segments)": self.model.memory_chunk}
+        if self.teaches:
+            chunks["teach.chunk"] = self.teach.chunk
+        field = "data.seq_len" if data.is_synthetic and not data.align else "data.align"
+        for name, chunk in chunks.items():
+            require(
+                align % chunk == 0,
+                field,
+                align,
+                f"must be a multiple of {name}={chunk}; rows are cut by it, so give the same "
+                "value to every model that is compared with this one",
+            )
 
     def _check_stream(self) -> None:
         model, carry = self.model, self.train.carry
@@ -289,9 +313,13 @@ class Config:
 
     @property
     def align(self) -> int:
-        """Tokens to whose multiples documents are aligned: every chunk of the model divides it."""
-        taught = self.teach.chunk if self.teaches else 1
-        return math.lcm(self.data.align or 1, taught, self.model.memory_chunk)
+        """Tokens at whose multiples documents start: of the data alone, see `DataConfig`."""
+        return self.data.row_align
+
+    @property
+    def chunk(self) -> int:
+        """Tokens to whose multiples the model wants its rows padded: all its chunks divide it."""
+        return math.lcm(self.teach.chunk if self.teaches else 1, self.model.memory_chunk)
 
     @property
     def teaches(self) -> bool:

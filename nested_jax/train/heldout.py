@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from nested_jax.config import DataConfig
+from nested_jax.data.identity import valid_text_sha256
 from nested_jax.data.packing import Row
 from nested_jax.data.pipeline import open_data, target_bytes, valid_batches
 from nested_jax.data.shards import TokenStore
@@ -34,6 +35,7 @@ class HeldOut:
         cfg, self.mesh = plan.cfg, plan.mesh
         batches = valid_batches(cfg.data, batch_size=plan.eval_rows, align=cfg.align)
         self.bytes = target_bytes(batches, plan.data.piece_byte_lengths)
+        self.sha256 = valid_text_sha256(batches, cfg.data.mode, plan.data.piece_byte_lengths)
         rows = process_rows(plan.mesh, plan.eval_rows)
         self.batches = [own_rows(batch, rows) for batch in batches]
         self.characters = target_bytes(batches, piece_characters(plan))

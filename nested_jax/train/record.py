@@ -36,6 +36,8 @@ class Summary(NamedTuple):
     versions: dict[str, str]
     device: str
     git_commit: str | None
+    valid_text_sha256: str  # of the rows that are scored, see data/identity.py
+    train_order_sha256: str  # of the rows that are trained on, in their order
     scores: dict[str, float]  # of the last evaluation beside the loss: tasks and evaluators
 
 

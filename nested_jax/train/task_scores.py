@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from nested_jax.config import Config
+from nested_jax.data.identity import valid_tasks_sha256
 from nested_jax.data.packing import Row
 from nested_jax.data.synthetic.rows import SyntheticSource, task_of
 from nested_jax.data.synthetic.task import Example, Task
@@ -48,6 +49,7 @@ class TaskScores:
     def __init__(self, plan: Plan) -> None:
         self.mesh = plan.mesh
         self.tests = [read_test(plan, spec) for spec in plan.cfg.data.task.scored]
+        self.sha256 = valid_tasks_sha256((test.task, test.examples) for test in self.tests)
         step = partial(answer_step, model=plan.model, cfg=plan.cfg)
         self.answer_step = jax.jit(step, out_shardings=replicated(plan.mesh))
 
@@ -80,10 +82,10 @@ class TaskScores:
 
 def read_test(plan: Plan, spec: str) -> TaskRows:
     """Draw the ``data.valid_rows`` test rows of a spec; rows are as long as the task needs."""
-    data, align = plan.cfg.data, plan.cfg.align
+    data, chunk = plan.cfg.data, plan.cfg.chunk
     task = task_of(spec)
     source = SyntheticSource(
-        task, data.task.seed, -(-task.length // align) * align, data.valid_rows, "test"
+        task, data.task.seed, -(-task.length // chunk) * chunk, data.valid_rows, "test"
     )
     own = process_rows(plan.mesh, plan.eval_rows)
     batches = []

@@ -20,6 +20,7 @@ import jax
 from nested_jax import machine
 from nested_jax.config import Config
 from nested_jax.config.schema import to_dict
+from nested_jax.data.identity import train_order_sha256
 from nested_jax.data.pipeline import make_train_iterator
 from nested_jax.errors import require
 from nested_jax.sharding import place_batch, replicated
@@ -86,11 +87,15 @@ class Run:
         self.state = self.first_state(restored, params)
         self.step = self.first = self.lap_step = int(self.state.step)
         self.meter = Meter(**restored.meta["meter"]) if restored else Meter()
+        order: Any = {
+            "batch_size": self.train.batch_size,
+            "align": plan.cfg.align,
+            "seed": plan.cfg.seed,
+        }
+        self.train_order = train_order_sha256(plan.cfg.data, **order)
         self.batches = make_train_iterator(
             plan.cfg.data,
-            batch_size=self.train.batch_size,
-            align=plan.cfg.align,
-            seed=plan.cfg.seed,
+            **order,
             process_index=plan.rows.part,
             process_count=plan.rows.parts,
         )
@@ -205,17 +210,28 @@ class Run:
         for tracker in self.trackers:
             tracker.log(line, line["step"])
 
-    def evaluate(self) -> None:
-        """Score the held-out set and run the evaluators; a line of the log."""
+    def open_held_out(self) -> HeldOut | TaskScores:
+        """Return the held-out set, which is read once."""
         if self.held_out is None:
             kind = TaskScores if self.plan.cfg.data.is_synthetic else HeldOut
             self.held_out = kind(self.plan)
-        scores = self.held_out.score(self.state)
+        return self.held_out
+
+    def identity(self) -> dict[str, str]:
+        """Return what compared runs have in common: the text scored, and the order trained in."""
+        return {
+            "valid_text_sha256": self.open_held_out().sha256,
+            "train_order_sha256": self.train_order,
+        }
+
+    def evaluate(self) -> None:
+        """Score the held-out set and run the evaluators; a line of the log."""
+        scores = self.open_held_out().score(self.state)
         self.display.say(f"step {self.step}  {describe(scores)}")
         for evaluator in self.evaluators:
             scores |= evaluator(self.plan.model, self.state.params, self.plan.cfg, self.step)
         self.meter.valid = {"step": self.step, **scores}
-        self.write(self.meter.valid)
+        self.write({**self.meter.valid, **self.identity()})
 
     def save(self) -> None:
         """Write a checkpoint, after the log lines that belong before it are on disk."""
@@ -249,6 +265,7 @@ class Run:
             versions=machine.versions(),
             device=machine.device_name(),
             git_commit=machine.git_commit(),
+            **self.identity(),
             scores={name: x for name, x in meter.valid.items() if name not in NOT_SCORES},
         )
         if jax.process_index() == 0:

@@ -66,13 +66,59 @@ def teaching(**fields):
 
 
 def test_chunks_must_fit():
-    with pytest.raises(ValueError, match="must be a multiple of the chunk, 64"):
+    with pytest.raises(ValueError, match=r"data\.align=4: must be a multiple of teach\.chunk=64"):
         from_config_dict(teaching() | {"data": {"seq_len": 100}})
+    with pytest.raises(ValueError, match=r"data\.seq_len=100: must be a multiple of data\.align=8"):
+        from_config_dict({"data": {"seq_len": 100, "align": 8}})
     with pytest.raises(ValueError, match="must divide the fastest period"):
         from_config_dict(teaching(chunk=48) | {"data": {"seq_len": 96}})
     with pytest.raises(ValueError, match="wants indices below 2"):
         from_config_dict(teaching(levels=(2,)))
-    assert from_config_dict(teaching(chunk=32)).align == 32
+
+
+@pytest.mark.parametrize(
+    ("data", "want"),
+    [
+        ({"seq_len": 512}, 64),
+        ({"seq_len": 96}, 32),
+        ({"seq_len": 33}, 1),
+        ({"seq_len": 512, "align": 128}, 128),
+        ({"seq_len": 512, "align": 1}, 1),
+    ],
+)
+def test_rows_are_cut_by_the_data_alone(data, want):
+    plain = from_config_dict({"data": data})
+    written = {"model": {"block": "hope_attention", "cms": {"periods": (128,)}}}
+    chunk = min(want, 16)
+    for teach in ({"mode": "off"}, {"mode": "exact", "chunk": chunk}):
+        assert from_config_dict(written | {"teach": teach, "data": data}).align == want
+    assert plain.align == want
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (teaching(chunk=32) | {"data": {"align": 16}}, r"data\.align=16: .*teach\.chunk=32;"),
+        (
+            {"model": {"block": "titans_lmm", "memory": {"chunk": 48}}},
+            r"data\.align=64: .*model\.memory \(chunks and segments\)=48; .* every model",
+        ),
+        (
+            {"model": {"block": "titans_mac", "memory": {"chunk": 64, "segment": 128}}},
+            r"data\.align=64: .*\(chunks and segments\)=128; .* every model",
+        ),
+        (
+            {
+                "model": {"block": "titans_lmm", "memory": {"chunk": 16}},
+                "data": {"source": "synthetic", "seq_len": 40, "task": {"train": ("copy",)}},
+            },
+            r"data\.seq_len=40: must be a multiple of model\.memory",
+        ),
+    ],
+)
+def test_a_chunk_that_no_alignment_of_the_data_fits_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        from_config_dict(fields)
 
 
 def test_types_convert_without_loss():

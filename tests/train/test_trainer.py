@@ -90,6 +90,9 @@ def test_a_run_leaves_what_it_should(undisturbed: tuple[Path, Summary], data: Pa
     scored = [line for line in lines if "valid_loss" in line]
     assert [line["step"] for line in scored] == [6, 12]
     assert scored[1]["valid_bits_per_byte"] == summary.valid_bits_per_byte
+    for name in ("valid_text_sha256", "train_order_sha256"):
+        assert len(getattr(summary, name)) == 64
+        assert {line[name] for line in scored} == {getattr(summary, name)}
     # Bits a byte and nats a token of one set of targets: a few bytes a token.
     bytes_a_token = summary.valid_loss / math.log(2) / summary.valid_bits_per_byte
     assert 1.0 < bytes_a_token < 8.0
@@ -98,7 +101,8 @@ def test_a_run_leaves_what_it_should(undisturbed: tuple[Path, Summary], data: Pa
 def test_summary_has_exactly_the_documented_fields(undisturbed: tuple[Path, Summary]) -> None:
     fields = (
         "step train_loss valid_loss valid_bits_per_byte parameters tokens seconds tokens_per_s "
-        "peak_memory_bytes writes versions device git_commit scores"
+        "peak_memory_bytes writes versions device git_commit valid_text_sha256 "
+        "train_order_sha256 scores"
     )
     assert list(json.loads((undisturbed[0] / "summary.json").read_text())) == fields.split()
 
