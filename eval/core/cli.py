@@ -1,21 +1,43 @@
-"""The form that every task has: common flags, one result, its JSON, Markdown and plots."""
+"""The form that every command has. A task is scored on a checkpoint and leaves one result.
+
+A module of `FOLDERS` with a `TASK` is a task, one with a `COMMAND` any other command. They are
+found by looking into the folders: a new file is a new command, and no list has to know of it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import pkgutil
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.core import memory
 from eval.core.datasets import DataRoot
+from eval.core.flags import OUT, Flag, check_out, flag, parser_for, split_rest
+from eval.core.memory_options import MEMORY_FLAGS, memorize_options
 from eval.core.report import markdown
 from eval.core.subject import Subject, load_subject, parse_mesh
 from nested_jax import machine
 from nested_jax.errors import require
 from nested_jax.train.record import write_json
+
+FOLDERS = ("tasks", "harness", "results", "proof")  # of eval
+COMMON = (
+    flag("--checkpoint", help="a workdir, or its checkpoints/STEP", type=Path),
+    OUT,
+    flag("--save-items", False, "keep every item in --out"),
+    flag("--plots", help="folder for plots (wants matplotlib)", type=Path),
+    flag("--data-root", help="folder of the data files", type=Path),
+    flag("--seed", 0, "of everything that is drawn", least=0),
+    flag("--max-samples", 0, "items per group; 0 is all", least=0),
+    flag("--batch-size", 32, "rows of a batch", least=1),
+    flag("--batch-tokens", 16_384, "tokens of a batch", least=1),
+    flag("--mesh", "1,1,1", "DATA,FSDP,MODEL; -1 takes what is left"),
+)
 
 
 class Findings(NamedTuple):
@@ -28,84 +50,93 @@ class Findings(NamedTuple):
     metrics: dict[str, dict[str, Any]]
     items: list[dict[str, Any]]  # each has an "id", and "group"
     memorize: dict[str, Any] | None = None
-    plot: Callable[[Path], list[Path]] | None = None  # into a folder
 
 
 class Task(NamedTuple):
-    """A task: how it is called, and what it does."""
+    """What is measured on a checkpoint."""
 
     name: str
+    help: str  # one line, for the list of commands
     doc: str | None
-    add_flags: Callable[[argparse.ArgumentParser], None]
+    flags: tuple[Flag, ...]
     evaluate: Callable[[Subject, argparse.Namespace], Findings]
+    plot: Callable[[Path, Findings], list[Path]] | None = None  # into a folder
     memorizes: bool = True
 
+    def parser(self) -> argparse.ArgumentParser:
+        written = [("test-time memorization", MEMORY_FLAGS)] if self.memorizes else []
+        groups = [("", (*COMMON, *self.flags)), *written]
+        return parser_for(self.name, self.doc, groups)
 
-def plain_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser without flags, whose help is `doc`."""
-    return argparse.ArgumentParser(
-        prog=f"python -m eval {name}",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Return the flags of a command line, each in its range; nothing is loaded.
 
+        Raises:
+          ValueError: no checkpoint, a number out of its range, an --out that is a folder.
+        """
+        flags = self.parser().parse_args(arguments)
+        wanted = "wants a workdir, runs/NAME, or one of its checkpoints/STEP"
+        require(flags.checkpoint is not None, "--checkpoint", None, wanted)
+        for each in (*COMMON, *self.flags):
+            each.check(flags)
+        check_out(flags)
+        if self.memorizes:
+            memorize_options(flags)
+        return flags
 
-def parser_of(task: Task) -> argparse.ArgumentParser:
-    parser = plain_parser(task.name, task.doc)
-    add_common_flags(parser)
-    if task.memorizes:
-        memory.add_flags(parser)
-    task.add_flags(parser)
-    return parser
-
-
-def split_rest(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments before and behind the first ``--``."""
-    words = list(arguments)
-    at = words.index("--") if "--" in words else len(words)
-    return words[:at], words[at + 1 :]
-
-
-def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, help="a workdir, or its checkpoints/STEP")
-    parser.add_argument("--out", type=Path, help="JSON file of the result")
-    parser.add_argument("--save-items", action="store_true", help="keep every item in --out")
-    parser.add_argument("--plots", type=Path, help="folder for plots (wants matplotlib)")
-    parser.add_argument("--data-root", type=Path, help="folder of the data files")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
-    parser.add_argument("--max-samples", type=int, default=0, help="items a group; 0 is all")
-    parser.add_argument("--batch-size", type=int, default=32, help="rows of a batch")
-    parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens of a batch")
-    parser.add_argument("--mesh", default="1,1,1", help="DATA,FSDP,MODEL; -1 takes what is left")
+    def run(self, arguments: Sequence[str]) -> int:
+        """Evaluate, write --out and --plots, print Markdown."""
+        flags = self.parse(arguments)
+        result = evaluate(self, subject_of(flags), flags)
+        kept = {k: v for k, v in result.items() if k != "items" or flags.save_items}
+        write_out(flags.out, kept)
+        print(markdown(result))
+        return 0
 
 
-def run_task(task: Task, arguments: Sequence[str]) -> int:
-    """Run a task from its command line: evaluate, write --out and --plots, print Markdown."""
-    flags = parser_of(task).parse_args(arguments)
-    check_common(flags)
-    result = evaluate(task, subject_of(flags), flags)
-    write_result(result, flags)
-    return 0
+class Command(NamedTuple):
+    """A command that is no task."""
+
+    name: str
+    help: str
+    doc: str | None
+    flags: tuple[Flag, ...]
+    act: Callable[[argparse.Namespace], int]
+    takes_rest: bool = False  # arguments after ``--``, as ``flags.rest``
+
+    def run(self, arguments: Sequence[str]) -> int:
+        own, rest = split_rest(arguments) if self.takes_rest else (arguments, [])
+        flags = parser_for(self.name, self.doc, [("", self.flags)]).parse_args(own)
+        for each in self.flags:
+            each.check(flags)
+        flags.rest = rest
+        return self.act(flags)
 
 
-def check_common(flags: argparse.Namespace) -> None:
-    """Raise unless the common flags make sense, before anything is loaded."""
-    wanted = "wants a workdir, runs/NAME, or one of its checkpoints/STEP"
-    require(flags.checkpoint is not None, "--checkpoint", None, wanted)
-    require(flags.max_samples >= 0, "--max-samples", flags.max_samples, "wants 0 (all) or more")
-    for name in ("batch_size", "batch_tokens"):
-        value = getattr(flags, name)
-        require(value >= 1, f"--{name.replace('_', '-')}", value, "wants at least 1")
-    if flags.out is not None:
-        require(not flags.out.is_dir(), "--out", str(flags.out), "is a folder, wants a file")
-    if "memorize" in flags:
-        memory.from_flags(flags)
+@cache
+def commands() -> dict[str, Task | Command]:
+    """Return all commands by name."""
+    found: dict[str, Task | Command] = {}
+    for folder in FOLDERS:
+        package = importlib.import_module(f"eval.{folder}")
+        for entry in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            module = vars(importlib.import_module(entry.name))
+            record = module.get("COMMAND", module.get("TASK"))
+            if record is not None:
+                assert record.name not in found, f"two commands are called {record.name}"
+                found[record.name] = record
+    return found
 
 
-def subject_of(flags: argparse.Namespace) -> Subject:
+def tasks() -> dict[str, Task]:
+    """Return the tasks among the commands."""
+    return {name: found for name, found in commands().items() if isinstance(found, Task)}
+
+
+def subject_of(flags: argparse.Namespace, path: Path | None = None) -> Subject:
+    """Load --checkpoint, or another one in the same way."""
     return load_subject(
-        flags.checkpoint,
+        path or flags.checkpoint,
         mesh=parse_mesh(flags.mesh),
         batch_size=flags.batch_size,
         batch_tokens=flags.batch_tokens,
@@ -128,16 +159,15 @@ def evaluate(task: Task, subject: Subject, flags: argparse.Namespace) -> dict[st
         "git_commit": machine.git_commit(),
         "items": found.items,
     }
-    if flags.plots is not None and found.plot is not None:
-        result["plots"] = [str(path) for path in found.plot(flags.plots)]
+    if flags.plots is not None and task.plot is not None:
+        result["plots"] = [str(path) for path in task.plot(flags.plots, found)]
     return result
 
 
 def options_of(flags: argparse.Namespace) -> dict[str, Any]:
     """Return the flags that decide the numbers, and those that were given."""
     skip = ("checkpoint", "out", "plots", "save_items")
-    found = {k: v for k, v in vars(flags).items() if k not in skip}
-    return {k: names(v) for k, v in found.items()}
+    return {k: names(v) for k, v in vars(flags).items() if k not in skip}
 
 
 def names(value: Any) -> Any:
@@ -147,13 +177,11 @@ def names(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def write_result(result: dict[str, Any], flags: argparse.Namespace) -> None:
-    """Write --out, items only with --save-items, and print the summary."""
-    kept = result if flags.save_items else {k: v for k, v in result.items() if k != "items"}
-    if flags.out is not None:
-        flags.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(flags.out, json.loads(json.dumps(kept)))
-    print(markdown(result))
+def write_out(file: Path | None, content: dict[str, Any]) -> None:
+    """Write the JSON of --out, where it was given."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, json.loads(json.dumps(content)))
 
 
 def data_root(flags: argparse.Namespace) -> DataRoot:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.core.errors import NotWrittenError
+from eval.core.memory_options import MemorizeOptions, memorize_options
 from eval.core.memory_paths import (
     SEQUENCE,
     choose_layers,
@@ -33,68 +34,10 @@ from eval.core.requests import PIECE, bucket, pad, pieces
 from eval.core.scoring import Scorer
 from eval.core.subject import Subject
 from nested_jax.config import TeachConfig
-from nested_jax.errors import require
 from nested_jax.models.lm import LanguageModel
 from nested_jax.models.state import State
 from nested_jax.teach import flush, teach
 from nested_jax.types import Array, PyTree
-
-
-@dataclass(frozen=True)
-class MemorizeOptions:
-    """What the flags ask for; see `add_flags`."""
-
-    on: bool = False
-    steps: int = 1
-    use_correct_answer: bool = False
-    reset: bool = True
-    paths: str = "all"
-    layers: str = "all"
-    surprise_threshold: float | None = None
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("test-time memorization")
-    group.add_argument("--memorize", action="store_true", help="also score after writing memories")
-    group.add_argument("--memorize-steps", type=int, default=1, help="times a text is written")
-    group.add_argument(
-        "--memorize-use-correct-answer",
-        action="store_true",
-        help="write the answer too: leakage, and marked as such",
-    )
-    group.add_argument(
-        "--memorize-no-reset",
-        action="store_true",
-        help="carry the memories from item to item, in the order of the items",
-    )
-    group.add_argument("--memorize-paths", default="all", help="all, or some of titan,cms_fast,...")
-    group.add_argument("--memorize-layers", default="all", help="all, last, or indices as in 0,-1")
-    group.add_argument(
-        "--memorize-surprise-threshold",
-        type=float,
-        help="chunks of less surprise are not written (default: as trained)",
-    )
-
-
-def from_flags(flags: argparse.Namespace) -> MemorizeOptions:
-    """Return the options.
-
-    Raises:
-      ValueError: fewer than 1 step, or memorize flags without --memorize.
-    """
-    require(flags.memorize_steps >= 1, "--memorize-steps", flags.memorize_steps, "wants 1 or more")
-    options = MemorizeOptions(
-        flags.memorize,
-        flags.memorize_steps,
-        flags.memorize_use_correct_answer,
-        not flags.memorize_no_reset,
-        flags.memorize_paths,
-        flags.memorize_layers,
-        flags.memorize_surprise_threshold,
-    )
-    plain = options.on or options == MemorizeOptions()
-    require(plain, "--memorize", False, "other --memorize flags are given; give it too")
-    return options
 
 
 class Written(NamedTuple):
@@ -315,6 +258,12 @@ class Memorizer:
         if not self.available:
             report["note"] = "nothing to write: this model has no memory that outlives a text"
         return report
+
+
+def memorizer_of(subject: Subject, flags: argparse.Namespace) -> Memorizer | None:
+    """Return what writes for the flags; None without --memorize."""
+    options = memorize_options(flags)
+    return Memorizer(subject, options) if options.on else None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
-from eval.core.cli import Findings, Task, data_root, run_task, split_rest
+from eval.core.cli import Findings, Task, data_root
+from eval.core.flags import flag, split_rest
 from eval.core.reader import Draw
 from eval.core.requests import Request, encode_pair
 from eval.core.subject import Subject, load_subject, parse_mesh
@@ -170,30 +171,30 @@ def register() -> type:
     return found
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tasks", default="hellaswag,arc_easy", help="see --list-tasks of zeroshot"
-    )
-    parser.add_argument("--num-fewshot", type=int, default=0, help="examples before each question")
-    parser.add_argument("--too-long", default="error", help="error, or left: cut contexts there")
-
-
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
-    require(flags.num_fewshot >= 0, "--num-fewshot", flags.num_fewshot, "wants 0 or more")
     names = choose_local(flags.tasks)
     model = register()(subject, too_long=flags.too_long)
     return Findings(*run_local(model, names, data_root(flags), flags))
 
 
-def main(arguments: list[str]) -> int:
-    own, rest = split_rest(arguments)
-    if not rest:
-        return run_task(TASK, own)
-    require(not own, "arguments", " ".join(own), "wants nothing before the -- of lm_eval's own")
-    register()
-    sys.argv = ["lm_eval", *rest]
-    import_harness("lm_eval.__main__").cli_evaluate()
-    return 0
+class Harness(Task):
+    """A task, or with words after ``--`` the harness's own command line."""
+
+    def run(self, arguments: Sequence[str]) -> int:
+        own, rest = split_rest(arguments)
+        if not rest:
+            return super().run(own)
+        require(not own, "arguments", " ".join(own), "wants nothing before the -- of lm_eval's own")
+        register()
+        sys.argv = ["lm_eval", *rest]
+        import_harness("lm_eval.__main__").cli_evaluate()
+        return 0
 
 
-TASK = Task("harness", __doc__, add_flags, evaluate, memorizes=False)
+FLAGS = (
+    flag("--tasks", "hellaswag,arc_easy", "see --list-tasks of zeroshot"),
+    flag("--num-fewshot", 0, "examples before each question", least=0),
+    flag("--too-long", "error", "left: cut contexts there", choices=("error", "left")),
+)
+HELP = "the same checkpoint in lm-evaluation-harness"
+TASK = Harness("harness", HELP, __doc__, FLAGS, evaluate, memorizes=False)

@@ -11,9 +11,9 @@ from typing import Any
 
 from eval.core.datasets import DataRoot
 from eval.core.errors import import_extra
+from eval.core.flags import choose
 from eval.tasks.perplexity import SEGMENTS, documents
 from eval.tasks.zeroshot_files import TASKS, ZeroShot
-from nested_jax.errors import require
 
 SPLIT = "test"  # what every file is called inside the harness
 RATES = ("acc", "acc_norm")
@@ -31,11 +31,7 @@ def choose_local(text: str) -> list[str]:
     Raises:
       ValueError: an unknown name, with the known ones.
     """
-    known = (*TASKS, *SEGMENTS)
-    names = list(known) if text == "all" else [name.strip() for name in text.split(",")]
-    for name in names:
-        require(name in known, "--tasks", name, f"wants all, or some of {', '.join(known)}")
-    return names
+    return choose(text, (*TASKS, *SEGMENTS), "--tasks")
 
 
 def run_local(

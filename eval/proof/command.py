@@ -1,20 +1,5 @@
 """Show that memories learn: ``python -m eval proof --suite SUITE``.
 
-    --suite NAME           repeatable; default formal and mqar
-    --quick | --full       the budget: minutes on two cores | the papers' settings, for a GPU
-    --out DIR              where the cells run, in DIR/SUITE-BUDGET (default runs/proof)
-    --jobs N               cells at once, the cores divided among them (one a core, 2 at
-                           most; 1 on an accelerator)
-    --model NAME           only these models, repeatable; likewise --case, --rate and --seed,
-                           which may also be a further one; cells that those go on from run first
-    --text FOLDER          plain text for the cells on real text (default: the embedded one)
-    --report FILE          Markdown with the tables (default docs/results.md); plots lie beside it
-    --records DIR          finished cells as lines of JSON, DIR/SUITE-BUDGET.jsonl: those are not
-                           run again and stand in the tables; what runs here is added
-    --retry                run cells that failed once more
-    --list                 print the cells and their parameters, run nothing
-    --tables               write the tables of what has run, run nothing
-
 A cell is an ordinary workdir of launch.py. A finished one is not run again, an interrupted one goes
 on from its checkpoint; the tables are written from the files of the runs, after every cell. Several
 drivers may share a folder.
@@ -40,7 +25,9 @@ from typing import Any
 
 import jax
 
+from eval.core.cli import Command
 from eval.core.errors import ROOT
+from eval.core.flags import flag
 from eval.proof.cells import (
     Cell,
     Result,
@@ -102,9 +89,9 @@ class Proof:
         return read_records(self.records, cells) if self.records else {}
 
 
-def main(arguments: Sequence[str]) -> int:
-    flags = parse(arguments)
-    require(flags.jobs >= 0, "--jobs", flags.jobs, "wants 0 (automatic) or more")
+def act(flags: argparse.Namespace) -> int:
+    require(not (flags.quick and flags.full), "--quick", True, "wants one of --quick and --full")
+    flags.mode = "quick" if flags.quick else "full" if flags.full else "default"
     # Counting parameters must not take the accelerator from the cells.
     jax.config.update("jax_platforms", "cpu")
     proofs = [proof_of(name, flags) for name in flags.suite or DEFAULT]
@@ -139,33 +126,6 @@ def perform(proof: Proof, planned: list[Cell], flags: argparse.Namespace) -> Non
 
 def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval proof",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--suite", action="append", choices=SUITES)
-    budget = parser.add_mutually_exclusive_group()
-    for name in ("quick", "full"):
-        budget.add_argument(f"--{name}", dest="mode", action="store_const", const=name)
-    parser.add_argument("--out", type=Path, default=Path("runs") / "proof")
-    parser.add_argument("--jobs", type=int, default=0)
-    parser.add_argument("--model", action="append", default=[])
-    parser.add_argument("--case", action="append", default=[])
-    parser.add_argument("--rate", action="append", type=float, default=[])
-    parser.add_argument("--seed", action="append", type=int, default=[])
-    parser.add_argument("--text", type=Path)
-    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "results.md")
-    parser.add_argument("--records", type=Path)
-    parser.add_argument("--retry", action="store_true")
-    parser.add_argument("--list", action="store_true")
-    parser.add_argument("--tables", action="store_true")
-    parser.set_defaults(mode="default")
-    return parser.parse_args(arguments)
 
 
 def proof_of(name: str, flags: argparse.Namespace) -> Proof:
@@ -204,13 +164,11 @@ def on_text(budget: Budget, folder: Path | None) -> Budget:
 
 
 def check_names(flags: argparse.Namespace, cells: list[Cell]) -> None:
-    """Raise for a model, task or rate that no suite has, with the known ones, and a bad seed."""
-    for seed in flags.seed:
-        require(seed >= 0, "--seed", seed, "wants 0 or more")
-    for flag, value_of in FILTERS.items():
+    """Raise for a model, task or rate that no suite has, with the known ones."""
+    for word, value_of in FILTERS.items():
         known = list(dict.fromkeys(value_of(cell) for cell in cells))
-        for name in getattr(flags, flag):
-            require(name in known, f"--{flag}", name, f"wants one of {', '.join(map(str, known))}")
+        for name in getattr(flags, word):
+            require(name in known, f"--{word}", name, f"wants one of {', '.join(map(str, known))}")
 
 
 def chosen(cells: list[Cell], flags: argparse.Namespace) -> list[Cell]:
@@ -218,8 +176,8 @@ def chosen(cells: list[Cell], flags: argparse.Namespace) -> list[Cell]:
     wanted = set()
     for cell in cells:
         if all(
-            not getattr(flags, flag) or value_of(cell) in getattr(flags, flag)
-            for flag, value_of in FILTERS.items()
+            not getattr(flags, word) or value_of(cell) in getattr(flags, word)
+            for word, value_of in FILTERS.items()
         ):
             link: Cell | None = cell
             while link:
@@ -304,3 +262,29 @@ def outcome(cell: Cell, out: Path) -> str:
     summary = result.summary
     said = f"{scores} %" if scores else f"loss {summary['valid_loss']:.4f}"
     return f"{said}, {summary['seconds']:.0f} s"
+
+
+RECORDS = (
+    "finished cells as lines of JSON, DIR/SUITE-BUDGET.jsonl: those are not run again and stand in "
+    "the tables; what runs here is added"
+)
+PAGE = ROOT / "docs" / "results.md"
+FLAGS = (
+    flag("--suite", None, "repeatable; default formal and mqar", action="append", choices=SUITES),
+    flag("--quick", False, "a budget of minutes on two cores"),
+    flag("--full", False, "the papers' settings, for a GPU"),
+    flag("--out", Path("runs/proof"), "where cells run, in DIR/SUITE-BUDGET", type=Path),
+    flag("--jobs", 0, "cells at once (0: one per core, 2 at most; 1 on an accelerator)", least=0),
+    flag("--model", [], "only this model, repeatable", action="append"),
+    flag("--case", [], "only this case, repeatable", action="append"),
+    flag("--rate", [], "only this learning rate, repeatable", action="append", type=float),
+    flag("--seed", [], "only this or a further seed, repeatable", 0, action="append", type=int),
+    flag("--text", None, "folder of plain text for real text (default: embedded)", type=Path),
+    flag("--report", PAGE, "Markdown with the tables; plots lie beside it", type=Path),
+    flag("--records", None, RECORDS, type=Path, metavar="DIR"),
+    flag("--retry", False, "run cells that failed once more"),
+    flag("--list", False, "print the cells and their parameters, run nothing"),
+    flag("--tables", False, "write the tables of what has run, run nothing"),
+)
+HELP = "synthetic proofs that memories remember"
+COMMAND = Command("proof", HELP, __doc__, FLAGS, act)

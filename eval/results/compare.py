@@ -7,54 +7,34 @@ bootstrap interval of the mean difference. Flags after ``--`` go to the task.
 
 from __future__ import annotations
 
-import importlib
-import json
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.core.cli import (
-    Task,
-    check_common,
-    evaluate,
-    parser_of,
-    plain_parser,
-    split_rest,
-    subject_of,
-)
+from eval.core.cli import Command, Task, evaluate, subject_of, tasks, write_out
+from eval.core.flags import OUT, check_out, flag
 from eval.core.report import group_table
 from eval.core.stats import bootstrap, mcnemar, sign_flip
 from nested_jax.errors import require
-from nested_jax.train.record import write_json
-
-TASKS = ("zeroshot", "perplexity", "books", "niah", "passkey", "babi", "recall")
 
 
-def main(arguments: list[str]) -> int:
-    own, rest = split_rest(arguments)
-    parser = plain_parser("compare", __doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the first of the pair")
-    parser.add_argument("--to", type=Path, action="append", required=True, help="repeatable")
-    parser.add_argument("--task", default="zeroshot", help=", ".join(TASKS))
-    parser.add_argument("--out", type=Path, help="JSON file of the comparison")
-    flags = parser.parse_args(own)
-    require(flags.task in TASKS, "--task", flags.task, f"wants one of {', '.join(TASKS)}")
+def act(flags: argparse.Namespace) -> int:
+    known = tasks()
+    require(flags.task in known, "--task", flags.task, f"wants one of {', '.join(known)}")
+    check_out(flags)
     for path in (flags.checkpoint, *flags.to):  # before the first is evaluated
         require(path.is_dir(), "checkpoint", str(path), "wants the folder of a run or of a step")
-    task: Task = importlib.import_module(f"eval.tasks.{flags.task}").TASK
-    results = [run(task, path, rest) for path in (flags.checkpoint, *flags.to)]
+    results = [run(known[flags.task], path, flags.rest) for path in (flags.checkpoint, *flags.to)]
     found = compare(results)
-    if flags.out is not None:
-        flags.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(flags.out, json.loads(json.dumps(found)))
+    write_out(flags.out, found)
     for pair in found["pairs"]:
         print(f"## {flags.task}: {pair['b']} minus {pair['a']}\n\n{group_table(pair['groups'])}\n")
     return 0
 
 
 def run(task: Task, checkpoint: Path, rest: Sequence[str]) -> dict[str, Any]:
-    flags = parser_of(task).parse_args(["--checkpoint", str(checkpoint), *rest])
-    check_common(flags)
+    flags = task.parse(["--checkpoint", str(checkpoint), *rest])
     return evaluate(task, subject_of(flags), flags)
 
 
@@ -105,3 +85,13 @@ def paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> dict[str
         "p": p,
         "n": len(x),
     }
+
+
+FLAGS = (
+    flag("--checkpoint", None, "the first of the pair", type=Path, required=True),
+    flag("--to", None, "repeatable", type=Path, action="append", required=True),
+    flag("--task", "zeroshot", "what is measured"),
+    OUT,
+)
+HELP = "checkpoints on the same items, paired significance"
+COMMAND = Command("compare", HELP, __doc__, FLAGS, act, takes_rest=True)

@@ -1,10 +1,5 @@
 """Learning curves of runs: ``python -m eval curves RUN... --out curves.png``.
 
-    RUN         a workdir, its metrics.jsonl, or NAME=RUN to call it NAME in the legend
-    --out FILE  PNG or PDF (by its ending)
-    --x AXIS    tokens (default), step or seconds (time of training steps)
-    --smooth N  mean over N log lines (default 1: the lines as they are)
-
 Panels: loss, perplexity, auxiliary loss, bits a byte, and the accuracy of each of train.eval_tasks
 at its checkpoints (dotted: chance), each where a run has it. Solid lines are training values,
 dashed ones with dots held-out. Exit status: 0 done, 2 bad input.
@@ -19,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eval.core.cli import Command
+from eval.core.flags import check_out, flag
 from eval.core.plots import figure, save
 
 METRICS = "metrics.jsonl"
@@ -57,31 +54,14 @@ class Run(NamedTuple):
         return at, [sum(line[field] for line in part) / len(part) for part in parts]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Draw the curves of some runs; return the exit status."""
-    flags = parse(arguments)
+def act(flags: argparse.Namespace) -> int:
+    check_out(flags)
     runs = [read_run(text) for text in flags.runs]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ValueError(f"RUN: names {names} are not all different; wants NAME=RUN")
     print(draw(runs, flags.out, flags.x, flags.smooth))
     return 0
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval curves",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN")
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--x", choices=tuple(AXES), default="tokens")
-    parser.add_argument("--smooth", type=int, default=1)
-    flags = parser.parse_args(arguments)
-    if flags.smooth < 1:
-        raise ValueError(f"--smooth={flags.smooth}: wants 1 line or more")
-    return flags
 
 
 def read_run(text: str) -> Run:
@@ -150,3 +130,13 @@ def draw(runs: Sequence[Run], out: Path, axis: str, smooth: int) -> Path:
     if len(runs) > 1:
         (axes if len(panels) == 1 else axes[0]).legend()
     return save(fig, out)
+
+
+FLAGS = (
+    flag("runs", None, "a workdir, its metrics.jsonl, or NAME=RUN", nargs="+", metavar="RUN"),
+    flag("--out", None, "PNG or PDF (by its ending)", type=Path, required=True),
+    flag("--x", "tokens", "seconds: of training steps", choices=tuple(AXES)),
+    flag("--smooth", 1, "mean over so many log lines", least=1),
+)
+HELP = "learning curves from metrics.jsonl"
+COMMAND = Command("curves", HELP, __doc__, FLAGS, act)

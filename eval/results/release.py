@@ -8,13 +8,15 @@ changed byte is an error that names the file.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.core.cli import plain_parser
+from eval.core.cli import Command
+from eval.core.flags import flag
 from eval.core.report import markdown, table
 from eval.core.subject import Subject, load_subject
 from eval.results.bundle import checkpoint_hash, verify, write_manifest
@@ -28,16 +30,7 @@ TRAINING = ("config.json", "tokenizer.model", "summary.json", "metrics.jsonl")
 OPTIMIZER = ("opt", "carry")  # items of a checkpoint that only training needs
 
 
-def main(arguments: list[str]) -> int:
-    parser = plain_parser("release", __doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a workdir, or a step of it")
-    parser.add_argument(
-        "--results", type=Path, nargs="+", default=[], help="--out of tasks, or folders of them"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the folder that is made")
-    parser.add_argument("--name", default="", help="of the release (default: the workdir's)")
-    parser.add_argument("--resumable", action="store_true", help="keep the optimizer's state")
-    flags = parser.parse_args(arguments)
+def make(flags: argparse.Namespace) -> int:
     exists = flags.out.exists()
     require(not exists, "--out", str(flags.out), "exists; wants the path of a new folder")
     subject = load_subject(flags.checkpoint)
@@ -132,3 +125,14 @@ def report(about: dict[str, Any], run: Path, results: dict[str, dict[str, Any]])
     if not results:
         parts.append("No results were given.")
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+FLAGS = (
+    flag("--checkpoint", None, "a workdir, or a step of it", type=Path, required=True),
+    flag("--results", [], "--out of tasks, or folders of them", type=Path, nargs="+"),
+    flag("--out", None, "the folder that is made", type=Path, required=True),
+    flag("--name", "", "of the release (default: the workdir's)"),
+    flag("--resumable", False, "keep the optimizer's state"),
+)
+HELP = "config, checkpoint, metrics, report, hashes: one folder"
+COMMAND = Command("release", HELP, __doc__, FLAGS, make)

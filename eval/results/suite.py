@@ -8,23 +8,14 @@ checkpoint and flags, is not run again: a suite that was killed goes on where it
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.core.cli import (
-    Task,
-    check_common,
-    evaluate,
-    options_of,
-    parser_of,
-    plain_parser,
-    split_rest,
-    subject_of,
-)
+from eval.core.cli import Command, evaluate, options_of, subject_of, tasks, write_out
+from eval.core.flags import OUT, check_out, choose, flag
 from eval.core.report import markdown
 from eval.core.subject import Subject
 from nested_jax.errors import require
@@ -59,27 +50,17 @@ PRESETS: dict[str, dict[str, list[str]]] = {
 }
 
 
-def main(arguments: list[str]) -> int:
-    own, rest = split_rest(arguments)
-    parser = plain_parser("suite", __doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--out-dir", type=Path, help="default: eval in the checkpoint's workdir")
-    parser.add_argument("--out", type=Path, help="JSON file of all metrics")
-    parser.add_argument("--preset", default="pilot", help=f"one of {', '.join(PRESETS)}")
-    parser.add_argument("--tasks", default="all", help="all, or some of the preset's")
-    flags = parser.parse_args(own)
+def act(flags: argparse.Namespace) -> int:
+    check_out(flags)
     folder = flags.out_dir or flags.checkpoint / "eval"
-    results = run_suite(flags.checkpoint, plan(flags.preset, flags.tasks), rest, folder)
-    if flags.out is not None:
-        flags.out.parent.mkdir(parents=True, exist_ok=True)
-        metrics = {r["task"]: r["metrics"] for r in results}
-        write_json(
-            flags.out, {"task": "suite", "subject": results[0]["subject"], "metrics": metrics}
-        )
+    results = run_suite(flags.checkpoint, plan(flags.preset, flags.tasks), flags.rest, folder)
+    metrics = {r["task"]: r["metrics"] for r in results}
+    about = {"task": "suite", "subject": results[0]["subject"], "metrics": metrics}
+    write_out(flags.out, about)
     return 0
 
 
-def plan(preset: str, tasks: str) -> dict[str, list[str]]:
+def plan(preset: str, names: str) -> dict[str, list[str]]:
     """Return the tasks of a preset with their flags.
 
     Raises:
@@ -87,26 +68,21 @@ def plan(preset: str, tasks: str) -> dict[str, list[str]]:
     """
     require(preset in PRESETS, "--preset", preset, f"wants one of {', '.join(PRESETS)}")
     known = PRESETS[preset]
-    names = list(known) if tasks == "all" else [n.strip() for n in tasks.split(",")]
-    for name in names:
-        require(name in known, "--tasks", name, f"wants all, or some of {', '.join(known)}")
-    return {name: known[name] for name in names}
+    return {name: known[name] for name in choose(names, known, "--tasks")}
 
 
 def run_suite(
-    checkpoint: Path, tasks: dict[str, list[str]], rest: Sequence[str], folder: Path
+    checkpoint: Path, chosen: dict[str, list[str]], rest: Sequence[str], folder: Path
 ) -> list[dict[str, Any]]:
     """Run what is not done yet, and write the summary after every task."""
     folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     subject: Subject | None = None
     begun, ran = time.perf_counter(), 0
-    for i, (name, arguments) in enumerate(tasks.items()):
-        task: Task = importlib.import_module(f"eval.tasks.{name}").TASK
-        parser = parser_of(task)
-        extra = [*arguments, *supported(parser, rest)]
-        flags = parser.parse_args(["--checkpoint", str(checkpoint), *extra])
-        check_common(flags)
+    for i, (name, arguments) in enumerate(chosen.items()):
+        task = tasks()[name]
+        extra = [*arguments, *supported(task.parser(), rest)]
+        flags = task.parse(["--checkpoint", str(checkpoint), *extra])
         subject = subject or subject_of(flags)
         file = folder / f"{name}.json"
         result = finished(file, subject, flags)
@@ -114,7 +90,7 @@ def run_suite(
             result = evaluate(task, subject, flags)
             write_json(file, json.loads(json.dumps(result)))
             ran += 1
-            left = (time.perf_counter() - begun) / ran * (len(tasks) - i - 1)
+            left = (time.perf_counter() - begun) / ran * (len(chosen) - i - 1)
             print(f"{name}: {result['seconds']:.0f} s, about {left:.0f} s left", flush=True)
         else:
             print(f"{name}: done before", flush=True)
@@ -147,3 +123,14 @@ def finished(file: Path, subject: Subject, flags: argparse.Namespace) -> dict[st
     options = json.loads(json.dumps(options_of(flags)))
     same = result.get("subject") == subject.describe() and result.get("options") == options
     return result if same else None
+
+
+FLAGS = (
+    flag("--checkpoint", None, "a workdir, or a step of it", type=Path, required=True),
+    flag("--out-dir", None, "default: eval in the checkpoint's workdir", type=Path),
+    OUT,
+    flag("--preset", "pilot", f"one of {', '.join(PRESETS)}"),
+    flag("--tasks", "all", "all, or some of the preset's"),
+)
+HELP = "many tasks in one go, resumable"
+COMMAND = Command("suite", HELP, __doc__, FLAGS, act, takes_rest=True)

@@ -7,20 +7,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from eval.core.cli import Command
+from eval.core.flags import check_out, flag
 from eval.core.report import markdown
 from nested_jax.errors import require
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval summary", description=__doc__)
-    parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, help="Markdown file; else it is printed")
-    flags = parser.parse_args(arguments)
+def summarize(flags: argparse.Namespace) -> int:
+    check_out(flags)
     text = "\n".join(markdown(read_result(file)) for file in flags.files)
     if flags.out is None:
         print(text)
     else:
-        flags.out.parent.mkdir(parents=True, exist_ok=True)
         flags.out.write_text(text, encoding="utf-8")
     return 0
 
@@ -41,3 +39,10 @@ def read_result(file: Path) -> dict[str, Any]:
     missing = [key for key in wanted if key not in result]
     require(not missing, "file", str(file), f"is no result of a task: lacks {', '.join(missing)}")
     return result
+
+
+FLAGS = (
+    flag("files", None, "results of tasks", type=Path, nargs="+", metavar="FILE"),
+    flag("--out", None, "Markdown file; else it is printed", type=Path),
+)
+COMMAND = Command("summary", "Markdown of result files", __doc__, FLAGS, summarize)

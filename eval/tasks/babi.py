@@ -13,13 +13,15 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
-from eval.core.cli import Findings, Task, data_root, run_task
+from eval.core.cli import Findings, Task, data_root
+from eval.core.flags import choose, flag
 from eval.core.subject import Subject
 from eval.tasks.needles import Haystack, NeedleItem, Query, insert
-from eval.tasks.niah import add_length_flags, ask_at_lengths
+from eval.tasks.niah import LENGTH_FLAGS, ask_at_lengths, draw
 from eval.tasks.stories import FILED, GENERATED, Story, filed_stories
 from nested_jax.data.tokenizers.tokenizer import Tokenizer
 from nested_jax.errors import require
@@ -28,28 +30,8 @@ INTRO = "Facts about people, things and places are hidden within the following t
 SOURCES = {"simulated": tuple(GENERATED), "file": FILED}
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    add_length_flags(parser)
-    parser.add_argument("--tasks", default="all", help="all, or some of qa1,...,qa5 (qa20)")
-    parser.add_argument("--stories", default="simulated", help="simulated, or file")
-
-
-def choose_tasks(text: str, source: str) -> list[str]:
-    """Return the names of ``all`` or of a comma-separated list.
-
-    Raises:
-      ValueError: an unknown source, or a task that it does not have.
-    """
-    require(source in SOURCES, "--stories", source, f"wants one of {', '.join(SOURCES)}")
-    known = SOURCES[source]
-    names = list(known) if text == "all" else [name.strip() for name in text.split(",")]
-    for name in names:
-        require(name in known, "--tasks", name, f"wants all, or some of {', '.join(known)}")
-    return names
-
-
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
-    names, root = choose_tasks(flags.tasks, flags.stories), data_root(flags)
+    names, root = choose(flags.tasks, SOURCES[flags.stories], "--tasks"), data_root(flags)
     filed = filed_stories(root) if flags.stories == "file" else {}
     source = "essay" if flags.haystack == "auto" else flags.haystack
 
@@ -59,7 +41,7 @@ def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
         stories = draw_stories(name, filed.get(name), rng)
         return make_items(name, subject.tokenizer, hay, stories, length, samples, rng)
 
-    found = ask_at_lengths(subject, flags, "babi", names, make)
+    found = ask_at_lengths(subject, flags, names, make)
     for group, numbers in found.metrics.items():
         answers = Counter(item["answers"][0] for item in found.items if item["group"] == group)
         numbers["majority"] = max(answers.values()) / answers.total()
@@ -127,8 +109,10 @@ def hide(
     return NeedleItem(key, context, [query], depths[story.supporting[-1]], places, length)
 
 
-def main(arguments: list[str]) -> int:
-    return run_task(TASK, arguments)
-
-
-TASK = Task("babi", __doc__, add_flags, evaluate)
+FLAGS = (
+    *LENGTH_FLAGS,
+    flag("--tasks", "all", "all, or some of qa1,...,qa5 (qa20)"),
+    flag("--stories", "simulated", "simulated, or file", choices=tuple(SOURCES)),
+)
+HELP = "bAbI stories inside a long text (BABILong style)"
+TASK = Task("babi", HELP, __doc__, FLAGS, evaluate, partial(draw, "babi"))

@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from eval.core import memory, plots
-from eval.core.cli import Findings, Task, data_root, run_task, with_memorized
-from eval.core.memory import Memorizer
+from eval.core import plots
+from eval.core.cli import Findings, Task, data_root, with_memorized
+from eval.core.flags import flag
+from eval.core.memory import memorizer_of
 from eval.core.stats import mean_stderr
 from eval.core.subject import Subject
 from eval.tasks.perplexity import (
-    choose_segments,
+    SEGMENTS,
+    SPLIT_FLAG,
     document_items,
     documents,
     stream_report,
@@ -34,14 +36,6 @@ from nested_jax.errors import require
 FIRST_BIN = 64  # tokens
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--context-tokens", type=int, default=0, help="of a book (default: 8192, or what it holds)"
-    )
-    parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
-    parser.add_argument("--segment", default="literary_novels", help="where the texts come from")
-
-
 def context_tokens(subject: Subject, wanted: int) -> int:
     """Return the tokens of a stream.
 
@@ -49,7 +43,6 @@ def context_tokens(subject: Subject, wanted: int) -> int:
       ValueError: more than the model can hold.
     """
     limit = subject.reader.limit
-    require(wanted >= 0, "--context-tokens", wanted, "wants 1 or more (0: 8192)")
     require(
         limit is None or wanted <= limit,
         "--context-tokens",
@@ -61,9 +54,7 @@ def context_tokens(subject: Subject, wanted: int) -> int:
 
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
     length, root = context_tokens(subject, flags.context_tokens), data_root(flags)
-    options = memory.from_flags(flags)
-    memorizer = Memorizer(subject, options) if options.on else None
-    choose_segments(flags.segment)
+    memorizer = memorizer_of(subject, flags)
     texts = documents(root, flags.segment, flags.split)
     if flags.max_samples:
         texts = itertools.islice(texts, flags.max_samples)
@@ -77,10 +68,7 @@ def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
     for low, high in itertools.pairwise(edges):
         metrics[f"{low}-{high}"] = both(subject, docs, base, learned, low, high)
     items = document_items("books", docs, base, learned)
-    curves = {"baseline": by_position(base, edges)}
-    if learned is not None:
-        curves["memorized"] = by_position(learned, edges)
-    return Findings(metrics, items, stream_report(memorizer), lambda f: draw(f, edges, curves))
+    return Findings(metrics, items, stream_report(memorizer))
 
 
 def bins(longest: int) -> list[int]:
@@ -114,31 +102,21 @@ def both(
     return with_memorized(numbers(base), numbers(learned) if learned is not None else None)
 
 
-def by_position(nats: Sequence[np.ndarray], edges: Sequence[int]) -> list[float]:
-    """Return the mean loss of each bin."""
-    return [
-        float(np.concatenate([x[low:high] for x in nats]).mean())
-        for low, high in itertools.pairwise(edges)
-    ]
+def draw(folder: Path, found: Findings) -> list[Path]:
+    """Draw the loss of each bin of positions."""
+    bins = {name: group for name, group in found.metrics.items() if "-" in name}
+    at = [max(1, sum(map(int, name.split("-"))) // 2) for name in bins]
+    series = {"baseline": (at, [group["loss"] for group in bins.values()])}
+    if found.memorize is not None:
+        series["memorized"] = (at, [group["memorized"]["loss"] for group in bins.values()])
+    labels = {"title": "Loss by position", "x": "token of the book", "y": "nats per token"}
+    return [plots.lines(folder / "books.png", series, **labels, log_x=True)]
 
 
-def draw(folder: Path, edges: Sequence[int], curves: dict[str, list[float]]) -> list[Path]:
-    at = [max(1, (low + high) // 2) for low, high in itertools.pairwise(edges)]
-    series = {name: (at, values) for name, values in curves.items()}
-    return [
-        plots.lines(
-            folder / "books.png",
-            series,
-            title="Loss by position",
-            x="token of the book",
-            y="nats a token",
-            log_x=True,
-        )
-    ]
-
-
-def main(arguments: list[str]) -> int:
-    return run_task(TASK, arguments)
-
-
-TASK = Task("books", __doc__, add_flags, evaluate)
+FLAGS = (
+    flag("--context-tokens", 0, "of a book (0: 8192, or what the model holds)", least=0),
+    SPLIT_FLAG,
+    flag("--segment", "literary_novels", "where the texts come from", choices=SEGMENTS),
+)
+HELP = "whole books: loss by position"
+TASK = Task("books", HELP, __doc__, FLAGS, evaluate, draw)

@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from eval.core import memory, plots
-from eval.core.cli import Findings, Task, data_root, run_task
+from eval.core import plots
+from eval.core.cli import Findings, Task, data_root
 from eval.core.datasets import DataRoot
+from eval.core.flags import choose, flag
 from eval.core.memory import Memories, Memorizer
+from eval.core.memory_options import memorize_options
 from eval.core.requests import Request, Start, encode_pair
 from eval.core.subject import Subject
 from nested_jax.errors import require
@@ -39,46 +41,26 @@ class Increment:
     test: list[tuple[str, str]]
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", default="clinc150", help=", ".join(DATASETS))
-    parser.add_argument("--increments", default="classes", choices=("classes", "domains"))
-    parser.add_argument("--task-size", type=int, default=5, help="labels an increment")
-    parser.add_argument("--tasks", type=int, default=4, help="increments; 0 is all")
-    parser.add_argument("--train-per-label", type=int, default=5)
-    parser.add_argument("--eval-per-label", type=int, default=5)
-    parser.add_argument("--context-tokens", type=int, default=512, help="of in-context examples")
-    parser.add_argument("--learners", default=",".join(LEARNERS))
-
-
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
-    learners = [name.strip() for name in flags.learners.split(",")]
-    for name in learners:
-        require(name in LEARNERS, "--learners", name, f"wants some of {', '.join(LEARNERS)}")
+    learners = choose(flags.learners, LEARNERS, "--learners")
     increments = load_increments(data_root(flags), flags)
-    memorizer = Memorizer(subject, memory.from_flags(flags)) if "memory" in learners else None
+    memorizer = Memorizer(subject, memorize_options(flags)) if "memory" in learners else None
     metrics: dict[str, dict[str, Any]] = {}
     items: list[dict[str, Any]] = []
-    tables: dict[str, np.ndarray] = {}
     for name in learners:
         matrix, rows = learn(subject, increments, name, memorizer, flags.context_tokens)
-        tables[name] = matrix
         metrics[name] = summarize(matrix, increments)
         items += [{**row, "id": f"{name}/{row['id']}", "group": name} for row in rows]
     report = memorizer.report() if memorizer is not None else None
-    return Findings(metrics, items, report, lambda folder: draw(folder, tables))
+    return Findings(metrics, items, report)
 
 
 def load_increments(root: DataRoot, flags: argparse.Namespace) -> list[Increment]:
     """Return the increments of a data set, the same for every checkpoint.
 
     Raises:
-      ValueError: an unknown data set, sizes below 1, or domains where there are none.
+      ValueError: domains where there are none.
     """
-    known = ", ".join(DATASETS)
-    require(flags.dataset in DATASETS, "--dataset", flags.dataset, f"wants one of {known}")
-    for name in ("task_size", "train_per_label", "eval_per_label", "context_tokens"):
-        value = getattr(flags, name)
-        require(value >= 1, f"--{name.replace('_', '-')}", value, "wants at least 1")
     domains = flags.increments == "domains"
     right = not domains or flags.dataset == "clinc150"
     require(right, "--increments", flags.increments, "only clinc150 has domains")
@@ -192,27 +174,26 @@ def summarize(matrix: np.ndarray, increments: Sequence[Increment]) -> dict[str, 
     }
 
 
-def draw(folder: Path, tables: dict[str, np.ndarray]) -> list[Path]:
+def draw(folder: Path, found: Findings) -> list[Path]:
     paths = []
-    for name, matrix in tables.items():
+    for name, group in found.metrics.items():
+        matrix = np.asarray(group["matrix"], float)  # None becomes NaN
         numbers = [str(i + 1) for i in range(len(matrix))]
-        paths.append(
-            plots.heat_map(
-                folder / f"classification_{name}.png",
-                matrix,
-                numbers,
-                numbers,
-                title=f"Accuracy, {name}",
-                x="increment",
-                y="after",
-                limits=(0.0, 1.0),
-            )
-        )
+        labels = {"title": f"Accuracy, {name}", "x": "increment", "y": "after"}
+        file = folder / f"classification_{name}.png"
+        paths.append(plots.heat_map(file, matrix, numbers, numbers, **labels, limits=(0.0, 1.0)))
     return paths
 
 
-def main(arguments: list[str]) -> int:
-    return run_task(TASK, arguments)
-
-
-TASK = Task("classification", __doc__, add_flags, evaluate)
+FLAGS = (
+    flag("--dataset", "clinc150", "the intents", choices=tuple(DATASETS)),
+    flag("--increments", "classes", "what comes together", choices=("classes", "domains")),
+    flag("--task-size", 5, "labels per increment", least=1),
+    flag("--tasks", 4, "increments; 0 is all", least=0),
+    flag("--train-per-label", 5, "examples that are shown", least=1),
+    flag("--eval-per-label", 5, "examples that are asked", least=1),
+    flag("--context-tokens", 512, "of in-context examples", least=1),
+    flag("--learners", ",".join(LEARNERS), "all, or some of them"),
+)
+HELP = "class-incremental intents"
+TASK = Task("classification", HELP, __doc__, FLAGS, evaluate, draw)

@@ -25,36 +25,27 @@ from typing import Any
 
 import numpy as np
 
-from eval.core import memory, plots
-from eval.core.cli import Findings, Task, data_root, run_task, with_memorized
-from eval.core.memory import Memories, MemorizeOptions, Memorizer
+from eval.core import plots
+from eval.core.cli import Findings, Task, data_root, subject_of, with_memorized
+from eval.core.flags import choose, flag
+from eval.core.memory import Memories, Memorizer
+from eval.core.memory_options import MemorizeOptions, memorize_options
 from eval.core.requests import Start
-from eval.core.subject import Subject, load_subject, parse_mesh
-from eval.tasks.perplexity import SEGMENTS, choose_segments, documents, tokenized
+from eval.core.subject import Subject
+from eval.tasks.perplexity import SEGMENT_FLAG, SEGMENTS, documents, tokenized
 from nested_jax.errors import require
 
 Docs = list[tuple[str, list[int]]]
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--then", type=Path, action="append", default=[], help="a later checkpoint")
-    parser.add_argument("--segments", default="all", help=f"all, or some of {', '.join(SEGMENTS)}")
-    parser.add_argument("--write-tokens", type=int, default=4096, help="of a segment, in a stream")
-    parser.add_argument("--score-tokens", type=int, default=4096, help="of a segment, held out")
-    parser.add_argument("--doc-tokens", type=int, default=512, help="of a held-out document")
-
-
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
-    names, root = choose_segments(flags.segments), data_root(flags)
-    for name in ("write_tokens", "score_tokens", "doc_tokens"):
-        value = getattr(flags, name)
-        require(value >= 1, f"--{name.replace('_', '-')}", value, "wants at least 1 token")
+    names, root = choose(flags.segments, SEGMENTS, "--segments"), data_root(flags)
     later = [load_later(path, subject, flags) for path in flags.then]
     held_out = {
         n: tokenized(subject, documents(root, n, "test"), flags.score_tokens, flags.doc_tokens)
         for n in names
     }
-    options = memory.from_flags(flags)
+    options = memorize_options(flags)
     learned, report = None, None
     if later:
         subjects = (subject, *later)
@@ -73,8 +64,7 @@ def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
         for i, stage in enumerate(stages)
         for j, n in enumerate(names)
     ]
-    tables = {"": matrix} | ({"memorized": learned} if learned is not None else {})
-    return Findings(metrics, items, report, lambda f: draw(f, tables, stages, names))
+    return Findings(metrics, items, report)
 
 
 def while_reading(
@@ -119,12 +109,7 @@ def load_later(path: Path, first: Subject, flags: argparse.Namespace) -> Subject
     Raises:
       ValueError: its tokenizer is another one; losses a token could not be compared.
     """
-    found = load_subject(
-        path,
-        mesh=parse_mesh(flags.mesh),
-        batch_size=flags.batch_size,
-        batch_tokens=flags.batch_tokens,
-    )
+    found = subject_of(flags, path)
     same = found.tokenizer.hash == first.tokenizer.hash
     require(same, "--then", str(path), f"has another tokenizer than {first.name}")
     return found
@@ -187,39 +172,32 @@ def summarize(
     return {"mean": mean, **found}
 
 
-def draw(
-    folder: Path, tables: dict[str, np.ndarray], stages: Sequence[str], names: Sequence[str]
-) -> list[Path]:
-    paths = []
-    at = list(range(len(stages)))
-    for kind, matrix in tables.items():
-        ending, how = (f"_{kind}", ", learning while reading") if kind else ("", "")
+def draw(folder: Path, found: Findings) -> list[Path]:
+    table = found.metrics["matrix"]
+    stages, names = table["stages"], table["segments"]
+    losses = {"": table["loss"]}
+    if "memorized" in table:
+        losses["_memorized"] = table["memorized"]["loss"]
+    paths, at = [], list(range(len(stages)))
+    for ending, rows in losses.items():
+        how, matrix = ", learning while reading" if ending else "", np.asarray(rows)
         series = {n: (at, matrix[:, j].tolist()) for j, n in enumerate(names)}
+        title = f"Held-out loss by stage{how}"
+        file = folder / f"continual_forgetting{ending}.png"
+        paths.append(plots.lines(file, series, title=title, x="stage", y="nats per token"))
+        file, title = folder / f"continual_matrix{ending}.png", f"Held-out loss{how}"
         paths.append(
-            plots.lines(
-                folder / f"continual_forgetting{ending}.png",
-                series,
-                title=f"Held-out loss by stage{how}",
-                x="stage",
-                y="nats a token",
-            )
-        )
-        paths.append(
-            plots.heat_map(
-                folder / f"continual_matrix{ending}.png",
-                matrix,
-                stages,
-                names,
-                title=f"Held-out loss{how}",
-                x="segment",
-                y="after stage",
-            )
+            plots.heat_map(file, matrix, stages, names, title=title, x="segment", y="after stage")
         )
     return paths
 
 
-def main(arguments: list[str]) -> int:
-    return run_task(TASK, arguments)
-
-
-TASK = Task("continual", __doc__, add_flags, evaluate)
+FLAGS = (
+    flag("--then", [], "a later checkpoint (repeatable)", type=Path, action="append"),
+    SEGMENT_FLAG,
+    flag("--write-tokens", 4096, "of a segment, in a stream", least=1),
+    flag("--score-tokens", 4096, "of a segment, held out", least=1),
+    flag("--doc-tokens", 512, "of a held-out document", least=1),
+)
+HELP = "loss matrix over segments, forgetting, transfer"
+TASK = Task("continual", HELP, __doc__, FLAGS, evaluate, draw)

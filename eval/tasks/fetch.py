@@ -8,6 +8,7 @@ files, without network.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import re
@@ -15,10 +16,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.core.cli import plain_parser
+from eval.core.cli import Command
 from eval.core.datasets import DEFAULTS
 from eval.core.errors import import_extra
-from eval.tasks.zeroshot_files import TASKS, Row, choose_tasks
+from eval.core.flags import choose, flag
+from eval.tasks.zeroshot_files import TASKS, Row
 from nested_jax.errors import require
 
 
@@ -98,13 +100,8 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def main(arguments: list[str]) -> int:
-    parser = plain_parser("fetch", __doc__)
-    parser.add_argument("--tasks", default="all", help="all, or a comma-separated list")
-    parser.add_argument("--data-root", type=Path, default=DEFAULTS[0], help="where files are made")
-    parser.add_argument("--copies", type=Path, help="folder of copies of the Hub's repositories")
-    flags = parser.parse_args(arguments)
-    for name in choose_tasks(flags.tasks):
+def fetch(flags: argparse.Namespace) -> int:
+    for name in choose(flags.tasks, TASKS, "--tasks"):
         file = flags.data_root / TASKS[name].file
         if file.is_file():
             print(f"{name}: {file} is there")
@@ -165,3 +162,12 @@ def write_rows(file: Path, rows: Iterable[Row]) -> None:
     draft = file.with_name(f"{file.name}.partial")
     draft.write_bytes(gzip.compress(text.encode(), mtime=0))
     draft.rename(file)
+
+
+FLAGS = (
+    flag("--tasks", "all", "all, or a comma-separated list"),
+    flag("--data-root", DEFAULTS[0], "where files are made", type=Path),
+    flag("--copies", None, "folder of copies of the Hub's repositories", type=Path),
+)
+HELP = "zero-shot files from the Hugging Face Hub"
+COMMAND = Command("fetch", HELP, __doc__, FLAGS, fetch)

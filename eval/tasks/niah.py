@@ -13,70 +13,49 @@ import argparse
 import itertools
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.core import memory, plots
-from eval.core.cli import Findings, Task, data_root, run_task, with_memorized
-from eval.core.memory import Memorizer
+from eval.core import plots
+from eval.core.cli import Findings, Task, data_root, with_memorized
+from eval.core.flags import choose, flag, parse_lengths
+from eval.core.memory import Memorizer, memorizer_of
 from eval.core.requests import Request, Start
 from eval.core.stats import wilson
 from eval.core.subject import Subject
 from eval.tasks.needles import KINDS, Haystack, NeedleItem, describe, make_item, needle_words
-from nested_jax.errors import require
 
 SUITE = [name for name in KINDS if name != "passkey"]
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    add_length_flags(parser)
-    parser.add_argument("--variants", default="all", help=f"all, or some of {', '.join(SUITE)}")
-
-
-def add_length_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--context-lengths", default="512,1024", help="tokens of a prompt")
-    parser.add_argument("--samples-per-length", type=int, default=100)
-    parser.add_argument("--haystack", default="auto", help="auto, noise, essay or stdlib")
-    parser.add_argument("--max-new-tokens", type=int, default=0, help="0: what the answers need")
-
-
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
-    names = SUITE if flags.variants == "all" else [n.strip() for n in flags.variants.split(",")]
-    for name in names:
-        require(name in SUITE, "--variants", name, f"wants all, or some of {', '.join(SUITE)}")
-    return find_needles(subject, flags, names)
+    return find_needles(subject, flags, choose(flags.variants, SUITE, "--variants"))
 
 
 def find_needles(subject: Subject, flags: argparse.Namespace, names: Sequence[str]) -> Findings:
-    return ask_at_lengths(
-        subject, flags, "niah", names, lambda *wanted: make_items(subject, flags, *wanted)
-    )
+    return ask_at_lengths(subject, flags, names, partial(make_items, subject, flags))
 
 
 def ask_at_lengths(
     subject: Subject,
     flags: argparse.Namespace,
-    task: str,
     names: Sequence[str],
     make: Callable[[str, int, int], list[NeedleItem]],
 ) -> Findings:
     """Run variants at every length.
 
-    Args:
-      task: begins the names of the plots.
-      make: from (variant, tokens, samples) to items.
+    `make` gives the items of (variant, tokens, samples).
     """
     lengths = parse_lengths(flags.context_lengths)
     samples = flags.max_samples or flags.samples_per_length
-    require(samples >= 1, "--samples-per-length", samples, "wants at least 1")
     for length in lengths:
         subject.scorer.check(length)
         for name in names:  # what is too short for one of them is said before any is asked
             make(name, length, 1)
-    options = memory.from_flags(flags)
-    memorizer = Memorizer(subject, options) if options.on else None
+    memorizer = memorizer_of(subject, flags)
     metrics: dict[str, dict[str, Any]] = {}
     kept: list[dict[str, Any]] = []
     for name in names:
@@ -94,19 +73,7 @@ def ask_at_lengths(
                 row = {**describe(item), "group": group, **base[i]}
                 kept.append(row if after is None else {**row, "memorized": after[i]})
     report = memorizer.report() if memorizer is not None else None
-    return Findings(metrics, kept, report, lambda folder: draw(folder, task, lengths, kept))
-
-
-def parse_lengths(text: str, flag: str = "--context-lengths") -> list[int]:
-    """Return the lengths of ``512,4096``.
-
-    Raises:
-      ValueError: something that is no positive number.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    right = all(part.isdigit() and int(part) > 0 for part in parts)
-    require(right, flag, text, "wants tokens, as in 512,4096")
-    return [int(part) for part in parts]
+    return Findings(metrics, kept, report)
 
 
 def make_items(
@@ -230,12 +197,11 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def draw(
-    folder: Path, task: str, lengths: Sequence[int], rows: Sequence[dict[str, Any]]
-) -> list[Path]:
+def draw(task: str, folder: Path, found: Findings) -> list[Path]:
     """Draw, for each variant, accuracy over length and depth."""
-    paths = []
+    paths, rows = [], found.items
     bands = np.linspace(0, 1, 6)
+    lengths = list(dict.fromkeys(row["tokens"] for row in rows))
     for name in dict.fromkeys(row["group"].rpartition("@")[0] for row in rows):
         table = np.full((5, len(lengths)), np.nan)
         for column, length in enumerate(lengths):
@@ -259,8 +225,12 @@ def draw(
     return paths
 
 
-def main(arguments: list[str]) -> int:
-    return run_task(TASK, arguments)
-
-
-TASK = Task("niah", __doc__, add_flags, evaluate)
+LENGTH_FLAGS = (
+    flag("--context-lengths", "512,1024", "tokens of a prompt"),
+    flag("--samples-per-length", 100, "prompts of each", least=1),
+    flag("--haystack", "auto", "auto, noise, essay or stdlib"),
+    flag("--max-new-tokens", 0, "0: what the answers need", least=0),
+)
+FLAGS = (*LENGTH_FLAGS, flag("--variants", "all", f"all, or some of {', '.join(SUITE)}"))
+HELP = "needles in a haystack: S-NIAH, multi-key, -value, -query"
+TASK = Task("niah", HELP, __doc__, FLAGS, evaluate, partial(draw, "niah"))

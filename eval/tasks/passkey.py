@@ -7,18 +7,16 @@ exactly the stated tokens. Numbers as in the needle suite (python -m eval niah -
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
-from eval.core.cli import Findings, Task, run_task
+from eval.core.cli import Findings, Task
 from eval.core.subject import Subject
-from eval.tasks.niah import add_length_flags, find_needles
+from eval.tasks.niah import LENGTH_FLAGS, draw, find_needles
 
 
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
     return find_needles(subject, flags, ["passkey"])
 
 
-def main(arguments: list[str]) -> int:
-    return run_task(TASK, arguments)
-
-
-TASK = Task("passkey", __doc__, add_length_flags, evaluate)
+HELP = "a passkey at a known depth of a long text"
+TASK = Task("passkey", HELP, __doc__, LENGTH_FLAGS, evaluate, partial(draw, "passkey"))

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from eval.core import memory
-from eval.core.cli import Findings, Task, data_root, run_task, with_memorized
+from eval.core.cli import Findings, Task, data_root, with_memorized
 from eval.core.datasets import DataRoot
-from eval.core.memory import Memorizer
+from eval.core.flags import choose, flag
+from eval.core.memory import Memorizer, memorizer_of
 from eval.core.memory_paths import SEQUENCE
 from eval.core.subject import Subject
-from nested_jax.errors import require
 
 TEXT_FILES = {"wikitext2": "lm/wikitext2/{split}.txt.gz"}
 SEGMENTS = (
@@ -34,25 +33,6 @@ SEGMENTS = (
     "dialogue_sgd",
     "medical_medquad",
 )
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--segments", default="all", help=f"all, or some of {', '.join(SEGMENTS)}")
-    parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
-    parser.add_argument("--max-tokens", type=int, default=50_000, help="a segment; 0 is all")
-    parser.add_argument("--doc-tokens", type=int, default=8192, help="of a document; 0 is all")
-
-
-def choose_segments(text: str) -> list[str]:
-    """Return the segments of ``all`` or of a comma-separated list.
-
-    Raises:
-      ValueError: an unknown name, with the known ones.
-    """
-    names = list(SEGMENTS) if text == "all" else [n.strip() for n in text.split(",")]
-    for name in names:
-        require(name in SEGMENTS, "--segments", name, f"wants all, or {', '.join(SEGMENTS)}")
-    return names
 
 
 def documents(root: DataRoot, segment: str, split: str) -> Iterator[tuple[str, str]]:
@@ -93,11 +73,8 @@ def tokenized(
 
 
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
-    names, root = choose_segments(flags.segments), data_root(flags)
-    for name, value in (("--max-tokens", flags.max_tokens), ("--doc-tokens", flags.doc_tokens)):
-        require(value >= 0, name, value, "wants 0 (all) or more")
-    options = memory.from_flags(flags)
-    memorizer = Memorizer(subject, options) if options.on else None
+    names, root = choose(flags.segments, SEGMENTS, "--segments"), data_root(flags)
+    memorizer = memorizer_of(subject, flags)
     metrics: dict[str, dict[str, Any]] = {}
     items: list[dict[str, Any]] = []
     for segment in names:
@@ -169,8 +146,13 @@ def document_items(
     return items
 
 
-def main(arguments: list[str]) -> int:
-    return run_task(TASK, arguments)
-
-
-TASK = Task("perplexity", __doc__, add_flags, evaluate)
+SEGMENT_FLAG = flag("--segments", "all", f"all, or some of {', '.join(SEGMENTS)}")
+SPLIT_FLAG = flag("--split", "test", "of the texts", choices=("train", "valid", "test"))
+FLAGS = (
+    SEGMENT_FLAG,
+    SPLIT_FLAG,
+    flag("--max-tokens", 50_000, "per segment; 0 is all", least=0),
+    flag("--doc-tokens", 8192, "of a document; 0 is all", least=0),
+)
+HELP = "held-out perplexity and bits per byte by segment"
+TASK = Task("perplexity", HELP, __doc__, FLAGS, evaluate)

@@ -18,10 +18,10 @@ from typing import Any
 import jax
 
 from eval.core import plots
-from eval.core.cli import Findings, Task, run_task
+from eval.core.cli import Findings, Task
+from eval.core.flags import flag, parse_lengths
 from eval.core.stats import wilson
 from eval.core.subject import Subject
-from eval.tasks.niah import parse_lengths
 from nested_jax.data.synthetic.rows import SyntheticSource, task_of
 from nested_jax.data.synthetic.task import Task as Synthetic
 from nested_jax.errors import require
@@ -31,15 +31,8 @@ from nested_jax.train.task_scores import answer
 FACTORS = (1, 2, 4, 8)  # times the training length
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lengths", default="", help="tokens, as in 128,512 (default: 1x to 8x)")
-    parser.add_argument("--spec", default="", help="a task, as in needle,tokens=128 (default: its)")
-    parser.add_argument("--samples", type=int, default=512, help="rows of each length")
-
-
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
     samples = flags.max_samples or flags.samples
-    require(samples >= 1, "--samples", samples, "wants at least 1")
     base = trained_task(subject, flags.spec)
     trained = base.length
     lengths = (
@@ -54,7 +47,7 @@ def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
         rows = answered(subject, task, samples, flags.seed)
         metrics[group] = {"times": task.length / trained, **summarize(rows, task)}
         items += [{"id": f"{group}/{i}", "group": group, **row} for i, row in enumerate(rows)]
-    return Findings(metrics, items, None, lambda folder: draw(folder, lengths, metrics, trained))
+    return Findings(metrics, items)
 
 
 def trained_task(subject: Subject, spec: str) -> Synthetic:
@@ -119,21 +112,22 @@ def summarize(rows: Sequence[dict[str, Any]], task: Synthetic) -> dict[str, Any]
     }
 
 
-def draw(
-    folder: Path, lengths: Sequence[int], metrics: dict[str, dict[str, Any]], trained: int
-) -> list[Path]:
-    groups = list(metrics.values())
+def draw(folder: Path, found: Findings) -> list[Path]:
+    lengths = [int(group.split()[0]) for group in found.metrics]
+    groups = list(found.metrics.values())
     series = {
         "all answers of a row": (lengths, [g["accuracy"] for g in groups]),
         "chance": (lengths, [g["chance"] for g in groups]),
     }
-    title = f"Recall, trained on {trained} tokens"
+    title = f"Recall, trained on {lengths[0] / groups[0]['times']:.0f} tokens"
     path = folder / "recall.png"
     return [plots.lines(path, series, title=title, x="tokens", y="accuracy", log_x=True)]
 
 
-def main(arguments: list[str]) -> int:
-    return run_task(TASK, arguments)
-
-
-TASK = Task("recall", __doc__, add_flags, evaluate, memorizes=False)
+FLAGS = (
+    flag("--lengths", "", "tokens, as in 128,512 (default: 1x to 8x)"),
+    flag("--spec", "", "a task, as in needle,tokens=128 (default: its)"),
+    flag("--samples", 512, "rows of each length", least=1),
+)
+HELP = "synthetic recall at 1, 2, 4 and 8 times the training length"
+TASK = Task("recall", HELP, __doc__, FLAGS, evaluate, draw, memorizes=False)

@@ -15,33 +15,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.core import memory, plots
-from eval.core.cli import Findings, Task, data_root, run_task, with_memorized
-from eval.core.memory import Memorizer
+from eval.core import plots
+from eval.core.cli import Findings, Task, data_root, with_memorized
+from eval.core.flags import choose, flag
+from eval.core.memory import Memorizer, memorizer_of
 from eval.core.requests import Request, Score, encode_pair
 from eval.core.stats import mean_stderr, wilson
 from eval.core.subject import Subject
-from eval.tasks.zeroshot_files import TASKS, Question, choose_tasks
+from eval.tasks.zeroshot_files import TASKS, Question
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tasks", default="all", help="all, or a comma-separated list")
-    parser.add_argument("--list-tasks", action="store_true", help="show the tasks and stop")
+class ListTasks(argparse.Action):
+    """Show the tasks and stop."""
 
-
-def main(arguments: list[str]) -> int:
-    if "--list-tasks" in arguments:
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         for name, task in TASKS.items():
             print(f"{name:15} {task.kind:8} {task.file:45} {task.form!r}")
-        return 0
-    return run_task(TASK, arguments)
+        parser.exit(0)
 
 
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
-    names, root = choose_tasks(flags.tasks), data_root(flags)
+    names, root = choose(flags.tasks, TASKS, "--tasks"), data_root(flags)
     asked = {name: list(TASKS[name].questions(root, flags.max_samples)) for name in names}
-    options = memory.from_flags(flags)
-    memorizer = Memorizer(subject, options) if options.on else None
+    memorizer = memorizer_of(subject, flags)
     metrics: dict[str, dict[str, Any]] = {}
     items: list[dict[str, Any]] = []
     for name, questions in asked.items():
@@ -60,7 +56,7 @@ def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
             for q, r in zip(questions, rows, strict=True)
         ]
     report = memorizer.report() if memorizer is not None else None
-    return Findings(metrics, items, report, lambda folder: draw(folder, metrics))
+    return Findings(metrics, items, report)
 
 
 def encode(subject: Subject, questions: Sequence[Question]) -> list[list[Request]]:
@@ -174,9 +170,9 @@ def summarize(
     }
 
 
-def draw(folder: Path, metrics: dict[str, dict[str, Any]]) -> list[Path]:
+def draw(folder: Path, found: Findings) -> list[Path]:
     """Draw the accuracies beside chance."""
-    names = list(metrics)
+    names, metrics = list(found.metrics), found.metrics
     series = {"baseline": [metrics[n]["acc"] for n in names]}
     errors = {"baseline": [metrics[n]["acc_stderr"] for n in names]}
     if any("memorized" in metrics[n] for n in names):
@@ -187,4 +183,9 @@ def draw(folder: Path, metrics: dict[str, dict[str, Any]]) -> list[Path]:
     return [plots.bars(path, names, series, title="Zero-shot", y="accuracy", errors=errors)]
 
 
-TASK = Task("zeroshot", __doc__, add_flags, evaluate)
+FLAGS = (
+    flag("--tasks", "all", "all, or a comma-separated list"),
+    flag("--list-tasks", None, "show the tasks and stop", action=ListTasks, nargs=0),
+)
+HELP = "multiple choice and LAMBADA: acc, acc_norm, chance"
+TASK = Task("zeroshot", HELP, __doc__, FLAGS, evaluate, draw)

@@ -111,17 +111,3 @@ TASKS: dict[str, ZeroShot] = {
         kind="word",
     ),
 }
-
-
-def choose_tasks(text: str) -> list[str]:
-    """Return the names of ``all`` or of a comma-separated list.
-
-    Raises:
-      ValueError: an unknown name, with the known ones.
-    """
-    if text == "all":
-        return list(TASKS)
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names or [text]:
-        require(name in TASKS, "--tasks", name, f"wants all, or some of {', '.join(TASKS)}")
-    return names

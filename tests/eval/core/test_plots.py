@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from eval.core import plots
+from eval.core.cli import Findings
 from eval.proof.plots import panels
 from eval.tasks import books, classification, continual, niah, recall, zeroshot
 
@@ -18,52 +19,60 @@ STAGES, NAMES = ["before", "one", "two"], ["one", "two"]
 LOSSES = np.asarray([[5.0, 5.0], [3.0, 4.5], [4.0, 2.0]])
 ZERO = {"acc": 0.5, "acc_stderr": 0.1, "chance": 0.25}
 NEEDLES = [
-    {"group": f"s1@{n}", "depth": d, "correct": c}
+    {"group": f"s1@{n}", "tokens": n, "depth": d, "correct": c}
     for n, d, c in ((256, 0.1, True), (256, 0.9, False), (512, 0.5, True))
 ]
+MATRIX = {"stages": STAGES, "segments": NAMES, "loss": LOSSES.tolist()}
+LESS = {"loss": (LOSSES - 1).tolist()}
+BINS = {
+    name: {"loss": a, "memorized": {"loss": b}}
+    for name, a, b in (("all", 9, 9), ("0-64", 5.0, 5.0), ("64-128", 4.0, 3.0))
+}
+ACCURACIES = {"memory": {"matrix": [[0.5, None], [0.25, 1.0]]}}
+RECALLS = {
+    f"{n} tokens": {"accuracy": a, "chance": 0.1, "times": n / 64}
+    for n, a in ((64, 1.0), (128, 0.5))
+}
 
 # What draws; how many files; title, x and y of the last; words of its legend; numbers in its cells.
 DRAWN: dict[str, tuple[Callable[[Path], list[Path]], int, tuple[str, ...], set[str], set[str]]] = {
     "books": (
-        lambda f: books.draw(f, [0, 64, 128], {"baseline": [5.0, 4.0], "memorized": [5.0, 3.0]}),
+        lambda f: books.draw(f, Findings(BINS, [], {"writes": {}})),
         1,
-        ("Loss by position", "token of the book", "nats a token"),
+        ("Loss by position", "token of the book", "nats per token"),
         {"baseline", "memorized"},
         set(),
     ),
     "continual": (
-        lambda f: continual.draw(f, {"": LOSSES, "memorized": LOSSES - 1}, STAGES, NAMES),
+        lambda f: continual.draw(f, Findings({"matrix": MATRIX | {"memorized": LESS}}, [])),
         4,
         ("Held-out loss, learning while reading", "segment", "after stage"),
         set(),
         {"4", "2", "3.5", "3", "1"},
     ),
     "classification": (
-        lambda f: classification.draw(f, {"memory": np.asarray([[0.5, np.nan], [0.25, 1.0]])}),
+        lambda f: classification.draw(f, Findings(ACCURACIES, [])),
         1,
         ("Accuracy, memory", "increment", "after"),
         set(),
         {"0.5", "0.25", "1"},
     ),
     "niah": (
-        lambda f: niah.draw(f, ["s1"], [256, 512], NEEDLES),
+        lambda f: niah.draw("niah", f, Findings({}, NEEDLES)),
         1,
         ("s1: answered exactly", "tokens", "depth"),
         set(),
         {"1", "0"},
     ),
     "zeroshot": (
-        lambda f: zeroshot.draw(f, {"piqa": {**ZERO, "memorized": ZERO}}),
+        lambda f: zeroshot.draw(f, Findings({"piqa": {**ZERO, "memorized": ZERO}}, [])),
         1,
         ("Zero-shot", "", "accuracy"),
         {"baseline", "memorized", "chance"},
         set(),
     ),
     "recall": (
-        lambda f: recall.draw(
-            f, [64, 128], {"64": {"accuracy": 1.0, "chance": 0.1}, "128": ZERO | {"accuracy": 0.5}},
-            64,
-        ),
+        lambda f: recall.draw(f, Findings(RECALLS, [])),
         1,
         ("Recall, trained on 64 tokens", "tokens", "accuracy"),
         {"all answers of a row", "chance"},
@@ -102,7 +111,7 @@ def keeping(figures: list[Any], save: Callable[..., Path]) -> Callable[..., Path
 def test_lines_hold_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Any] = []
     monkeypatch.setattr(plots, "save", keeping(figures, plots.save))
-    continual.draw(tmp_path, {"": LOSSES}, STAGES, NAMES)
+    continual.draw(tmp_path, Findings({"matrix": MATRIX}, []))
     curves = {line.get_label(): line.get_ydata().tolist() for line in figures[0].axes[0].lines}
     assert curves == {"one": [5.0, 3.0, 4.0], "two": [5.0, 4.5, 2.0]}
     ticks = [t.get_text() for t in figures[1].axes[0].get_yticklabels()]

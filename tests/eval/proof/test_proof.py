@@ -114,19 +114,19 @@ def test_finished_cells_are_not_run_again(
     page.write_text("# Results\n\nBefore.\n")
     arguments = ["--suite", "formal", "--quick", "--jobs", "1"]
     arguments += ["--out", str(tmp_path / "out"), "--report", str(page)]
-    assert proof.main(arguments) == 0
+    assert proof.COMMAND.run(arguments) == 0
     assert ran == ["transformer", "hope frozen"]
     text = page.read_text()
-    assert proof.main(arguments) == 0
+    assert proof.COMMAND.run(arguments) == 0
     assert ran == ["transformer", "hope frozen"]
     assert page.read_text() == text
     assert text.startswith("# Results\n\nBefore.\n\n<!-- proof formal quick")
     (tmp_path / "out/formal-quick/Parity/hope_frozen/lr=0.003,seed=0/summary.json").unlink()
-    assert proof.main([*arguments, "--tables"]) == 0
+    assert proof.COMMAND.run([*arguments, "--tables"]) == 0
     assert ran == ["transformer", "hope frozen"]
     assert "| hope frozen |" in text
     assert "| hope frozen |" not in page.read_text()
-    assert proof.main(arguments) == 0
+    assert proof.COMMAND.run(arguments) == 0
     assert ran[2:] == ["hope frozen"]
     for plot in ("curves", "length"):
         assert (tmp_path / f"plots/proof-formal-quick-{plot}.png").stat().st_size > 1000
@@ -219,14 +219,14 @@ def test_a_case_goes_on_from_the_cells_of_another(
     monkeypatch.setattr(proof, "run_cell", run)
     arguments = ["--suite", "formal", "--quick", "--out", str(tmp_path / "out")]
     arguments += ["--report", str(tmp_path / "r.md"), "--jobs", "2", "--case", "(aa)*"]
-    assert proof.main([*arguments, "--model", "lstm", "--list"]) == 0
+    assert proof.COMMAND.run([*arguments, "--model", "lstm", "--list"]) == 0
     first, second = capsys.readouterr().out.splitlines()
     folder = tmp_path / "out/formal-quick/Parity/lstm/lr=0.003,seed=0"
     assert "init_from" not in first
     assert second.endswith(f"--config.train.init_from={folder}")
-    assert proof.main([*arguments, "--model", "lstm"]) == 0
+    assert proof.COMMAND.run([*arguments, "--model", "lstm"]) == 0
     assert ran == ["Parity lstm", "(aa)* lstm"]
-    assert proof.main(arguments) == 0
+    assert proof.COMMAND.run(arguments) == 0
     assert ran[2:] == ["Parity transformer", "(aa)* transformer"]
     assert "- (aa)*: 3 steps behind those of Parity, all models alike" in (
         (tmp_path / "r.md").read_text()
@@ -329,7 +329,8 @@ def test_filters_choose_cells_and_text_goes_to_the_cells_on_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = ["--suite", "text", "--quick", "--list", "--text", str(tmp_path)]
-    assert proof.main([*text, "--model", "hope_attention", "--seed", "1", "--seed", "2"]) == 0
+    text += ["--model", "hope_attention"]
+    assert proof.COMMAND.run([*text, "--seed", "1", "--seed", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     for line, seed in zip(lines, (1, 2), strict=True):

@@ -52,21 +52,21 @@ def test_tables_are_written_again_without_the_runs(
             leave(cell, out, (1 / 3 + 0.1 * cell.seed, 0.25, 0.0), 4.9056503)
 
     monkeypatch.setattr(proof, "run_cell", run)
-    assert proof.main(arguments(tmp_path)) == 0
+    assert proof.COMMAND.run(arguments(tmp_path)) == 0
     assert len(ran) == 4
     page = (tmp_path / "r.md").read_text()
     assert "| transformer | 33.3 / 25.0 / 0.0 | 33.3 / 25.0 / 0.0 |" in page
     assert "| lstm | 33.3 / 25.0 / 0.0 | failed |" in page
     (tmp_path / "r.md").unlink()
     shutil.rmtree(tmp_path / "out")
-    assert proof.main(arguments(tmp_path, "--tables")) == 0
+    assert proof.COMMAND.run(arguments(tmp_path, "--tables")) == 0
     assert (tmp_path / "r.md").read_text() == page
-    assert proof.main(arguments(tmp_path)) == 0
+    assert proof.COMMAND.run(arguments(tmp_path)) == 0
     assert len(ran) == 4
-    assert proof.main(arguments(tmp_path, "--seed", "5", "--case", "Parity")) == 0
+    assert proof.COMMAND.run(arguments(tmp_path, "--seed", "5", "--case", "Parity")) == 0
     assert ran[4:] == ["Parity transformer 5", "Parity lstm 5"]
     shutil.rmtree(tmp_path / "out")
-    assert proof.main(arguments(tmp_path, "--tables")) == 0
+    assert proof.COMMAND.run(arguments(tmp_path, "--tables")) == 0
     page = (tmp_path / "r.md").read_text()
     assert "| transformer | 58.3 ± 35.4 / 25.0 ± 0.0 / 0.0 ± 0.0 | 33.3 / 25.0 / 0.0 |" in page
     assert "`python -m eval proof --suite formal --quick --seed 0 --seed 5`" in page
@@ -89,14 +89,14 @@ def test_a_recorded_cell_runs_where_another_goes_on_from_it(
 
     monkeypatch.setattr(proof, "run_cell", run)
     lstm = ("--model", "lstm")
-    assert proof.main(arguments(tmp_path, *lstm, "--case", "Parity")) == 0
+    assert proof.COMMAND.run(arguments(tmp_path, *lstm, "--case", "Parity")) == 0
     shutil.rmtree(tmp_path / "out")
-    assert proof.main(arguments(tmp_path, *lstm)) == 0
+    assert proof.COMMAND.run(arguments(tmp_path, *lstm)) == 0
     assert ran == ["Parity lstm", "Parity lstm", "(aa)* lstm"]
     shutil.rmtree(tmp_path / "out")
-    assert proof.main(arguments(tmp_path, *lstm)) == 0
+    assert proof.COMMAND.run(arguments(tmp_path, *lstm)) == 0
     assert len(ran) == 3
-    assert proof.main(arguments(tmp_path, *lstm, "--retry")) == 0
+    assert proof.COMMAND.run(arguments(tmp_path, *lstm, "--retry")) == 0
     assert ran[3:] == ["Parity lstm", "(aa)* lstm"]
     assert "No run failed." in (tmp_path / "r.md").read_text()
 

@@ -91,7 +91,7 @@ def test_tasks_scored_while_training_have_panels(tmp_path: Path, monkeypatch: An
     [
         (["nowhere"], "wants a workdir of launch.py"),
         (["a", "a"], r"are not all different; wants NAME=RUN"),
-        (["a", "--smooth", "0"], "--smooth=0: wants 1 line or more"),
+        (["a", "--smooth", "0"], "--smooth=0: wants 1 or more"),
         (["empty"], "has no training lines"),
         (["bad"], r"metrics.jsonl:1: not JSON"),
     ],

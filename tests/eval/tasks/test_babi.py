@@ -13,6 +13,7 @@ from test_tasks import oracle
 
 from eval.__main__ import main
 from eval.core.datasets import DataRoot
+from eval.core.flags import choose
 from eval.core.scoring import Scorer
 from eval.tasks import babi, niah
 from eval.tasks.needles import Haystack
@@ -202,12 +203,14 @@ def test_original_stories_from_a_file(tmp_path):
 
 
 def test_bad_flags(capsys, tmp_path):
-    with pytest.raises(ValueError, match=r"--tasks='qa6': wants all, or some of qa1, .*qa5"):
-        babi.choose_tasks("qa1,qa6", "simulated")
-    assert babi.choose_tasks("qa6", "file") == ["qa6"]
-    with pytest.raises(ValueError, match="--stories='web'"):
-        babi.choose_tasks("all", "web")
-    assert main(["babi", "--checkpoint", str(tmp_path), "--max-samples", "-1"]) == 2
+    for source, name, last in (("simulated", "qa6", "qa5"), ("file", "qa21", "qa20")):
+        wanted = rf"--tasks='{name}': wants all, or some of qa1, .*{last}"
+        with pytest.raises(ValueError, match=wanted):
+            choose(f"qa1,{name}", babi.SOURCES[source], "--tasks")
+    words = ["babi", "--checkpoint", str(tmp_path)]
+    assert main([*words, "--stories", "web"]) == 2
+    assert "--stories: invalid choice: 'web' (choose from" in capsys.readouterr().err
+    assert main([*words, "--max-samples", "-1"]) == 2
     assert "--max-samples=-1" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from doubles import HandMade, order_two, uniform
 from small_root import QUESTIONS, write_root
 from tiny import WORDS
 
-from eval.core.cli import Findings, Task, parser_of
+from eval.core.cli import Findings, Task
 from eval.core.scoring import Scorer
 from eval.core.stats import wilson
 from eval.core.subject import Subject
@@ -43,7 +43,7 @@ def run(task: Task, reader: HandMade, tokenizer: Tokenizer, root: Path, *words: 
 
 
 def flags_of(task: Task, root: Path, *words: str) -> Namespace:
-    return parser_of(task).parse_args(["--data-root", str(root), *words])
+    return task.parser().parse_args(["--data-root", str(root), *words])
 
 
 def at_chance(hits: float, count: int, chance: float) -> bool:

@@ -57,11 +57,10 @@ def test_an_untrained_model_is_at_chance_at_every_length(checkpoint: Path, tmp_p
 
 def test_right_answers_are_counted(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that copies scores 100; one that has half of the answers right scores 0."""
-    from eval.core.cli import parser_of
     from eval.core.subject import load_subject
 
     subject = load_subject(checkpoint)
-    flags = parser_of(recall.TASK).parse_args(["--samples", "9", "--lengths", "24"])
+    flags = recall.TASK.parser().parse_args(["--samples", "9", "--lengths", "24"])
     for wrong, accuracy, token in ((0, 1.0, 1.0), (1, 0.0, 0.5)):
 
         def copies(model: Any, params: Any, batch: Any, cfg: Any, wrong: int = wrong) -> Answers:

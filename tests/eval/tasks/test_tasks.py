@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,16 +14,19 @@ import pytest
 from doubles import HandMade, uniform
 
 from eval.__main__ import main
-from eval.core.cli import options_of, parser_of
+from eval.core import cli
+from eval.core.cli import Command, commands, options_of, tasks
 from eval.core.datasets import DataRoot
+from eval.core.flags import choose, flag, parse_lengths
 from eval.core.memory_paths import choose_layers, choose_paths, model_paths
 from eval.core.scoring import Scorer
 from eval.core.stats import mcnemar, sign_flip, wilson
+from eval.core.subject import Subject
 from eval.tasks import continual, niah, zeroshot
 from eval.tasks.continual import own_stages, summarize
 from eval.tasks.needles import KINDS, Haystack, make_item
-from eval.tasks.zeroshot_files import Question, choose_tasks
-from nested_jax.config import CMSConfig, ModelConfig
+from eval.tasks.zeroshot_files import TASKS, Question
+from nested_jax.config import CMSConfig, Config, ModelConfig
 from nested_jax.data.tokenizers.tokenizer import train_tokenizer
 
 WORDS = [a + b for a in ("amber", "birch", "cedar") for b in ("stone", "light", "field")]
@@ -67,7 +73,7 @@ def test_a_length_that_one_variant_lacks_room_in_is_refused_before_all_others():
     flags = SimpleNamespace(context_lengths="40,20", max_samples=0, samples_per_length=9)
     subject = SimpleNamespace(scorer=SimpleNamespace(check=lambda length: None))
     with pytest.raises(ValueError, match="mk wants more"):
-        niah.ask_at_lengths(subject, flags, "niah", ["s1", "mk"], make)
+        niah.ask_at_lengths(subject, flags, ["s1", "mk"], make)
     assert asked == [("s1", 40, 1), ("mk", 40, 1), ("s1", 20, 1), ("mk", 20, 1)]
 
 
@@ -166,7 +172,7 @@ def test_memories_by_name():
     with pytest.raises(ValueError, match="--memorize-layers"):
         choose_layers("4", cfg)
     with pytest.raises(ValueError, match="hellaswag"):
-        choose_tasks("pika")
+        choose("pika", TASKS, "--tasks")
 
 
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path):
@@ -179,6 +185,88 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path):
         list(DataRoot(tmp_path).rows("a.jsonl.gz", "y"))
 
 
+@pytest.fixture
+def one_more_file(tmp_path, monkeypatch):
+    """Add a task in one file, in a folder that eval.tasks then also looks into."""
+    import eval.tasks
+
+    (tmp_path / "heights.py").write_text(
+        "from eval.core.cli import Findings, Task\n"
+        "from eval.core.flags import flag\n"
+        "evaluate = lambda subject, flags: Findings({'all': {'height': flags.feet}}, [])\n"
+        "FLAGS = (flag('--feet', 1, 'how high', least=1),)\n"
+        "TASK = Task('heights', 'how high', 'doc', FLAGS, evaluate)\n"
+    )
+    monkeypatch.setattr(eval.tasks, "__path__", [*eval.tasks.__path__, str(tmp_path)])
+    commands.cache_clear()
+    yield
+    commands.cache_clear()
+    sys.modules.pop("eval.tasks.heights")
+
+
+def test_a_task_is_added_in_one_file(one_more_file, monkeypatch, capsys, tmp_path):
+    assert main(["--help"]) == 0
+    assert re.search(r"^  heights +how high$", capsys.readouterr().out, re.MULTILINE)
+    subject = Subject("x", Config(), 0, SimpleNamespace(hash="0"), None, 0)
+    monkeypatch.setattr(cli, "subject_of", lambda flags: subject)
+    out = tmp_path / "missing" / "a.json"
+    assert main(["heights", "--checkpoint", "x", "--feet", "6", "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["metrics"] == {"all": {"height": 6}}
+    assert main(["heights", "--checkpoint", "x", "--feet", "0"]) == 2
+    assert "--feet=0: wants 1 or more" in capsys.readouterr().err
+    words = ["compare", "--checkpoint", str(tmp_path), "--to", str(tmp_path), "--task"]
+    assert main([*words, "nosuch"]) == 2
+    assert "heights" in capsys.readouterr().err
+
+
+def test_every_module_of_a_task_is_found_and_explains_itself(capsys):
+    """By looking at the files: a record that nothing finds is a command that nobody can call."""
+    root = Path(cli.__file__).parent.parent
+    holding = {
+        file.stem
+        for folder in cli.FOLDERS
+        for file in (root / folder).glob("*.py")
+        if re.search(r"^(TASK|COMMAND) = ", file.read_text(), re.MULTILINE)
+    }
+    assert len(holding) == len(commands()) == 17
+    assert {"zeroshot", "niah", "harness"} < set(tasks())
+    for name, command in commands().items():
+        assert command.name == name
+        assert isinstance(command, Command) != (name in tasks())
+        assert main([name, "--help"]) == 0
+        assert all(each.name.strip("-") in capsys.readouterr().out for each in command.flags[:1])
+
+
+def test_numbers_are_held_to_their_range_before_anything_is_loaded(capsys):
+    """Every number that has a least value, of every task, one below it; and what is no number."""
+    tried = 0
+    for task in tasks().values():
+        for each in (*cli.COMMON, *task.flags):
+            if each.least is not None:
+                assert main([task.name, "--checkpoint", "x", each.name, str(each.least - 1)]) == 2
+                said = f"{each.name}={each.least - 1}: wants {each.least}"
+                assert said in capsys.readouterr().err
+                tried += 1
+    assert tried > 50
+    for number in ("nan", "inf"):
+        words = ["--memorize", "--memorize-surprise-threshold", number]
+        assert main(["niah", "--checkpoint", "x", *words]) == 2
+        assert f"threshold={number}: wants a finite number" in capsys.readouterr().err
+
+
+def test_lists_of_names_and_lengths():
+    assert choose("b, a,b", "abc", "--x") == ["b", "a"]
+    assert choose("all", "abc", "--x") == ["a", "b", "c"]
+    for text in ("", ",", "a,d"):
+        with pytest.raises(ValueError, match=r"--x=.*: wants all, or some of a, b, c"):
+            choose(text, "abc", "--x")
+    assert parse_lengths("512, 64,512") == [512, 64]
+    for text in ("", "0", "-4", "1.5", "\u00b2", "8,,9"):
+        with pytest.raises(ValueError, match=r"--context-lengths=.*: wants tokens"):
+            parse_lengths(text)
+    assert flag("--a", 2).how == {}
+
+
 def test_bad_input_ends_with_2(capsys, tmp_path):
     assert main(["nosuch"]) == 2
     assert main(["zeroshot"]) == 2
@@ -189,6 +277,6 @@ def test_bad_input_ends_with_2(capsys, tmp_path):
 
 def test_flags_that_hold_paths_can_be_written(tmp_path):
     words = ["--then", str(tmp_path), "--then", "b", "--data-root", "c"]
-    options = options_of(parser_of(continual.TASK).parse_args(words))
+    options = options_of(continual.TASK.parser().parse_args(words))
     assert json.loads(json.dumps(options))["then"] == [str(tmp_path), "b"]
     assert options["data_root"] == "c"
