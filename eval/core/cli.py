@@ -104,13 +104,17 @@ class Command(NamedTuple):
     act: Callable[[argparse.Namespace], int]
     takes_rest: bool = False  # arguments after ``--``, as ``flags.rest``
 
-    def run(self, arguments: Sequence[str]) -> int:
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Return the flags of a command line, each in its range."""
         own, rest = split_rest(arguments) if self.takes_rest else (arguments, [])
         flags = parser_for(self.name, self.doc, [("", self.flags)]).parse_args(own)
         for each in self.flags:
             each.check(flags)
         flags.rest = rest
-        return self.act(flags)
+        return flags
+
+    def run(self, arguments: Sequence[str]) -> int:
+        return self.act(self.parse(arguments))
 
 
 @cache

@@ -91,7 +91,6 @@ class Proof:
 
 def act(flags: argparse.Namespace) -> int:
     require(not (flags.quick and flags.full), "--quick", True, "wants one of --quick and --full")
-    flags.mode = "quick" if flags.quick else "full" if flags.full else "default"
     # Counting parameters must not take the accelerator from the cells.
     jax.config.update("jax_platforms", "cpu")
     proofs = [proof_of(name, flags) for name in flags.suite or DEFAULT]
@@ -129,21 +128,21 @@ def interrupted(*_: object) -> None:
 
 
 def proof_of(name: str, flags: argparse.Namespace) -> Proof:
-    suite = SUITES[name]
-    budget = on_text(suite.budgets[flags.mode], flags.text)
-    records = flags.records / f"{name}-{flags.mode}.jsonl" if flags.records else None
+    suite, mode = SUITES[name], "quick" if flags.quick else "full" if flags.full else "default"
+    budget = on_text(suite.budgets[mode], flags.text)
+    records = flags.records / f"{name}-{mode}.jsonl" if flags.records else None
     further = {line["seed"] for line in read_lines(records)} if records else set()
     seeds = tuple(sorted({*budget.seeds, *flags.seed, *further}))
     words = ["python -m eval proof --suite", name]
-    words += [] if flags.mode == "default" else [f"--{flags.mode}"]
+    words += [] if mode == "default" else [f"--{mode}"]
     words += [] if flags.text is None else ["--text FOLDER"]
     words += [] if seeds == budget.seeds else [f"--seed {seed}" for seed in seeds]
     return Proof(
         name,
-        flags.mode,
+        mode,
         suite,
         budget._replace(seeds=seeds),
-        flags.out.absolute() / f"{name}-{flags.mode}",
+        flags.out.absolute() / f"{name}-{mode}",
         flags.report,
         " ".join(words),
         records,

@@ -336,7 +336,7 @@ def test_filters_choose_cells_and_text_goes_to_the_cells_on_text(
     for line, seed in zip(lines, (1, 2), strict=True):
         assert f"seed={seed}" in line
         assert f"--config.data.source={tmp_path}" in line
-    assert "--text FOLDER" in proof.proof_of("text", proof.parse(text)).command
+    assert "--text FOLDER" in proof.proof_of("text", proof.COMMAND.parse(text)).command
     formal = proof.on_text(SUITES["formal"].budgets["quick"], tmp_path)
     assert formal == SUITES["formal"].budgets["quick"]
 

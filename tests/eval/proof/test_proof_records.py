@@ -177,7 +177,7 @@ def test_the_tables_in_the_docs_are_those_of_the_records(file: Path) -> None:
     suite, mode = file.stem.split("-")
     flags = ["--suite", suite, "--records", str(COMMITTED)]
     flags += [] if mode == "default" else [f"--{mode}"]
-    made = proof.proof_of(suite, proof.parse(flags))
+    made = proof.proof_of(suite, proof.COMMAND.parse(flags))
     cells = plan_cells(made.suite, made.budget)
     recorded = read_records(file, cells)
     results: list[Result] = [recorded[c.folder] for c in cells if c.folder in recorded]
