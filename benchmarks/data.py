@@ -26,7 +26,8 @@ from nested_jax.config import DataConfig
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.pipeline import make_train_iterator, open_data
 from nested_jax.data.prepare.shard_corpus import ShardOptions, shard_source
-from nested_jax.data.prepare.text_sources import Problems, records
+from nested_jax.data.prepare.text_sources import records
+from nested_jax.data.records import Problems
 
 BATCHES = {512: (8, 32), 2048: (8, 32)}  # tokens a row -> rows a batch
 

@@ -17,7 +17,6 @@ from nested_jax.data.manifest import Manifest, SourceSpec
 from nested_jax.data.shards import (
     FORMAT,
     INDEX,
-    SPLITS,
     TokenStore,
     check_tokenizer,
     file_sha256,
@@ -25,6 +24,7 @@ from nested_jax.data.shards import (
     read_json,
     write_atomic,
 )
+from nested_jax.data.splits import SPLITS
 
 COUNTS = ("tokens", "documents", "bytes")
 SOURCE_KEYS = {"name", "key", "shards_dir", "weight", "index_sha256"}

@@ -23,7 +23,8 @@ from nested_jax.config import DataConfig
 from nested_jax.data.cache import Report, cache_root
 from nested_jax.data.mixture import open_mixture
 from nested_jax.data.packing import PackedSource, Row, StreamSource
-from nested_jax.data.shards import INDEX, SPLITS, TokenStore, open_store
+from nested_jax.data.shards import INDEX, TokenStore, open_store
+from nested_jax.data.splits import SPLITS
 from nested_jax.data.synthetic import rows as synthetic
 from nested_jax.data.text.plain_text import text_files, text_store
 from nested_jax.data.text.stdlib_build import stdlib_store

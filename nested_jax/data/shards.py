@@ -24,7 +24,6 @@ from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 FORMAT = 1  # of the files and of the index
 INDEX = "index.json"
 TOKENIZER = "tokenizer.model"
-SPLITS = ("train", "valid", "test")
 PARTIAL = ".partial"  # ends the names of files that are being written
 HASH_BYTES = 256 << 20  # shards up to this size in all are hashed whenever they are opened
 

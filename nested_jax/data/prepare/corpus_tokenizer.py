@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +14,10 @@ from typing import Any, Literal
 from nested_jax.data.cache import Report
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.prepare.inject import SYMBOLS
-from nested_jax.data.prepare.readers import bounded_lines, open_stream
-from nested_jax.data.prepare.text_sources import MAX_DOCUMENT_BYTES, Problems, records
+from nested_jax.data.prepare.text_sources import records
+from nested_jax.data.records import Problems
 from nested_jax.data.shards import TOKENIZER, write_atomic
+from nested_jax.data.streams import text_lines
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
 SYMBOL_SETS = {"mul_tokens": SYMBOLS}
@@ -102,9 +104,11 @@ def coverage(tokenizer: Tokenizer, sample_file: Path, max_lines: int) -> dict[st
     Raises:
       ValueError: a file without a word, or that is not UTF-8.
     """
+    if not sample_file.is_file():
+        raise ValueError(f"sample_file={str(sample_file)!r}: no such file")
     lines, tokens, characters = 0, [], 0
     lengths: Counter[int] = Counter()
-    for line in text_lines(sample_file, max_lines):
+    for line in itertools.islice(text_lines(sample_file), max_lines or None):
         lines += 1
         words = line.split()
         characters += sum(map(len, words))
@@ -126,19 +130,6 @@ def coverage(tokenizer: Tokenizer, sample_file: Path, max_lines: int) -> dict[st
         "avg_chars_per_word": characters / total,
         "piece_length_histogram": dict(sorted(lengths.most_common(HISTOGRAM))),
     }
-
-
-def text_lines(path: Path, max_lines: int) -> Iterator[str]:
-    if not path.is_file():
-        raise ValueError(f"sample_file={str(path)!r}: no such file")
-    with open_stream(path) as stream:
-        for number, line in enumerate(bounded_lines(stream, MAX_DOCUMENT_BYTES), 1):
-            if max_lines and number > max_lines:
-                return
-            try:
-                yield (line or b"").decode()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}:{number}: not UTF-8 ({error})") from error
 
 
 def coverage_violations(

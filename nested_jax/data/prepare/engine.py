@@ -14,8 +14,9 @@ from __future__ import annotations
 import pickle
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ import numpy as np
 from nested_jax.data.cache import Report
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.prepare.dedupe import ENTRY, find_duplicates
-from nested_jax.data.prepare.filtering import FilterOptions, judge, rules_of
+from nested_jax.data.prepare.filtering import FilterOptions, Judged, judge, rules_of
 from nested_jax.data.prepare.overlap import eval_ngrams
 from nested_jax.data.prepare.parallel import blocks
-from nested_jax.data.prepare.readers import find_files, import_extra
 from nested_jax.data.prepare.shard_corpus import PROGRESS, ShardOptions, Task, describe, write_block
-from nested_jax.data.prepare.text_sources import Problems, fingerprint, plan_hash, records
-from nested_jax.data.shards import INDEX, SPLITS, TOKENIZER, Shard, open_store, write_index
+from nested_jax.data.prepare.text_sources import fingerprint, order_by_split, plan_hash, records
+from nested_jax.data.records import Problems
+from nested_jax.data.shards import INDEX, TOKENIZER, Shard, open_store, write_index
+from nested_jax.data.splits import SPLITS
+from nested_jax.data.streams import import_extra
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
 
 
@@ -54,19 +57,20 @@ def run_engine(spec: SourceSpec, options: EngineOptions, report: Report) -> dict
     ray = import_extra("ray", "ray", "for the engine")
     ray_data = import_extra("ray.data", "ray", "for the engine")
     tokenizer = load_tokenizer(options.tokenizer_path)
-    files = find_files(spec.dataset, spec.data_files)
+    files = order_by_split(spec)
     ngrams = eval_ngrams(options.filtering.eval_files).hashes
     ray.init(address=options.address or None, ignore_reinit_error=True, log_to_driver=False)
     report(f"[engine] {spec.name}: {len(files)} files on {ray.cluster_resources().get('CPU')} CPUs")
-    items = [{"file": number, "path": str(path)} for number, path in enumerate(files)]
+    items = [
+        {"file": number, "path": str(path), "split": split or ""}
+        for number, (path, split) in enumerate(files)
+    ]
     judged = (
         ray_data.from_items(items, override_num_blocks=len(items))
         .flat_map(JudgeFile(spec, options.sharding.block_chars, ngrams))
         .materialize()
     )
-    heads = sorted(
-        judged.select_columns(["file", "block", "signatures", "dropped"]).take_all(), key=place_of
-    )
+    heads = sorted(judged.drop_columns(["texts"]).take_all(), key=place_of)
     drop = duplicates_of(heads, options.filtering)
     rows = judged.map(WriteBlock(spec, options, drop)).take_all()
     rows.sort(key=place_of)
@@ -74,14 +78,15 @@ def run_engine(spec: SourceSpec, options: EngineOptions, report: Report) -> dict
     if not shards:
         raise ValueError(f"{spec.name}: nothing is left of {spec.dataset}")
     shards.sort(key=lambda shard: (SPLITS.index(shard.split), shard.file))
-    about = describe(spec, engine_plan(spec, options), Problems(spec), options.sharding, [])
+    problems = Problems(spec)
+    dropped: Counter[str] = Counter()
+    for head in heads:
+        problems.merge(pickle.loads(head["problems"]))
+        dropped.update(pickle.loads(head["dropped"]))
+    about = describe(spec, engine_plan(spec, options), problems, options.sharding, [])
     with tempfile.TemporaryDirectory() as folder:
         write_index(Path(folder), shards, tokenizer, about)
         put(Path(folder), options.output_url, [TOKENIZER, INDEX])
-    dropped: dict[str, int] = {}
-    for head in heads:
-        for name, count in pickle.loads(head["dropped"]).items():
-            dropped[name] = dropped.get(name, 0) + count
     return {
         "name": spec.name,
         "records": sum(shard.documents for shard in shards),
@@ -89,6 +94,7 @@ def run_engine(spec: SourceSpec, options: EngineOptions, report: Report) -> dict
         "shards": len(shards),
         "dropped": {**dropped, "duplicates": int(sum(len(d) for d in drop.values()))},
         "output_url": options.output_url,
+        "problems": problems.summary(),
     }
 
 
@@ -110,17 +116,27 @@ class JudgeFile:
     ngrams: np.ndarray
 
     def __call__(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        spec = replace(self.spec, dataset=item["path"], data_files="")
-        source = records(spec, Problems(spec), lambda _: None)
-        for number, block in enumerate(blocks(source, self.block_chars)):
-            judged = judge(block, rules_of(spec), self.ngrams)
-            yield {
-                "file": item["file"],
-                "block": number,
-                "texts": pickle.dumps(judged.kept),
-                "signatures": judged.signatures.tobytes(),
-                "dropped": pickle.dumps(dict(judged.dropped)),
-            }
+        problems = Problems(self.spec)
+        files = [(Path(item["path"]), item["split"] or None)]
+        source = records(self.spec, problems, lambda _: None, files)
+        number = 0
+        for block in blocks(source, self.block_chars):
+            yield self.row(item, number, judge(block, rules_of(self.spec), self.ngrams))
+            number += 1
+        yield self.row(item, number, judge([], rules_of(self.spec), self.ngrams), problems)
+
+    def row(
+        self, item: dict[str, Any], number: int, judged: Judged, problems: Problems | None = None
+    ) -> dict[str, Any]:
+        """Return a block as a row; the last one of a file is empty and holds its problems."""
+        return {
+            "file": item["file"],
+            "block": number,
+            "texts": pickle.dumps(judged.kept),
+            "signatures": judged.signatures.tobytes(),
+            "dropped": pickle.dumps(judged.dropped),
+            "problems": pickle.dumps(problems or Problems(self.spec)),
+        }
 
 
 def duplicates_of(

@@ -33,9 +33,10 @@ from nested_jax.data.prepare.filters import (
 )
 from nested_jax.data.prepare.overlap import eval_ngrams, overlaps
 from nested_jax.data.prepare.parallel import blocks, ordered_map
-from nested_jax.data.prepare.readers import find_files
-from nested_jax.data.prepare.text_sources import Problems, Record, fingerprint, plan_hash, records
+from nested_jax.data.prepare.text_sources import fingerprint, plan_hash, records
+from nested_jax.data.records import Problems, Record
 from nested_jax.data.shards import partial_file, write_atomic
+from nested_jax.data.streams import find_files
 from nested_jax.errors import require
 
 BLOCK_CHARS = 2 << 20  # of documents that one worker gets at a time
@@ -79,6 +80,15 @@ class FilterReport:
     problems: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
 
+    def line(self, problems: Problems) -> str:
+        """Return the counts in one line, with what could not be read."""
+        drops = ", ".join(f"{count} {name}" for name, count in sorted(self.dropped.items()))
+        parts = [
+            f"processed={self.processed} kept={self.kept} (dropped: {drops or 'nothing'})",
+            problems.summary(),
+        ]
+        return "; ".join(filter(None, parts))
+
 
 def rules_of(spec: SourceSpec) -> Rules:
     return replace(
@@ -117,7 +127,8 @@ def filter_source(
     the number of workers.
 
     Raises:
-      ValueError: what `records` raises; an unknown language; a task file that is not JSON lines.
+      ValueError: what `records` raises; an unknown language; a task file that is not JSON lines;
+        nothing is kept.
     """
     check_language(spec.lang)
     evaluation = eval_ngrams(options.eval_files)
@@ -127,8 +138,9 @@ def filter_source(
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        spool(spec, folder, partial(judge, ngrams=evaluation.hashes), options, result, report)
-        write_kept(folder, output, options, result)
+        judge_block = partial(judge, ngrams=evaluation.hashes)
+        problems = spool(spec, folder, judge_block, options, result, report)
+        write_kept(folder, output, options, result, problems)
         body = {
             **vars(result),
             "plan": filter_plan(spec, options),
@@ -138,11 +150,7 @@ def filter_source(
         write_atomic(report_path(output), (json.dumps(body, indent=1) + "\n").encode())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    drops = ", ".join(f"{count} {name}" for name, count in sorted(result.dropped.items()))
-    report(
-        f"[filter] {spec.name}: processed={result.processed} kept={result.kept} "
-        f"(dropped: {drops or 'nothing'})"
-    )
+    report(f"[filter] {spec.name}: {result.line(problems)}")
     return result
 
 
@@ -164,7 +172,7 @@ def spool(
     options: FilterOptions,
     result: FilterReport,
     report: Report,
-) -> None:
+) -> Problems:
     """Write what passes the rules to ``folder/texts``, its signatures to ``folder/signatures``."""
     problems = Problems(spec)
     limit = Limit(spec.limit)
@@ -187,6 +195,7 @@ def spool(
             if limit.full:
                 break
     result.problems = problems.as_dict()
+    return problems
 
 
 def json_line(record: Record) -> bytes:
@@ -219,8 +228,14 @@ class Limit:
         return self.documents > 0 and self.passed["train"] >= self.documents
 
 
-def write_kept(folder: Path, output: Path, options: FilterOptions, result: FilterReport) -> None:
-    """Copy the spooled documents that are no duplicates to the output, in one rename."""
+def write_kept(
+    folder: Path, output: Path, options: FilterOptions, result: FilterReport, problems: Problems
+) -> None:
+    """Copy the spooled documents that are no duplicates to the output, in one rename.
+
+    Raises:
+      ValueError: there are none.
+    """
     size = (folder / "signatures").stat().st_size
     entries = np.memmap(folder / "signatures", ENTRY, "r") if size else np.empty(0, ENTRY)
     duplicates = find_duplicates(entries, options.similarity, options.dedup_window)
@@ -232,6 +247,8 @@ def write_kept(folder: Path, output: Path, options: FilterOptions, result: Filte
             if not drop[number]:
                 count_kept(line, result)
                 kept.write(line)
+        if not result.kept:
+            raise ValueError(f"{problems.spec.dataset}: nothing is kept: {result.line(problems)}")
 
 
 def count_kept(line: bytes, result: FilterReport) -> None:

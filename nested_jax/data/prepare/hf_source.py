@@ -10,8 +10,9 @@ from typing import Any
 
 from nested_jax.data.cache import Report
 from nested_jax.data.manifest import SourceSpec
-from nested_jax.data.prepare.readers import import_extra
-from nested_jax.data.prepare.text_sources import Problems, row_record
+from nested_jax.data.records import Problems, row_record
+from nested_jax.data.splits import split_of_name
+from nested_jax.data.streams import import_extra
 
 FALLBACKS = ("train", "validation", "test")  # tried in this order, after FALLBACK_SPLIT
 
@@ -21,16 +22,19 @@ def hf_records(
 ) -> Iterator[tuple[str, str | None, str]]:
     """Yield the rows of ``hf:NAME``; NAME is a data set of the Hub or a folder that holds a copy.
 
-    Where the split is not there, another one is read, and `report` says which and why.
+    Where the split is not there, another one is read, and `report` says which and why. Rows without
+    a split of their own have that of the data set's that they were read from: what it holds out is
+    never trained on, unless FALLBACK_SPLIT names it in place of a missing one.
 
     Raises:
       ValueError: `datasets` is not installed, or the data set cannot be reached.
     """
     datasets = import_extra("datasets", "hf", f"to read {spec.dataset}")
     splits = load(datasets, spec)
-    split = choose_split(list(splits), spec, report)
-    for number, row in enumerate(splits[split]):
-        yield from row_record(dict(row), f"{split}:{number}", spec, problems)
+    chosen, own = choose_split(list(splits), spec, report)
+    for number, row in enumerate(splits[chosen]):
+        for text, split, where in row_record(dict(row), f"{chosen}:{number}", spec, problems):
+            yield text, split or own, where
 
 
 def load(datasets: Any, spec: SourceSpec) -> Any:
@@ -54,15 +58,21 @@ def load(datasets: Any, spec: SourceSpec) -> Any:
         ) from error
 
 
-def choose_split(known: list[str], spec: SourceSpec, report: Report) -> str:
-    """Return the split that is wanted, or the first fallback that is there, loudly."""
+def choose_split(known: list[str], spec: SourceSpec, report: Report) -> tuple[str, str | None]:
+    """Return the name of the data set's split that is wanted, and which of ours its rows are.
+
+    A name of the same split serves, ``validation`` for ``valid``; else the first fallback that is
+    there, loudly.
+    """
     wanted = spec.split or "train"
-    if wanted in known:
-        return wanted
-    fallbacks = (os.environ.get("FALLBACK_SPLIT", ""), *FALLBACKS)
-    chosen = next(split for split in itertools.chain(fallbacks, known) if split in known)
+    same = [name for name in known if split_of_name(name) == split_of_name(wanted) is not None]
+    for name in (wanted, *same):
+        if name in known:
+            return name, split_of_name(name)
+    asked = os.environ.get("FALLBACK_SPLIT", "")
+    chosen = next(split for split in itertools.chain((asked,), FALLBACKS, known) if split in known)
     report(
         f"WARNING: {spec.dataset} has no split {wanted!r} (it has {', '.join(known)}); "
         f"reading {chosen!r} instead"
     )
-    return chosen
+    return chosen, None if chosen == asked else split_of_name(chosen)

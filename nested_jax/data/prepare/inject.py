@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from nested_jax.data.prepare.readers import open_stream
+from nested_jax.data.records import checked_row, json_rows
 from nested_jax.data.shards import partial_file
 from nested_jax.data.tokenizers.tokenizer import Tokenizer
 from nested_jax.errors import require
@@ -152,13 +152,9 @@ def rewrite_file(
     if not source.is_file():
         raise ValueError(f"input={str(source)!r}: no such file")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with open_stream(source) as lines, partial_file(output) as out:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                text = row[column]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{source}:{number}: wants JSON with {column!r}") from error
+    with partial_file(output) as out:
+        for where, row in json_rows(source):
+            text = checked_row(row, where, **{column: str})[column]
             if restoring:
                 row[column] = restore(text)
             else:

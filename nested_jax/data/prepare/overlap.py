@@ -6,16 +6,14 @@ than 13 words has no 13-gram and cannot be recognized; `EvalNgrams.short` counts
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nested_jax.data.prepare.filters import ngram_hashes, words_of
-from nested_jax.data.prepare.readers import bounded_lines, find_files, open_stream
-from nested_jax.data.prepare.text_sources import MAX_DOCUMENT_BYTES
+from nested_jax.data.records import json_rows
+from nested_jax.data.streams import find_files
 
 NGRAM = 13  # words
 
@@ -38,7 +36,7 @@ def eval_ngrams(paths: Sequence[str]) -> EvalNgrams:
     files = sorted({file for path in paths for file in find_files(path)})
     found, strings, short = [np.empty(0, np.uint64)], 0, 0
     for file in files:
-        for text in task_strings(file):
+        for text in (text for _, row in json_rows(file) for text in strings_of(row)):
             grams = ngram_hashes(words_of(text).hashes, NGRAM)
             strings += 1
             short += len(grams) == 0
@@ -48,26 +46,17 @@ def eval_ngrams(paths: Sequence[str]) -> EvalNgrams:
     )
 
 
-def task_strings(path: Path) -> Iterator[str]:
-    with open_stream(path) as stream:
-        for number, line in enumerate(bounded_lines(stream, MAX_DOCUMENT_BYTES), 1):
-            if not line or not line.strip():
-                continue
-            try:
-                yield from strings_of(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: a task file is JSON lines ({error})") from error
-
-
-def strings_of(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from strings_of(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from strings_of(item)
+def strings_of(row: Any) -> Iterator[str]:
+    """Yield every string of a JSON value, however deep."""
+    stack = [row]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
 
 
 def overlaps(hashes: np.ndarray, ngrams: np.ndarray) -> bool:

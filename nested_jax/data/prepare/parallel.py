@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.connection import wait
 from typing import TypeVar
 
-from nested_jax.data.prepare.text_sources import Record
+from nested_jax.data.records import Record
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")

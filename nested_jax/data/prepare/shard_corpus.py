@@ -9,7 +9,6 @@ where it was; the index comes last, so nothing half-written is ever taken for wh
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 import shutil
@@ -24,12 +23,12 @@ from nested_jax.data.cache import Report, locked
 from nested_jax.data.manifest import SourceSpec, spec_dict
 from nested_jax.data.prepare.inject import Injection, check_symbols, inject, original_bytes
 from nested_jax.data.prepare.parallel import blocks, ordered_map
-from nested_jax.data.prepare.text_sources import Problems, Record, fingerprint, plan_hash, records
+from nested_jax.data.prepare.text_sources import fingerprint, plan_hash, records
+from nested_jax.data.records import Problems, Record
 from nested_jax.data.shards import (
     FORMAT,
     INDEX,
     PARTIAL,
-    SPLITS,
     Shard,
     TokenStore,
     byte_lengths,
@@ -39,7 +38,7 @@ from nested_jax.data.shards import (
     write_index,
     write_shard,
 )
-from nested_jax.data.text.stdlib_text import split_of
+from nested_jax.data.splits import HELD_OUT, SPLITS, split_of_content
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from nested_jax.errors import require
 
@@ -52,10 +51,9 @@ PLAN = "plan.json"
 class ShardOptions:
     """How a source becomes shards."""
 
-    block_chars: int = (
-        32 << 20
-    )  # characters a block; a shard holds the part of a block in its split
-    held_out: float = 0.02  # share of documents in each of valid and test, where content decides
+    # Characters per block; a shard holds the part of a block in its split.
+    block_chars: int = 32 << 20
+    held_out: float = HELD_OUT  # share of each of valid and test, where content decides
     injection: Injection = field(default_factory=Injection)
     workers: int = 1  # processes; they do not change the output
 
@@ -204,7 +202,7 @@ def write_block(task: Task) -> Block:
     counts: Counter[str] = Counter()
     by_split: dict[str, list[str]] = {split: [] for split in SPLITS}
     for record in task.records:
-        split = record.split or content_split(record.text, task.options.held_out)
+        split = record.split or split_of_content(record.text, task.options.held_out)
         injected = inject(record.text, task.options.injection)
         counts.update(injected.counts)
         by_split[split].append(injected.text)
@@ -225,10 +223,6 @@ def write_block(task: Task) -> Block:
 @functools.lru_cache(2)
 def cached_tokenizer(path: Path) -> Tokenizer:
     return load_tokenizer(path)
-
-
-def content_split(text: str, held_out: float) -> str:
-    return split_of(hashlib.sha256(text.encode()).hexdigest(), held_out)
 
 
 def encode_all(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[list[int]]:

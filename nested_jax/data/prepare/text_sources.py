@@ -1,6 +1,6 @@
 """Documents of a source, one after the other, in an order that never changes.
 
-Local text, JSON lines and Parquet (also .gz and .zst), the embedded text, and Hugging Face data
+Local text, JSON lines and Parquet (also compressed), the embedded text, and Hugging Face data
 sets. What cannot be read is counted by its kind; too much of it stops the reading.
 """
 
@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from nested_jax.data.cache import Report
 from nested_jax.data.manifest import SourceSpec, spec_dict
-from nested_jax.data.prepare.readers import (
+from nested_jax.data.prepare.hf_source import hf_records
+from nested_jax.data.records import (
+    MAX_DOCUMENT_BYTES,
+    Problems,
+    Record,
+    json_rows,
+    row_record,
+)
+from nested_jax.data.splits import SPLITS, split_of_name, split_of_path
+from nested_jax.data.streams import (
     bounded_lines,
     file_format,
     find_files,
@@ -25,96 +32,71 @@ from nested_jax.data.prepare.readers import (
 )
 from nested_jax.data.text.stdlib_text import collect, library_sha256, stdlib_root
 
-MAX_DOCUMENT_BYTES = 64 << 20  # a longer one is counted as `giant` and left out
-BAD_GRACE = 10  # unreadable records that are always tolerated
-SPLIT_NAME = re.compile(r"(train|valid|validation|val|dev|test)(?![a-z])")
-SPLIT_OF_NAME = {"validation": "valid", "val": "valid", "dev": "valid"}
-HELD_OUT_FIRST = ("test", "valid", "train")  # so that deduplication takes from train
+HELD_OUT_FIRST = SPLITS[::-1]  # so that deduplication takes from train
+
+Files = list[tuple[Path, str | None]]  # with the splits that their names tell
+Found = Iterator[tuple[str, str | None, str]]  # text, split, where
 
 
-class Record(NamedTuple):
-    """One document and the split that its source puts it in; None lets its content decide."""
-
-    text: str
-    split: str | None = None
-
-
-class Problems:
-    """Counts of unreadable records by kind, and the threshold above which reading stops."""
-
-    KINDS = ("undecodable", "broken_json", "no_text", "giant")
-
-    def __init__(self, spec: SourceSpec) -> None:
-        self.spec = spec
-        self.read = 0  # records, with the unreadable ones
-        self.empty = 0  # not an error
-        self.counts: Counter[str] = Counter(dict.fromkeys(self.KINDS, 0))
-        self.first: dict[str, str] = {}  # kind -> where it was first met
-
-    def add(self, kind: str, where: str) -> None:
-        """Count one unreadable record.
-
-        Raises:
-          ValueError: more than the share ``max_bad`` of the records so far.
-        """
-        self.counts[kind] += 1
-        self.first.setdefault(kind, where)
-        bad = self.counts.total()
-        if bad > BAD_GRACE and bad > self.spec.max_bad * self.read:
-            raise ValueError(
-                f"{self.spec.dataset}: {bad} of the first {self.read} records cannot be read "
-                f"({self.summary()}); more than max_bad={self.spec.max_bad:g}, so reading stops"
-            )
-
-    def summary(self) -> str:
-        return ", ".join(
-            f"{count} {kind}, first at {self.first[kind]}"
-            for kind, count in self.counts.items()
-            if count
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"read": self.read, "empty": self.empty, **self.counts, "first": dict(self.first)}
-
-
-def records(spec: SourceSpec, problems: Problems, report: Report) -> Generator[Record, None, None]:
+def records(
+    spec: SourceSpec, problems: Problems, report: Report, files: Files | None = None
+) -> Generator[Record, None, None]:
     """Yield the documents of a source that can be read; the others are counted.
 
+    Args:
+      files: the part of a local source that is read; None is all of it.
     Raises:
-      ValueError: nothing there, a wrong column, a damaged file, too many unreadable records.
+      ValueError: nothing there, a wrong column, a damaged file, too many unreadable records, or
+        none of ``spec.split``.
     """
-    for text, split, where in raw_records(spec, problems, report):
+    wanted = wanted_split(spec)
+    found = False
+    for text, split, _ in raw_records(spec, problems, report, files):
         problems.read += 1
         if not text:
             problems.empty += 1
-        elif not encodable(text):
-            problems.add("undecodable", where)
-        else:
+        elif wanted in ("", split):
+            found = True
             yield Record(text, split)
+    if wanted and not found and files is None:
+        raise ValueError(
+            f"split={spec.split!r}: no file and no record of {spec.dataset} has that split; leave "
+            "it out to read all, and the content of a document decides its split"
+        )
 
 
-def encodable(text: str) -> bool:
-    """Return whether the text is UTF-8: JSON can smuggle in lone surrogates."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def wanted_split(spec: SourceSpec) -> str:
+    """Return the split of local text that is read, "" for all; the Hub's have names of their own.
+
+    Raises:
+      ValueError: a name that stands for no split.
+    """
+    if not spec.split or spec.dataset.startswith("hf:"):
+        return ""
+    split = split_of_name(spec.split)
+    if split is None:
+        raise ValueError(f"split={spec.split!r}: wants a name of train, valid or test")
+    return split
 
 
 def fingerprint(spec: SourceSpec) -> list[Any]:
     """Return what identifies the text of a source, without reading it: files, sizes and times."""
-    if spec.dataset.startswith("hf:"):
-        inputs: list[Any] = []
-    elif spec.dataset.partition(":")[0] == "stdlib":
-        inputs = [library_sha256(stdlib_root())]
+    if spec.dataset.partition(":")[0] == "stdlib":
+        inputs: list[Any] = [library_sha256(stdlib_root())]
+    elif spec.dataset.startswith("hf:"):
+        root = Path(spec.dataset.removeprefix("hf:"))
+        inputs = stats_of([path for path in sorted(root.rglob("*")) if path.is_file()], root)
     else:
-        stats = [(file, file.stat()) for file in find_files(spec.dataset, spec.data_files)]
-        inputs = [(file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+        files = find_files(spec.dataset, spec.data_files)
+        inputs = stats_of(files, source_root(spec.dataset))
     unused = dict.fromkeys(("weight", "license", "url", "sample_limit"))  # they change no text
     return [{**spec_dict(spec), **unused}, inputs]
+
+
+def stats_of(files: Sequence[Path], root: Path) -> list[tuple[str, int, int]]:
+    """Return the name below `root`, the size and the time of every file."""
+    stats = [(file.relative_to(root).as_posix(), file.stat()) for file in files]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def plan_hash(*parts: Any) -> str:
@@ -122,26 +104,21 @@ def plan_hash(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def raw_records(
-    spec: SourceSpec, problems: Problems, report: Report
-) -> Iterator[tuple[str, str | None, str]]:
+def raw_records(spec: SourceSpec, problems: Problems, report: Report, files: Files | None) -> Found:
     """Yield (text, split, where) of every record that has a text."""
     if not spec.dataset:
         raise ValueError("dataset='': wants a file, a folder, a glob, 'stdlib' or 'hf:NAME'")
     if spec.dataset.partition(":")[0] == "stdlib":
         yield from embedded_records(spec)
     elif spec.dataset.startswith("hf:"):
-        from nested_jax.data.prepare.hf_source import hf_records
-
         yield from hf_records(spec, problems, report)
     else:
-        files = find_files(spec.dataset, spec.data_files)
-        for path, split in order_by_split(files, spec.split):
+        for path, split in order_by_split(spec) if files is None else files:
             for text, own_split, where in file_records(path, spec, problems):
                 yield text, own_split or split, where
 
 
-def embedded_records(spec: SourceSpec) -> Iterator[tuple[str, str | None, str]]:
+def embedded_records(spec: SourceSpec) -> Found:
     segment = spec.dataset.partition(":")[2]
     documents = collect(stdlib_root()).documents
     known = sorted({document.segment for document in documents})
@@ -155,83 +132,46 @@ def embedded_records(spec: SourceSpec) -> Iterator[tuple[str, str | None, str]]:
             yield document.text, None, document.sha256[:12]
 
 
-def order_by_split(files: list[Path], wanted: str) -> list[tuple[Path, str | None]]:
-    """Return the files with the splits that their names tell, held-out ones first.
+def order_by_split(spec: SourceSpec) -> Files:
+    """Return the files of a source with the splits that their names tell, held-out ones first.
 
-    Names count only where they tell of training files too: ``train.jsonl.gz`` beside
-    ``valid.jsonl.gz``. Other files have no split of their own (None).
+    A name is the path below the folder of the source, or below what a glob leaves open. A file that
+    names none (None) leaves it to its records.
     """
-    named = [(file, name_split(file)) for file in files]
-    if not any(split == "train" for _, split in named):
-        named = [(file, None) for file in files]
-    elif wanted:
-        wanted = SPLIT_OF_NAME.get(wanted, wanted)
-        named = [(file, split) for file, split in named if split == wanted]
-        if not named:
-            raise ValueError(f"split={wanted!r}: no file of that split among {files[0].parent}")
+    files = find_files(spec.dataset, spec.data_files)
+    root = source_root(spec.dataset)
+    named = [(file, split_of_path(file.relative_to(root))) for file in files]
+    wanted = wanted_split(spec)
+    if wanted:
+        named = [(file, split) for file, split in named if split in (wanted, None)]
     rank = {split: place for place, split in enumerate((*HELD_OUT_FIRST, None))}
     return sorted(named, key=lambda item: rank[item[1]])
 
 
-def name_split(file: Path) -> str | None:
-    match = SPLIT_NAME.match(file.name.lower())
-    return SPLIT_OF_NAME.get(match[1], match[1]) if match else None
+def source_root(dataset: str) -> Path:
+    """Return the folder below which the names of a source's files count."""
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        return path
+    parts = path.parent.parts
+    open_ = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), len(parts))
+    return Path(*parts[:open_])
 
 
-def file_records(
-    path: Path, spec: SourceSpec, problems: Problems
-) -> Iterator[tuple[str, str | None, str]]:
+def file_records(path: Path, spec: SourceSpec, problems: Problems) -> Found:
     """Yield the records of one local file."""
     kind = file_format(path)
     if kind == ".parquet":
         yield from parquet_records(path, spec, problems)
-        return
-    with open_stream(path) as stream:
-        if kind in (".jsonl", ".ndjson", ".json"):
-            yield from json_records(stream, path, spec, problems)
-        else:
+    elif kind in (".jsonl", ".ndjson", ".json"):
+        for where, row in json_rows(path, problems.add):
+            yield from row_record(row, where, spec, problems)
+    else:
+        with open_stream(path) as stream:
             yield from text_records(stream, path, spec, problems)
 
 
-def json_records(
-    stream: IO[bytes], path: Path, spec: SourceSpec, problems: Problems
-) -> Iterator[tuple[str, str | None, str]]:
-    for number, line in enumerate(bounded_lines(stream, MAX_DOCUMENT_BYTES), 1):
-        where = f"{path.name}:{number}"
-        if line is None:
-            count_bad(problems, "giant", where)
-            continue
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except UnicodeDecodeError:
-            count_bad(problems, "undecodable", where)
-            continue
-        except ValueError:
-            count_bad(problems, "broken_json", where)
-            continue
-        yield from row_record(row, where, spec, problems)
-
-
-def row_record(
-    row: Any, where: str, spec: SourceSpec, problems: Problems
-) -> Iterator[tuple[str, str | None, str]]:
-    """Yield the record of one table row, or count it; a first row without the column raises."""
-    column = spec.text_column
-    if isinstance(row, dict) and isinstance(row.get(column), str):
-        split = row.get("split")
-        yield row[column], split if split in HELD_OUT_FIRST else None, where
-    elif problems.read == 0 and not (isinstance(row, dict) and column in row):
-        found = f"columns {', '.join(row)}" if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"{where}: text_column={column!r} is not there; the record has {found}")
-    else:
-        count_bad(problems, "no_text", where)
-
-
-def parquet_records(
-    path: Path, spec: SourceSpec, problems: Problems
-) -> Iterator[tuple[str, str | None, str]]:
+def parquet_records(path: Path, spec: SourceSpec, problems: Problems) -> Found:
     parquet = import_extra("pyarrow.parquet", "data", f"to read {path}")
     arrow = import_extra("pyarrow", "data", f"to read {path}")
     try:
@@ -247,14 +187,12 @@ def parquet_records(
         for batch in file.iter_batches(batch_size=256, columns=columns):
             for row in batch.to_pylist():
                 number += 1
-                yield from row_record(row, f"{path.name}:{number}", spec, problems)
+                yield from row_record(row, f"{path}:{number}", spec, problems)
     except arrow.ArrowException as error:
         raise ValueError(f"{path}: truncated or damaged Parquet file ({error})") from error
 
 
-def text_records(
-    stream: IO[bytes], path: Path, spec: SourceSpec, problems: Problems
-) -> Iterator[tuple[str, str | None, str]]:
+def text_records(stream: IO[bytes], path: Path, spec: SourceSpec, problems: Problems) -> Found:
     """Yield the documents of a plain text file: its lines, its paragraphs, or the file itself."""
     if spec.unit == "file":
         documents: Iterable[bytes | None] = [whole_file(stream)]
@@ -263,14 +201,16 @@ def text_records(
     else:
         documents = paragraphs(bounded_lines(stream, MAX_DOCUMENT_BYTES))
     for number, document in enumerate(documents, 1):
-        where = f"{path.name}:{spec.unit} {number}"
+        where = f"{path}:{spec.unit} {number}"
         if document is None:
-            count_bad(problems, "giant", where)
+            problems.add("giant", where, f"is longer than {MAX_DOCUMENT_BYTES:,} bytes")
             continue
         try:
-            yield document.decode(), None, where
-        except UnicodeDecodeError:
-            count_bad(problems, "undecodable", where)
+            text = document.decode()
+        except UnicodeDecodeError as error:
+            problems.add("undecodable", where, f"is not UTF-8: {error.reason}")
+        else:
+            yield text, None, where
 
 
 def whole_file(stream: IO[bytes]) -> bytes | None:
@@ -293,8 +233,3 @@ def paragraphs(lines: Iterable[bytes | None]) -> Iterator[bytes | None]:
         block = [] if giant else [*block, line or b""]
     if block or giant:
         yield None if giant else b"\n".join(block)
-
-
-def count_bad(problems: Problems, kind: str, where: str) -> None:
-    problems.read += 1
-    problems.add(kind, where)

@@ -7,7 +7,6 @@ into splits at line ends. Files may be compressed (``.txt.gz``).
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import random
 from collections.abc import Callable, Sequence
@@ -18,17 +17,16 @@ from nested_jax.data.cache import Report, build_once
 from nested_jax.data.shards import (
     FORMAT,
     INDEX,
-    SPLITS,
     TokenStore,
     open_store,
     write_index,
     write_shard,
 )
+from nested_jax.data.splits import SPLITS, split_of_content, split_of_path
+from nested_jax.data.streams import file_format, text_lines
 from nested_jax.data.text.stdlib_build import TOKENIZERS
-from nested_jax.data.text.stdlib_text import split_of
 from nested_jax.data.tokenizers.tokenizer import Tokenizer
 
-ENDINGS = (".txt", ".txt.gz")
 SEGMENT = "text"
 CUT = {"train": 0.9, "valid": 0.95, "test": 1.0}  # where the splits of a lone file end
 
@@ -41,7 +39,7 @@ class Text(NamedTuple):
 def text_files(path: Path) -> list[Path]:
     """Return the text files that `path` is or holds, in a fixed order."""
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return sorted(p for p in files if p.name.endswith(ENDINGS))
+    return sorted(p for p in files if file_format(p) == ".txt")
 
 
 def read_texts(path: Path) -> list[Text]:
@@ -55,14 +53,16 @@ def read_texts(path: Path) -> list[Text]:
     if path.is_file():
         texts = cut(read_text(path))
     else:
-        named = {file: named_split(file.relative_to(path)) for file in files}
+        named = {file: split_of_path(file.relative_to(path)) for file in files}
         without = [str(file) for file, split in named.items() if split is None]
         if 0 < len(without) < len(files):
             raise ValueError(
                 f"data.source={str(path)!r}: some files are named after a split and {without[0]} "
-                f"is not; wants all of them below or called one of {', '.join(SPLITS)}, or none"
+                "is not; wants all of them, or their folders, named after train, valid or test, or "
+                "none"
             )
-        texts = [Text(named[f] or content_split(read_text(f)), read_text(f)) for f in files]
+        contents = [(named[file], read_text(file)) for file in files]
+        texts = [Text(split or split_of_content(text), text) for split, text in contents]
     texts = [text for text in texts if text.text.strip()]
     for split in ("train", "valid"):
         if not any(text.split == split for text in texts):
@@ -71,16 +71,6 @@ def read_texts(path: Path) -> list[Text]:
                 "wants train.txt and valid.txt, many files, or one long file"
             )
     return texts
-
-
-def named_split(relative: Path) -> str | None:
-    """Return the split that a path is named after: its file, or its first folder."""
-    names = (relative.name.split(".")[0], relative.parts[0])
-    return next((name for name in names if name in SPLITS), None)
-
-
-def content_split(text: str) -> str:
-    return split_of(hashlib.sha256(text.encode()).hexdigest())
 
 
 def cut(text: str) -> list[Text]:
@@ -97,11 +87,7 @@ def cut(text: str) -> list[Text]:
 
 def read_text(path: Path) -> str:
     """Read a file, compressed or not, with every line end as it is."""
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    try:
-        return data.decode("utf8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text ({error})") from error
+    return "".join(text_lines(path))
 
 
 def text_store(

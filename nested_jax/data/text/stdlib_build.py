@@ -11,13 +11,13 @@ from nested_jax.data.cache import Report, build_once
 from nested_jax.data.shards import (
     FORMAT,
     INDEX,
-    SPLITS,
     Shard,
     TokenStore,
     open_store,
     write_index,
     write_shard,
 )
+from nested_jax.data.splits import SPLITS
 from nested_jax.data.text.stdlib_text import (
     Collection,
     Document,

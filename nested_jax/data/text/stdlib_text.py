@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nested_jax.data.splits import split_of_sha256
+
 TOPICS = "pydoc_data/topics.py"
 PROSE = (".txt", ".rst", ".md")
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
 TABLE_FOLDERS = frozenset({"encodings"})  # generated code pages: a quarter of the library's bytes
-HELD_OUT = 0.02  # share of the documents in each of valid and test
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Document:
 
     @property
     def split(self) -> str:
-        return split_of(self.sha256)
+        return split_of_sha256(self.sha256)
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,6 @@ def stdlib_root() -> Path:
 
 def python_version() -> str:
     return ".".join(map(str, sys.version_info[:3]))
-
-
-def split_of(sha256: str, held_out: float = HELD_OUT) -> str:
-    """Return the split of a document by its content's hash.
-
-    Args:
-      held_out: share of the documents that each of valid and test gets.
-    """
-    place = int(sha256[:8], 16) / 2**32
-    if place < 1 - 2 * held_out:
-        return "train"
-    return "valid" if place < 1 - held_out else "test"
 
 
 def collect(root: Path) -> Collection:

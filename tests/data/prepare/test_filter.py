@@ -175,7 +175,7 @@ def test_evaluation_overlap(tmp_path: Path) -> None:
     assert not hit(" ".join(question.split()[:12]) + " " + prose(9))
     assert not hit("")
     (tmp_path / "task.jsonl.gz").write_bytes(gzip.compress(b"{broken"))
-    with pytest.raises(ValueError, match="a task file is JSON lines"):
+    with pytest.raises(ValueError, match=r"task\.jsonl\.gz:1: is not JSON"):
         eval_ngrams([str(tmp_path)])
 
 

@@ -95,7 +95,7 @@ def test_files(tmp_path: Path) -> None:
     assert "<mul_2_3> and <mul_literal><mul_2_3>" in b.read_text()
     rewrite_file(b, c, ALL, column="body", restoring=True)
     assert c.read_text() == lines
-    with pytest.raises(ValueError, match=r"a\.jsonl:1: wants JSON with 'text'"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: lacks text; the record has id, body"):
         rewrite_file(a, b, ALL, column="text", restoring=False)
     with pytest.raises(ValueError, match="no such file"):
         rewrite_file(tmp_path / "x", b, ALL, column="text", restoring=False)

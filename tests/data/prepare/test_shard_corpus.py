@@ -22,11 +22,11 @@ from nested_jax.data.prepare.inject import SYMBOLS, Injection
 from nested_jax.data.prepare.shard_corpus import (
     PROGRESS,
     ShardOptions,
-    content_split,
     shard_source,
     shard_stats,
 )
 from nested_jax.data.shards import INDEX, open_store
+from nested_jax.data.splits import split_of_content
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
 BLOCK = 2000  # characters: many small blocks
@@ -95,7 +95,7 @@ def test_nothing_is_lost_and_stats_agree(corpus: Path, model: Path, tmp_path: Pa
     texts = [synthetic_source(i) for i in range(200)]
     want: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
     for text in texts:
-        want[content_split(text, 0.02)].append(text)
+        want[split_of_content(text, 0.02)].append(text)
     counted: Counter[str] = Counter()
     for split, expected in want.items():
         got = []
@@ -223,7 +223,7 @@ def test_a_full_disk(corpus: Path, model: Path, tmp_path: Path) -> None:
 def test_held_out_share(corpus: Path, model: Path, tmp_path: Path) -> None:
     shard(corpus, model, tmp_path / "none", held_out=0.0)
     assert {s.split for s in open_store(tmp_path / "none").shards} == {"train"}
-    splits = Counter(content_split(f"{i}", 0.1) for i in range(5000))
+    splits = Counter(split_of_content(f"{i}", 0.1) for i in range(5000))
     assert splits["valid"] / 5000 == pytest.approx(0.1, abs=0.015)
     assert splits["test"] / 5000 == pytest.approx(0.1, abs=0.015)
 

@@ -102,8 +102,8 @@ def test_text_that_cannot_be_split(tmp_path: Path, files: dict[str, str], messag
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", train="a\n", valid="b\n")
-    (folder / "train.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"train.txt: is not UTF-8 text"):
+    (folder / "train.txt").write_bytes(b"ok\nsch\xf6n\n")
+    with pytest.raises(ValueError, match=r"train.txt:2: is not UTF-8 text"):
         open_data(config(folder, tmp_path / "cache"))
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from nested_jax.data.cache import build_once, cache_root
-from nested_jax.data.shards import INDEX, SPLITS
+from nested_jax.data.shards import INDEX
+from nested_jax.data.splits import SPLITS, split_of_sha256
 from nested_jax.data.text.stdlib_build import stdlib_store
-from nested_jax.data.text.stdlib_text import collect, split_of, stdlib_root
+from nested_jax.data.text.stdlib_text import collect, stdlib_root
 
 BUILDER = """
 import sys
 from pathlib import Path
+from nested_jax.data.splits import SPLITS, split_of_sha256
 from nested_jax.data.text.stdlib_build import stdlib_store
 store = stdlib_store(Path(sys.argv[2]), 400, print, root=Path(sys.argv[1]))
 print("root", store.root)
@@ -56,7 +58,7 @@ def test_splits_are_disjoint_and_by_content(library: Path) -> None:
     documents = collect(library).documents
     assert len({d.sha256 for d in documents}) == len(documents)
     hashes = [f"{i * 2654435761 % 2**32:08x}" for i in range(20_000)]
-    shares = [sum(split_of(h) == split for h in hashes) / len(hashes) for split in SPLITS]
+    shares = [sum(split_of_sha256(h) == split for h in hashes) / len(hashes) for split in SPLITS]
     assert shares == pytest.approx([0.96, 0.02, 0.02], abs=0.002)
 
 
