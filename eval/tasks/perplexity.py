@@ -22,6 +22,7 @@ from eval.core.flags import choose, flag
 from eval.core.memory import Memorizer, memorizer_of
 from eval.core.memory_paths import SEQUENCE
 from eval.core.subject import Subject
+from nested_jax.data.text.wikitext import articles
 
 TEXT_FILES = {"wikitext2": "lm/wikitext2/{split}.txt.gz"}
 SEGMENTS = (
@@ -41,16 +42,8 @@ def documents(root: DataRoot, segment: str, split: str) -> Iterator[tuple[str, s
         rows = root.rows(f"lm/{segment}/{split}.jsonl.gz", "text")
         yield from ((str(row.get("id", i)), row["text"]) for i, row in enumerate(rows))
         return
-    article: list[str] = []
-    number = itertools.count()
-    for line in root.lines(TEXT_FILES[segment].format(split=split)):
-        title = line.startswith(" = ") and not line.startswith(" = = ")
-        if title and article:
-            yield f"{segment}-{next(number)}", "".join(article)
-            article = []
-        article.append(line)
-    if article:
-        yield f"{segment}-{next(number)}", "".join(article)
+    lines = root.lines(TEXT_FILES[segment].format(split=split))
+    yield from ((f"{segment}-{i}", text) for i, text in enumerate(articles(lines)))
 
 
 def tokenized(

@@ -36,7 +36,7 @@ def write_root(folder: Path) -> Path:
     for split in ("train", "test"):
         file = folder / "lm" / "wikitext2" / f"{split}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(f" = Title {i} = \n {phrase(rng, 30)}\n" for i in range(3)))
+        file.write_text("".join(f" \n = Title {i} = \n \n {phrase(rng, 30)}\n" for i in range(3)))
         for name in ("clinc150", "banking77"):
             rows = (
                 {"text": phrase(rng, 4), "intent": intent, "domain": domain}
