@@ -6,8 +6,9 @@
     --coordinator HOST:PORT --num-processes N --process-id I     one process of several; Slurm and
                                  JAX_COORDINATOR_ADDRESS, _NUM_PROCESSES, _PROCESS_ID are found
 
-Exit status: 0 done, 1 a level that was to be written was not, 2 bad input, or a checkpoint that
-cannot be written, 3 diverged, 143 or 130 stopped by SIGTERM or SIGINT after saving.
+Exit status: 0 done, 1 a level that was to be written was not, 2 bad input, a workdir that another
+process uses, or a checkpoint that cannot be written, 3 diverged, 143 or 130 stopped by SIGTERM or
+SIGINT after saving.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from pathlib import Path
 
 from eval.tasks.evaluators import make_evaluators
 from nested_jax.config import load_config, parse_overrides
-from nested_jax.errors import require
+from nested_jax.errors import NotWrittenError, raised_here, require
 from nested_jax.machine import quiet_libraries
 from nested_jax.sharding import Processes, start_processes
 from nested_jax.train.signals import Stopped
-from nested_jax.train.stop_rules import Diverged, NotWritten
+from nested_jax.train.stop_rules import Diverged
 from nested_jax.train.trainer import train
 
 
@@ -39,10 +40,10 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         return failed("error", error, 2)
     except ValueError as error:
-        if not raised_by_us(error):
+        if not raised_here(error):
             raise  # a defect, or a library's limit: the traceback is what helps
         return failed("error", error, 2)
-    except NotWritten as error:
+    except NotWrittenError as error:
         return failed("error", error, 1)
     except Diverged as error:
         return failed("diverged", error, 3)
@@ -82,15 +83,6 @@ def default_workdir(spec: str) -> Path:
     file, _, argument = spec.partition(":")
     name = "-".join(part for part in (Path(file).stem, argument) if part)
     return Path("runs") / re.sub(r"[^\w.=-]+", "_", name)
-
-
-def raised_by_us(error: Exception) -> bool:
-    """Whether this code, and not a library below it, raised the error."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    root = Path(__file__).resolve().parent
-    return frame is not None and root in Path(frame.tb_frame.f_code.co_filename).resolve().parents
 
 
 def failed(what: str, error: Exception, status: int) -> int:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from eval.core.cli import commands
-from eval.core.errors import NotWrittenError, raised_here
+from nested_jax.errors import NotWrittenError, raised_here
 from nested_jax.machine import quiet_libraries
 
 

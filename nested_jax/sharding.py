@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nested_jax.config import MeshConfig
@@ -253,3 +254,10 @@ def start_processes(flags: Processes | None = None) -> None:
     )
     require(":" in found.coordinator, "coordinator", found.coordinator, "wants HOST:PORT")
     jax.distributed.initialize(found.coordinator, found.num_processes, found.process_id)
+
+
+def agree(ok: bool) -> bool:
+    """Return whether `ok` holds in every process; all of them wait here for the slowest."""
+    if jax.process_count() == 1:
+        return ok
+    return bool(multihost_utils.process_allgather(np.asarray(ok)).all())

@@ -31,9 +31,10 @@ from tiny import (
 )
 
 import launch as launcher
+from nested_jax.errors import NotWrittenError
 from nested_jax.train.checkpoint import load_checkpoint, saved_steps
 from nested_jax.train.signals import Stopped
-from nested_jax.train.stop_rules import Diverged, NotWritten
+from nested_jax.train.stop_rules import Diverged
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_flags_are_checked(config: Path, capsys: pytest.CaptureFixture[str]) -> 
     ("error", "status"),
     [
         (Diverged("x"), 3),
-        (NotWritten("x"), 1),
+        (NotWrittenError("x"), 1),
         (Stopped(15, 7), 143),
         (Stopped(2, 7), 130),
         (OSError(28, "No space left on device"), 2),

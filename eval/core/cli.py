@@ -23,7 +23,7 @@ from eval.core.report import markdown
 from eval.core.subject import Subject, load_subject, parse_mesh
 from nested_jax import machine
 from nested_jax.errors import require
-from nested_jax.train.record import write_json
+from nested_jax.files import write_json
 
 FOLDERS = ("tasks", "harness", "results", "proof")  # of eval
 COMMON = (

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.core.errors import NotWrittenError
 from eval.core.memory_options import MemorizeOptions, memorize_options
 from eval.core.memory_paths import (
     SEQUENCE,
@@ -34,6 +33,7 @@ from eval.core.requests import PIECE, bucket, pad, pieces
 from eval.core.scoring import Scorer
 from eval.core.subject import Subject
 from nested_jax.config import TeachConfig
+from nested_jax.errors import NotWrittenError
 from nested_jax.models.lm import LanguageModel
 from nested_jax.models.state import State
 from nested_jax.teach import flush, teach

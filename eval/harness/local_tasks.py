@@ -10,10 +10,10 @@ from types import ModuleType
 from typing import Any
 
 from eval.core.datasets import DataRoot
-from eval.core.errors import import_extra
 from eval.core.flags import choose
 from eval.tasks.perplexity import SEGMENTS, documents
 from eval.tasks.zeroshot_files import TASKS, ZeroShot
+from nested_jax.errors import import_extra
 
 SPLIT = "test"  # what every file is called inside the harness
 RATES = ("acc", "acc_norm")

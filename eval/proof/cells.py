@@ -22,15 +22,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from eval.core.errors import ROOT
 from eval.proof.suites import Budget, Case, Model, Suite
 from nested_jax.config import Config, from_config_dict, load_config, parse_overrides
 from nested_jax.config.schema import difference, to_dict
-from nested_jax.data.cache import try_lock
-from nested_jax.errors import require
+from nested_jax.errors import ROOT, require
+from nested_jax.files import owner_of, try_flock, write_json
 from nested_jax.models.flops import count_parameters
 from nested_jax.models.lm import build_model
-from nested_jax.train.record import write_json
 
 TOLERANCE = 0.02  # by which the parameters of two models of a case may differ
 POLL = 0.2  # seconds between looks at a running cell
@@ -262,7 +260,7 @@ def run_cell(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Even
     command = [sys.executable, *cell.command_in(out)]
     with open(log_file(workdir), "ab") as log:
         # The run inherits the lock with its output: it outlives a driver that is killed.
-        if not try_lock(log) or finished(cell, out):
+        if try_flock(log) is False or owner_of(workdir) or finished(cell, out):
             return
         process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)
         pin(process.pid, cores)
@@ -273,6 +271,8 @@ def run_cell(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Even
         status = process.returncode
     if status < 0 or status in STOPPED:
         raise KeyboardInterrupt
+    if status == 2 and owner_of(workdir):
+        return  # another machine's driver, which the lock of the log does not stop, was quicker
     if status:
         with open(log.name, encoding="utf-8", errors="replace") as text:
             last = "".join(text.read().strip().splitlines()[-1:])

@@ -26,7 +26,6 @@ from typing import Any
 import jax
 
 from eval.core.cli import Command
-from eval.core.errors import ROOT
 from eval.core.flags import flag
 from eval.proof.cells import (
     Cell,
@@ -43,7 +42,7 @@ from eval.proof.positions import positions
 from eval.proof.records import add_records, read_lines, read_records
 from eval.proof.report import score_of, write_report
 from eval.proof.suites import REAL_TEXT, SUITES, Budget, Suite
-from nested_jax.errors import require
+from nested_jax.errors import ROOT, require
 
 DEFAULT = ("formal", "mqar")  # suites
 MOST_JOBS = 2  # by default

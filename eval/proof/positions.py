@@ -16,10 +16,10 @@ from eval.core.plots import figure, save
 from eval.proof.cells import Result
 from nested_jax.config import Config
 from nested_jax.data.pipeline import valid_batches
+from nested_jax.files import write_json
 from nested_jax.models.lm import build_model
 from nested_jax.teach import teach
 from nested_jax.train.checkpoint import load_checkpoint
-from nested_jax.train.record import write_json
 from nested_jax.types import Array, PyTree
 
 PARTS = 16  # of a row, in which the loss is summed

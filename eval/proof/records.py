@@ -8,15 +8,14 @@ what has run, so that a table can grow on several machines, and be written again
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from eval.proof.cells import Cell, Result
-from nested_jax.data.cache import locked
 from nested_jax.errors import require
+from nested_jax.files import hold, write_bytes
 
 # Of summary.json: what the tables read.
 SUMMARY = (
@@ -142,14 +141,12 @@ def add_records(file: Path, cells: Iterable[Cell], results: Iterable[Result]) ->
     """
     planned = list(cells)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with locked(file.with_name(f"{file.name}.lock"), print):
+    with hold(file.with_name(f"{file.name}.lock"), str(file), wait=print):
         known = read_records(file, planned) | {result.cell.folder: result for result in results}
         merged = [known[cell.folder] for cell in planned if cell.folder in known]
         records = [record_of(result) for result in merged]
         if not records:
             return []
         lines = "".join(f"{json.dumps(record)}\n" for record in records)
-        fresh = file.with_name(f"{file.name}.{os.getpid()}")
-        fresh.write_text(lines, encoding="utf-8")
-        fresh.replace(file)
+        write_bytes(file, lines.encode())
     return [result_of(record, r.cell) for record, r in zip(records, merged, strict=True)]

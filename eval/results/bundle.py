@@ -6,23 +6,17 @@ laid out as a workdir is, so whatever takes a checkpoint takes a bundle.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from nested_jax.errors import require
+from nested_jax.files import file_sha256, folder_sha256, write_json
 from nested_jax.train.checkpoint import FOLDER
 from nested_jax.train.integrity import seal, unseal
-from nested_jax.train.record import write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-
-
-def file_hash(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def checkpoint_hash(step: Path) -> str:
@@ -30,18 +24,14 @@ def checkpoint_hash(step: Path) -> str:
 
     The optimizer's state is no part of it: a release without it is the same model.
     """
-    digest = hashlib.sha256()
-    folder = step / "params"
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{file_hash(file)}\n".encode())
-    return digest.hexdigest()
+    return folder_sha256(step / "params")
 
 
 def write_manifest(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Write the manifest of all files in the folder, and return it."""
     files = {
         file.relative_to(folder).as_posix(): {
-            "sha256": file_hash(file),
+            "sha256": file_sha256(file),
             "bytes": file.stat().st_size,
         }
         for file in sorted(p for p in folder.rglob("*") if p.is_file())
@@ -76,7 +66,7 @@ def verify(folder: Path) -> dict[str, Any]:
     for name, wanted in body["files"].items():
         file = folder / name
         require(file.is_file(), "bundle file", str(file), "is missing; fetch the bundle again")
-        found = {"sha256": file_hash(file), "bytes": file.stat().st_size}
+        found = {"sha256": file_sha256(file), "bytes": file.stat().st_size}
         require(
             found == wanted,
             "bundle file",

@@ -23,8 +23,8 @@ from eval.results.bundle import checkpoint_hash, verify, write_manifest
 from eval.results.summary import read_result
 from nested_jax import machine
 from nested_jax.errors import require
+from nested_jax.files import write_json
 from nested_jax.train.checkpoint import FOLDER
-from nested_jax.train.record import write_json
 
 TRAINING = ("config.json", "tokenizer.model", "summary.json", "metrics.jsonl")
 OPTIMIZER = ("opt", "carry")  # items of a checkpoint that only training needs

@@ -19,7 +19,7 @@ from eval.core.flags import OUT, check_out, choose, flag
 from eval.core.report import markdown
 from eval.core.subject import Subject
 from nested_jax.errors import require
-from nested_jax.train.record import write_json
+from nested_jax.files import hold_folder, write_json
 
 PRESETS: dict[str, dict[str, list[str]]] = {
     "smoke": {
@@ -53,7 +53,9 @@ PRESETS: dict[str, dict[str, list[str]]] = {
 def act(flags: argparse.Namespace) -> int:
     check_out(flags)
     folder = flags.out_dir or flags.checkpoint / "eval"
-    results = run_suite(flags.checkpoint, plan(flags.preset, flags.tasks), flags.rest, folder)
+    chosen = plan(flags.preset, flags.tasks)
+    with hold_folder(folder):
+        results = run_suite(flags.checkpoint, chosen, flags.rest, folder)
     metrics = {r["task"]: r["metrics"] for r in results}
     about = {"task": "suite", "subject": results[0]["subject"], "metrics": metrics}
     write_out(flags.out, about)

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 from eval.core.cli import Command
 from eval.core.datasets import DEFAULTS
-from eval.core.errors import import_extra
 from eval.core.flags import choose, flag
 from eval.tasks.zeroshot_files import TASKS, Row
-from nested_jax.errors import require
+from nested_jax.errors import import_extra, require
+from nested_jax.files import write_bytes
 
 
 class Source(NamedTuple):
@@ -159,9 +159,7 @@ def write_rows(file: Path, rows: Iterable[Row]) -> None:
     """Write JSON lines, whole or not at all; the same rows give the same bytes."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f"{file.name}.partial")
-    draft.write_bytes(gzip.compress(text.encode(), mtime=0))
-    draft.rename(file)
+    write_bytes(file, gzip.compress(text.encode(), mtime=0))
 
 
 FLAGS = (

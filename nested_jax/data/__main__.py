@@ -37,6 +37,7 @@ from nested_jax.data.prepare.filtering import filter_source
 from nested_jax.data.prepare.inject import rewrite_file
 from nested_jax.data.shards import TOKENIZER, TokenStore
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
+from nested_jax.files import write_json
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "configs" / "data"
 
@@ -86,7 +87,7 @@ def run_tokenizer(args: argparse.Namespace) -> int:
     )
     if args.log_file:
         log = json.loads((folder / "tokenizer.json").read_text())
-        recipes.write_json(Path(args.log_file), log)
+        write_json(Path(args.log_file), log)
     return 0
 
 
@@ -103,7 +104,7 @@ def run_shard(args: argparse.Namespace) -> int:
     say(json.dumps(stats, indent=1))
     if args.log_file:
         log = {"manifest": args.manifest, "stats": stats}
-        recipes.write_json(Path(args.log_file), log if args.manifest else stats[0])
+        write_json(Path(args.log_file), log if args.manifest else stats[0])
     return 0
 
 
@@ -122,7 +123,7 @@ def opened(source: str) -> TokenStore:
 
 def emit(report: dict[str, Any], output: str) -> None:
     if output:
-        recipes.write_json(Path(output), report)
+        write_json(Path(output), report)
     say(json.dumps(report, indent=1))
 
 
@@ -144,7 +145,7 @@ def run_check(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args.tokenizer_path)
     if args.metadata_json:
         known = {"tokenizer_path": args.tokenizer_path, "sha256": tokenizer.hash}
-        recipes.write_json(Path(args.metadata_json), known)
+        write_json(Path(args.metadata_json), known)
     if not args.quiet:
         say(f"{tokenizer.hash}  {args.tokenizer_path}")
     if args.expected_sha256 and args.expected_sha256 != tokenizer.hash:

@@ -7,15 +7,11 @@ import shutil
 import socket
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
-WAIT_NOTE_SECONDS = 5.0  # after which a process that waits for another's build says so
-
-Report = Callable[[str], None]
+from nested_jax.errors import HeldError
+from nested_jax.files import Report, hold
 
 
 def cache_root(cache_dir: str = "") -> Path:
@@ -48,18 +44,18 @@ def build_once(
     """Return `target`, having `build` fill it if it is not there.
 
     `build` writes into a fresh folder beside the target, which takes the target's name in one
-    rename. One process builds while others wait on a file lock; the system drops the lock of a
-    dead process, so a killed build neither blocks the next one nor leaves anything that passes
-    for whole.
+    rename. One process builds while others wait for its lock; the lock of a dead process is taken
+    over, so a killed build neither blocks the next one nor leaves anything that passes for whole.
 
     Raises:
+      HeldError: a process of another machine has held the lock for very long.
       ValueError: the cache directory cannot be written.
     """
     if is_whole(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(target.with_name(f"{target.name}.lock"), report):
+        with hold(target.with_name(f"{target.name}.lock"), str(target), wait=report):
             if is_whole(target):
                 return target
             remove_leftovers(target)
@@ -68,6 +64,8 @@ def build_once(
             if target.exists():
                 shutil.rmtree(target)
             os.replace(folder, target)
+    except HeldError:
+        raise
     except OSError as error:
         raise ValueError(
             f"{target}: cannot write the prepared data ({error}); set data.cache_dir or "
@@ -86,48 +84,3 @@ def remove_leftovers(target: Path) -> None:
     host = owner().rsplit("-", 1)[0]
     for folder in target.parent.glob(f"{target.name}.{host}-*"):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def locked(path: Path, report: Report) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the system releases it when the process ends."""
-    with open(path, "a+b") as file:
-        started, said = time.monotonic(), False
-        while not try_lock(file):
-            if not said and time.monotonic() - started > WAIT_NOTE_SECONDS:
-                report(f"waiting for another process that holds {path}")
-                said = True
-            time.sleep(0.05)
-        try:
-            yield
-        finally:
-            unlock(file)
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def try_lock(file: IO[bytes]) -> bool:
-        file.seek(0)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-    def unlock(file: IO[bytes]) -> None:
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def try_lock(file: IO[bytes]) -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def unlock(file: IO[bytes]) -> None:
-        fcntl.flock(file, fcntl.LOCK_UN)

@@ -6,7 +6,6 @@ by weight, ``data.segments`` picks some.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,12 +18,11 @@ from nested_jax.data.shards import (
     INDEX,
     TokenStore,
     check_tokenizer,
-    file_sha256,
     open_store,
     read_json,
-    write_atomic,
 )
 from nested_jax.data.splits import SPLITS
+from nested_jax.files import file_sha256, write_json
 
 COUNTS = ("tokens", "documents", "bytes")
 SOURCE_KEYS = {"name", "key", "shards_dir", "weight", "index_sha256"}
@@ -56,8 +54,7 @@ def write_mixture(manifest: Manifest, folders: Mapping[str, Path], output: Path)
         },
         "sources": [describe(spec, stores[spec.name], output) for spec in manifest.sources],
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(output, (json.dumps(mixture, indent=1) + "\n").encode())
+    write_json(output, mixture)
     return mixture
 
 

@@ -8,23 +8,20 @@ The index is written last: a folder without one is not a dataset.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from nested_jax.files import file_sha256, whole_file, write_bytes, write_json
 
 FORMAT = 1  # of the files and of the index
 INDEX = "index.json"
 TOKENIZER = "tokenizer.model"
-PARTIAL = ".partial"  # ends the names of files that are being written
 HASH_BYTES = 256 << 20  # shards up to this size in all are hashed whenever they are opened
 
 Report = Callable[[str], None]
@@ -120,14 +117,14 @@ def write_shard(
     lengths_S = tokenizer.piece_byte_lengths if lengths_S is None else lengths_S
     name = f"{segment}-{split}-{number:05d}"
     offsets, text_bytes, first_bytes = [0], 0, 0
-    with partial_file(folder / f"{name}.bin") as file:
+    with whole_file(folder / f"{name}.bin") as file:
         for document in documents:
             ids = np.asarray(document, dtype)
             text_bytes += int(lengths_S[ids].sum())
             first_bytes += int(lengths_S[ids[:1]].sum())
             file.write(ids.tobytes() + np.array(tokenizer.eos_id, dtype).tobytes())
             offsets.append(offsets[-1] + len(ids) + 1)
-    write_atomic(folder / f"{name}.doc", np.asarray(offsets, np.int64).tobytes())
+    write_bytes(folder / f"{name}.doc", np.asarray(offsets, np.int64).tobytes())
     return Shard(
         segment=segment,
         split=split,
@@ -141,31 +138,11 @@ def write_shard(
     )
 
 
-@contextmanager
-def partial_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes its name, in one rename, when it is whole and on disk."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    with partial_file(path) as file:
-        file.write(data)
-
-
 def write_index(
     folder: Path, shards: Sequence[Shard], tokenizer: Tokenizer, source: dict[str, Any]
 ) -> None:
     """Write the tokenizer and then, atomically, the index that makes the folder a dataset."""
-    write_atomic(folder / TOKENIZER, tokenizer.model)
+    write_bytes(folder / TOKENIZER, tokenizer.model)
     index = {
         "format": FORMAT,
         "dtype": token_dtype(tokenizer.vocab_size),
@@ -176,7 +153,7 @@ def write_index(
         "source": source,
         "shards": [asdict(shard) for shard in shards],
     }
-    write_atomic(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+    write_json(folder / INDEX, index)
 
 
 def open_store(folder: str | Path) -> TokenStore:
@@ -275,8 +252,3 @@ def check_shard(store: TokenStore, shard: Shard, *, contents: bool) -> None:
                 f"{path}: its sha256 is not the one in {store.root / INDEX}; the file is "
                 "damaged or foreign"
             )
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import codecs
 import gzip
-import importlib
 import io
 import lzma
 import zlib
@@ -13,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+
+from nested_jax.errors import import_extra
 
 READ_BYTES = 1 << 20
 SUFFIXES = (".txt", ".text", ".md", ".rst", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -175,17 +176,3 @@ def text_lines(path: Path) -> Iterator[str]:
                 yield line.decode()
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}:{number}: is not UTF-8 text ({error})") from error
-
-
-def import_extra(module: str, extra: str, why: str) -> Any:
-    """Import an optional dependency.
-
-    Raises:
-      ValueError: it is not installed; says which extra has it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f"{module} is not installed and is needed {why}; run `pip install nested-jax[{extra}]`"
-        ) from error

@@ -27,10 +27,10 @@ import numpy as np
 from nested_jax.config import Config, from_config_dict
 from nested_jax.config.schema import to_dict
 from nested_jax.errors import require
+from nested_jax.files import write_json
 from nested_jax.hub.llama import Tensors, check_llama, import_safetensors, llama_config, to_llama
 from nested_jax.machine import quiet_libraries
 from nested_jax.train.checkpoint import load_checkpoint
-from nested_jax.train.record import write_json
 from nested_jax.types import PyTree
 
 WEIGHTS = "model.safetensors"

@@ -6,7 +6,6 @@ embeddings by sqrt(D), which goes into (comes out of) the table, so that the hea
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nested_jax.config import ModelConfig
-from nested_jax.errors import require
+from nested_jax.errors import import_extra, require
 from nested_jax.types import PyTree
 
 Tensors = dict[str, np.ndarray]
@@ -174,9 +173,4 @@ def load_llama(folder: str | Path) -> tuple[PyTree, ModelConfig]:
 
 
 def import_safetensors() -> Any:
-    try:
-        return importlib.import_module("safetensors.numpy")
-    except ImportError as error:
-        raise ValueError(
-            "safetensors is not installed; run `pip install nested-jax[hf]`"
-        ) from error
+    return import_extra("safetensors.numpy", "hf", "for the layouts of Hugging Face")

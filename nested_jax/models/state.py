@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nested_jax.files import whole_file
 from nested_jax.ops.fast_weights import LevelState, per_row
 from nested_jax.types import Array, PyTree
 
@@ -83,12 +84,10 @@ def save_state(path: str | Path, state: PyTree) -> None:
     """Write a state to one .npz file (atomically)."""
     path = Path(path)
     named = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(state)}
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with whole_file(path) as file:
         # bfloat16 caches are stored as float32, which holds them exactly.
         arrays: dict[str, Any] = {k: _storable(x) for k, x in named.items()}
         np.savez(file, **arrays)
-    temporary.replace(path)
 
 
 def _storable(x: Array) -> np.ndarray:

@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from nested_jax.config import Config, TrainConfig, from_config_dict
 from nested_jax.config.schema import difference, to_dict
 from nested_jax.models.lm import build_model
+from nested_jax.sharding import agree
 from nested_jax.train.integrity import fingerprint, seal, unseal
 from nested_jax.train.state import TrainState
 from nested_jax.types import PyTree
@@ -265,13 +264,6 @@ def check_fits(meta: dict[str, Any], cfg: Config, tokenizer_sha256: str) -> None
             f"the workdir holds checkpoint {meta['step']} of tokenizer "
             f"{meta['tokenizer_sha256'][:12]}, but the data's is {tokenizer_sha256[:12]}"
         )
-
-
-def agree(ok: bool) -> bool:
-    """Return whether `ok` holds in every process; all of them wait here for the slowest."""
-    if jax.process_count() == 1:
-        return ok
-    return bool(multihost_utils.process_allgather(np.asarray(ok)).all())
 
 
 def free_name(folder: Path, name: str) -> Path:

@@ -27,6 +27,7 @@ from nested_jax.sharding import Rows, batch_sharding, check_rows, make_mesh, pro
 from nested_jax.train.record import check_trackers
 from nested_jax.train.state import TrainState, new_state, place_state
 from nested_jax.train.step import Program, make_program, new_carry
+from nested_jax.train.workdir import check_free
 from nested_jax.types import Batch, PyTree
 
 BATCH_DTYPES = {
@@ -67,6 +68,7 @@ def make_plan(cfg: Config, workdir: Path, say: Callable[[str], None]) -> Plan:
     """Check a run, from the cheapest check to the dearest, and lay it out.
 
     Raises:
+      HeldError: another process uses the workdir.
       ValueError: a mesh that does not fit the devices, the batch or a parameter; a workdir that
         cannot be written; missing packages; levels that no row is long enough to write; data that
         are missing or damaged; a vocabulary smaller than the tokenizer's.
@@ -74,6 +76,7 @@ def make_plan(cfg: Config, workdir: Path, say: Callable[[str], None]) -> Plan:
     mesh = make_mesh(cfg.mesh)
     eval_rows = check_batches(cfg, mesh)
     check_workdir(workdir)
+    check_free(workdir)
     check_trackers(cfg)
     check_periods(cfg)
     check_answers(cfg)

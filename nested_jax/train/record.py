@@ -82,17 +82,6 @@ def finite(line: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if name in bad else value for name, value in line.items()}
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(data, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 # --- counters ------------------------------------------------------------------------------------
 
 

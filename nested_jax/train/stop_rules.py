@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from nested_jax.config import Config
+from nested_jax.errors import NotWrittenError
 from nested_jax.train.plan import taught_levels
 from nested_jax.train.record import Meter
 
@@ -14,10 +15,6 @@ WRITTEN_BY = 50  # steps after which every taught level has been written, or blo
 
 class Diverged(Exception):
     """The loss is not finite or worse than uniform, or too many updates were not finite."""
-
-
-class NotWritten(Exception):
-    """A level that was to be written was not."""
 
 
 def check_step(cfg: Config, step: int, metrics: Mapping[str, float]) -> None:
@@ -46,11 +43,11 @@ def check_window(cfg: Config, step: int, meter: Meter) -> None:
 
 
 def check_written(cfg: Config, step: int, meter: Meter) -> None:
-    """Raise `NotWritten` for a taught level with no write; writes that the gate blocked count."""
+    """Raise `NotWrittenError` for a taught level with no write; blocked writes count."""
     for level in taught_levels(cfg):
         done = (meter.totals.get(f"teach/level{level}/{what}", 0) for what in ("writes", "blocked"))
         if not sum(done):
-            raise NotWritten(
+            raise NotWrittenError(
                 f"step {step}: CMS level {level} (period {cfg.model.cms.periods[level]}) was never "
                 "written, nor blocked by the surprise gate. Rows hold too few whole periods of a "
                 "document: lengthen data.seq_len, shorten the period, or leave the level out of "

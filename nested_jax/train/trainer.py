@@ -23,18 +23,20 @@ from nested_jax.config.schema import to_dict
 from nested_jax.data.identity import train_order_sha256
 from nested_jax.data.pipeline import make_train_iterator
 from nested_jax.errors import require
+from nested_jax.files import write_json
 from nested_jax.sharding import place_batch, replicated
 from nested_jax.train.checkpoint import Checkpoints, Restored, run_meta
 from nested_jax.train.heldout import HeldOut, describe, trigram_baseline
 from nested_jax.train.plan import Plan, make_plan
 from nested_jax.train.progress import Clock, Display
-from nested_jax.train.record import Meter, MetricsFile, Summary, Tracker, open_trackers, write_json
+from nested_jax.train.record import Meter, MetricsFile, Summary, Tracker, open_trackers
 from nested_jax.train.signals import Signals, Stopped
 from nested_jax.train.state import TrainState, create_state
 from nested_jax.train.step import train_step
 from nested_jax.train.stop_rules import check_step, check_window
 from nested_jax.train.task_scores import TaskScores
 from nested_jax.train.warm_start import first_params
+from nested_jax.train.workdir import hold_workdir
 from nested_jax.types import PyTree
 
 Evaluator = Callable[[Any, PyTree, Config, int], dict[str, float]]  # model, params, config, step
@@ -52,14 +54,19 @@ def train(cfg: Config, workdir: str | Path, evaluators: Sequence[Evaluator] = ()
     Raises:
       ValueError: the run cannot work, see `make_plan`, or is not the one of the workdir's
         checkpoints; nothing was written.
+      HeldError: another process uses the workdir.
       CheckpointError: a checkpoint could not be written or read; those before stay good.
-      Diverged, NotWritten: the run makes no sense any more; the last checkpoint is from before.
+      Diverged, NotWrittenError: the run makes no sense any more; its last checkpoint stays.
       Stopped: SIGTERM or SIGINT came; everything is saved.
     """
     display = Display(quiet=jax.process_index() > 0)
     plan = make_plan(cfg, Path(workdir), display.say)
     params = first_params(plan)
-    with jax.set_mesh(plan.mesh), Signals(plan.mesh) as signals:
+    with (
+        jax.set_mesh(plan.mesh),
+        hold_workdir(plan.workdir),
+        Signals(plan.mesh) as signals,
+    ):
         run = Run(plan, display, signals, evaluators, params)
         try:
             return run.finish()
@@ -81,7 +88,6 @@ class Run:
         self.plan, self.train, self.display = plan, plan.cfg.train, display
         self.signals, self.evaluators = signals, evaluators
         self.clock = Clock()
-        make_folder(plan.workdir)
         self.checkpoints = Checkpoints(plan.workdir, self.train, display.say)
         restored = self.checkpoints.restore(plan.abstract, plan.cfg, plan.data.tokenizer_sha256)
         self.state = self.first_state(restored, params)
@@ -325,13 +331,6 @@ def compile_step(plan: Plan, say: Callable[[str], None]) -> Callable[..., Any]:
         f"{machine.human_bytes(held)} of it state and batch"
     )
     return compiled
-
-
-def make_folder(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"workdir={str(workdir)!r}: cannot be made: {error.strerror}") from error
 
 
 def open_workdir(plan: Plan, metrics_bytes: int, display: Display) -> MetricsFile:

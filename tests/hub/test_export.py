@@ -98,7 +98,7 @@ def test_transformers_reads_the_same_model(params: Any, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     numpy = pytest.importorskip("safetensors.numpy")
-    from nested_jax.train.record import write_json
+    from nested_jax.files import write_json
 
     numpy.save_file(to_llama(params, CFG), tmp_path / "model.safetensors", {"format": "pt"})
     write_json(tmp_path / "config.json", llama_config(CFG))

@@ -15,10 +15,11 @@ import pytest
 from tiny import HOPE, tiny_config
 
 from nested_jax import machine
+from nested_jax.files import write_json
 from nested_jax.models.flops import count_parameters, flops_per_token
 from nested_jax.models.lm import build_model
 from nested_jax.train.progress import Clock, Display
-from nested_jax.train.record import Meter, MetricsFile, check_trackers, open_trackers, write_json
+from nested_jax.train.record import Meter, MetricsFile, check_trackers, open_trackers
 from nested_jax.types import ParamInfo
 
 

@@ -18,10 +18,11 @@ from helpers import assert_close, assert_equal
 from tiny import HOPE, VOCAB, compile_cache, read_lines, tiny_config, write_data
 
 from nested_jax.config import from_config_dict
+from nested_jax.errors import NotWrittenError
 from nested_jax.train.checkpoint import load_checkpoint, saved_steps
 from nested_jax.train.record import Meter, Summary
 from nested_jax.train.signals import Stopped
-from nested_jax.train.stop_rules import Diverged, NotWritten, check_step, check_window
+from nested_jax.train.stop_rules import Diverged, check_step, check_window
 from nested_jax.train.trainer import train
 
 STEPS, EVALS, SAVES = 12, 6, 4  # of the tiny run
@@ -227,7 +228,7 @@ def test_a_level_that_stayed_unwritten_is_an_error() -> None:
     totals = {"teach/level0/writes": 3.0, "teach/level1/writes": 0.0, "teach/level1/blocked": 0.0}
     check_window(cfg, 11, Meter(train_loss=1.0, totals=totals))  # it may still come
     for step in (12, 50):
-        with pytest.raises(NotWritten, match=r"level 1 \(period 16\) was never written"):
+        with pytest.raises(NotWrittenError, match=r"level 1 \(period 16\) was never written"):
             check_window(cfg, step, Meter(train_loss=1.0, totals=totals))
     blocked = {**totals, "teach/level1/blocked": 1.0}
     check_window(cfg, 50, Meter(train_loss=1.0, totals=blocked))

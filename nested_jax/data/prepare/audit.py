@@ -15,8 +15,9 @@ import numpy as np
 
 from nested_jax.data.packing import map_tokens
 from nested_jax.data.prepare.filters import mix, ngram_hashes
-from nested_jax.data.shards import Shard, TokenStore, check_shard, file_sha256
+from nested_jax.data.shards import Shard, TokenStore, check_shard
 from nested_jax.data.splits import SPLITS
+from nested_jax.files import file_sha256
 
 NGRAM = 24  # tokens; long enough that chance and set phrases do not count
 SKETCH = 1 << 18  # hashes of a sketch: the estimates' standard error is below 0.002

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,9 +15,10 @@ from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.prepare.inject import SYMBOLS
 from nested_jax.data.prepare.text_sources import records
 from nested_jax.data.records import Problems
-from nested_jax.data.shards import TOKENIZER, write_atomic
+from nested_jax.data.shards import TOKENIZER
 from nested_jax.data.streams import text_lines
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
+from nested_jax.files import hold, write_bytes, write_json
 
 SYMBOL_SETS = {"mul_tokens": SYMBOLS}
 HISTOGRAM = 20  # piece lengths that the coverage report lists
@@ -44,6 +44,7 @@ def train_on_sources(
     Held-out documents that a source knows are not read.
 
     Raises:
+      HeldError: another process trains one there.
       ValueError: what `records` and `train_tokenizer` raise.
     """
     counts: Counter[str] = Counter()
@@ -57,27 +58,29 @@ def train_on_sources(
                 yield text
 
     symbols = [s for name in options.symbols for s in SYMBOL_SETS.get(name, (name,))]
-    tokenizer = train_tokenizer(
-        texts(),
-        options.vocab_size,
-        symbols=symbols,
-        character_coverage=options.character_coverage,
-        model_type=options.model_type,
-        hard_vocab_limit=options.hard_vocab_limit,
-        max_bytes=options.max_bytes,
-    )
+    file = folder / TOKENIZER
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / TOKENIZER, tokenizer.model)
-    log = {
-        "model": str(folder / TOKENIZER),
-        "sha256": tokenizer.hash,
-        "vocab_size": tokenizer.vocab_size,
-        "datasets": [
-            {"name": spec.name, "dataset": spec.dataset, "samples": counts[spec.name]}
-            for spec in sources
-        ],
-    }
-    write_atomic(folder / "tokenizer.json", (json.dumps(log, indent=1) + "\n").encode())
+    with hold(file.with_name(f"{TOKENIZER}.lock"), str(file)):
+        tokenizer = train_tokenizer(
+            texts(),
+            options.vocab_size,
+            symbols=symbols,
+            character_coverage=options.character_coverage,
+            model_type=options.model_type,
+            hard_vocab_limit=options.hard_vocab_limit,
+            max_bytes=options.max_bytes,
+        )
+        write_bytes(file, tokenizer.model)
+        log = {
+            "model": str(file),
+            "sha256": tokenizer.hash,
+            "vocab_size": tokenizer.vocab_size,
+            "datasets": [
+                {"name": spec.name, "dataset": spec.dataset, "samples": counts[spec.name]}
+                for spec in sources
+            ],
+        }
+        write_json(folder / "tokenizer.json", log)
     report(f"[tokenizer] {tokenizer.vocab_size} symbols, {tokenizer.hash[:12]}, in {folder}")
     return tokenizer
 

@@ -33,8 +33,8 @@ from nested_jax.data.prepare.text_sources import fingerprint, order_by_split, pl
 from nested_jax.data.records import Problems
 from nested_jax.data.shards import INDEX, TOKENIZER, Shard, open_store, write_index
 from nested_jax.data.splits import SPLITS
-from nested_jax.data.streams import import_extra
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
+from nested_jax.errors import import_extra
 
 
 @dataclass(frozen=True)

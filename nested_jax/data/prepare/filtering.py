@@ -8,7 +8,6 @@ whole corpus can tell, and writes the rest. A document takes 24 bytes of memory,
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -35,9 +34,9 @@ from nested_jax.data.prepare.overlap import eval_ngrams, overlaps
 from nested_jax.data.prepare.parallel import blocks, ordered_map
 from nested_jax.data.prepare.text_sources import fingerprint, plan_hash, records
 from nested_jax.data.records import Problems, Record
-from nested_jax.data.shards import partial_file, write_atomic
 from nested_jax.data.streams import find_files
 from nested_jax.errors import require
+from nested_jax.files import hold, whole_file, write_json
 
 BLOCK_CHARS = 2 << 20  # of documents that one worker gets at a time
 HELD_OUT_SHARE = 10  # a limit of n training documents keeps n / 10 of each held-out split
@@ -127,6 +126,7 @@ def filter_source(
     the number of workers.
 
     Raises:
+      HeldError: another process writes this output.
       ValueError: what `records` raises; an unknown language; a task file that is not JSON lines;
         nothing is kept.
     """
@@ -136,8 +136,11 @@ def filter_source(
     if options.eval_files:
         result.evaluation = {**evaluation._asdict(), "hashes": len(evaluation.hashes)}
     output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
+    with (
+        hold(output.with_name(f"{output.name}.lock"), str(output)),
+        tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as name,
+    ):
+        folder = Path(name)
         judge_block = partial(judge, ngrams=evaluation.hashes)
         problems = spool(spec, folder, judge_block, options, result, report)
         write_kept(folder, output, options, result, problems)
@@ -147,9 +150,7 @@ def filter_source(
             "source": spec_dict(spec),
             "options": asdict(options),
         }
-        write_atomic(report_path(output), (json.dumps(body, indent=1) + "\n").encode())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        write_json(report_path(output), body)
     report(f"[filter] {spec.name}: {result.line(problems)}")
     return result
 
@@ -242,7 +243,7 @@ def write_kept(
     result.dropped["exact_duplicate"] += int(duplicates.exact.sum())
     result.dropped["near_duplicate"] += int(duplicates.near.sum())
     drop = duplicates.exact | duplicates.near
-    with open(folder / "texts", "rb") as texts, partial_file(output) as kept:
+    with open(folder / "texts", "rb") as texts, whole_file(output) as kept:
         for number, line in enumerate(texts):
             if not drop[number]:
                 count_kept(line, result)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nested_jax.data.streams import import_extra
+from nested_jax.errors import import_extra
 
 WORD = re.compile(r"\w+")
 LETTER = re.compile(r"[^\W\d_]")

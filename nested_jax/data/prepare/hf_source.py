@@ -12,7 +12,7 @@ from nested_jax.data.cache import Report
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.records import Problems, row_record
 from nested_jax.data.splits import split_of_name
-from nested_jax.data.streams import import_extra
+from nested_jax.errors import import_extra
 
 FALLBACKS = ("train", "validation", "test")  # tried in this order, after FALLBACK_SPLIT
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from nested_jax.data.records import checked_row, json_rows
-from nested_jax.data.shards import partial_file
 from nested_jax.data.tokenizers.tokenizer import Tokenizer
 from nested_jax.errors import require
+from nested_jax.files import whole_file
 
 FORMS = ("{} * {}", "{}*{}", "{} x {}", "{}x{}", "{} \u00d7 {}", "{}\u00d7{}", "{} times {}")
 PRODUCTS = tuple(f"<mul_{a}_{b}>" for a in range(10) for b in range(10))
@@ -152,7 +152,7 @@ def rewrite_file(
     if not source.is_file():
         raise ValueError(f"input={str(source)!r}: no such file")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with partial_file(output) as out:
+    with whole_file(output) as out:
         for where, row in json_rows(source):
             text = checked_row(row, where, **{column: str})[column]
             if restoring:

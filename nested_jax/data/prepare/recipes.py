@@ -14,16 +14,17 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nested_jax.data.cache import Report, locked
+from nested_jax.data.cache import Report
 from nested_jax.data.manifest import Manifest, SourceSpec, load_manifest, parse
 from nested_jax.data.mixture import open_mixture, shard_folder, write_mixture
 from nested_jax.data.prepare.audit import validate
 from nested_jax.data.prepare.corpus_tokenizer import TokenizerOptions, train_on_sources
 from nested_jax.data.prepare.filtering import FilterOptions, filter_plan, filter_source, report_path
 from nested_jax.data.prepare.shard_corpus import ShardOptions, shard_source, shard_stats
-from nested_jax.data.shards import INDEX, TOKENIZER, open_store, write_atomic
+from nested_jax.data.shards import INDEX, TOKENIZER, open_store
 from nested_jax.data.text.stdlib_text import collect, stdlib_root
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
+from nested_jax.files import hold_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,11 @@ def run_recipe(
     Args:
       limits: documents a source, by its name or key; "" is all others.
     Raises:
+      HeldError: another process prepares data there.
       ValueError: what the stages raise.
     """
     sources = with_limits(present(manifest.sources, report), limits)
-    options.out.mkdir(parents=True, exist_ok=True)
-    with locked(options.out / ".lock", report):
+    with hold_folder(options.out):
         ready = {spec.name: spec for spec in sources if has_own_shards(spec)}
         filtered = [ready.get(spec.name) or filter_stage(spec, options, report) for spec in sources]
         tokenizer_path = tokenizer_stage(filtered, options, report)
@@ -226,8 +227,3 @@ def shard_stage(
     target = Path(options.shard_log or options.out / "shards.json")
     write_json(target, {"manifest": str(options.out), "stats": log})
     return folders
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(data, indent=1) + "\n").encode())

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nested_jax.data.cache import Report, locked
+from nested_jax.data.cache import Report
 from nested_jax.data.manifest import SourceSpec, spec_dict
 from nested_jax.data.prepare.inject import Injection, check_symbols, inject, original_bytes
 from nested_jax.data.prepare.parallel import blocks, ordered_map
@@ -28,19 +28,18 @@ from nested_jax.data.records import Problems, Record
 from nested_jax.data.shards import (
     FORMAT,
     INDEX,
-    PARTIAL,
     Shard,
     TokenStore,
     byte_lengths,
     open_store,
     read_index,
-    write_atomic,
     write_index,
     write_shard,
 )
 from nested_jax.data.splits import HELD_OUT, SPLITS, split_of_content
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from nested_jax.errors import require
+from nested_jax.files import PARTIAL, hold_folder, write_json
 
 PROGRESS = ".progress"  # folder of the records of finished blocks, until the index is there
 ENCODE_CHARS = 1 << 20  # of documents that are encoded at a time
@@ -96,14 +95,14 @@ def shard_source(
     Args:
       force: replace shards that other settings or another source wrote there.
     Raises:
+      HeldError: another process writes there.
       ValueError: what `records` and `load_tokenizer` raise; a folder of other shards; no text.
     """
     tokenizer = load_tokenizer(tokenizer_path)
     if options.injection.rewrites:
         check_symbols(tokenizer)
     plan = plan_of(spec, tokenizer, options)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock", report):
+    with hold_folder(folder):
         if is_done(folder, plan, force=force):
             clear_leftovers(folder)
             report(f"[shard] {spec.name}: {folder} is up to date")
@@ -168,7 +167,7 @@ def begin_or_resume(folder: Path, plan: str, report: Report) -> dict[int, Block]
     for file in itertools.chain(folder.glob("*.bin"), folder.glob("*.doc")):
         file.unlink()
     progress.mkdir()
-    write_atomic(progress / PLAN, json.dumps({"plan": plan}).encode())
+    write_json(progress / PLAN, {"plan": plan})
     return {}
 
 
@@ -216,7 +215,7 @@ def write_block(task: Task) -> Block:
             shards.append(write_shard(*place, ids, tokenizer, lengths_S))
     block = Block(task.number, shards, dict(counts))
     row = {**block._asdict(), "shards": [asdict(shard) for shard in shards]}
-    write_atomic(task.folder / PROGRESS / f"block-{task.number:06d}.json", json.dumps(row).encode())
+    write_json(task.folder / PROGRESS / f"block-{task.number:06d}.json", row)
     return block
 
 

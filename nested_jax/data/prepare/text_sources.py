@@ -27,10 +27,10 @@ from nested_jax.data.streams import (
     bounded_lines,
     file_format,
     find_files,
-    import_extra,
     open_stream,
 )
 from nested_jax.data.text.stdlib_text import collect, library_sha256, stdlib_root
+from nested_jax.errors import import_extra
 
 HELD_OUT_FIRST = SPLITS[::-1]  # so that deduplication takes from train
 

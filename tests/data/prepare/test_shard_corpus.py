@@ -28,6 +28,7 @@ from nested_jax.data.prepare.shard_corpus import (
 from nested_jax.data.shards import INDEX, open_store
 from nested_jax.data.splits import split_of_content
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
+from nested_jax.files import hold_folder
 
 BLOCK = 2000  # characters: many small blocks
 
@@ -73,7 +74,7 @@ def shard(corpus: Path, model: Path, folder: Path, **fields: object) -> dict[str
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != ".lock"}
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
 def spawn(corpus: Path, model: Path, folder: Path) -> subprocess.Popen[str]:
@@ -84,6 +85,7 @@ def spawn(corpus: Path, model: Path, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(script), *map(str, (corpus, model, folder, 1, BLOCK))],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": root},
     )
@@ -185,11 +187,11 @@ def test_a_killed_run_is_resumed_not_begun_again(
 def test_two_processes_on_one_target(corpus: Path, model: Path, tmp_path: Path) -> None:
     whole = shard(corpus, model, tmp_path / "whole")
     folder = tmp_path / "shared"
-    started = [spawn(corpus, model, folder) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0]
-    assert contents(folder) == whole
-    assert sum("is up to date" in output for output in outputs) == 1
+    with hold_folder(folder), spawn(corpus, model, folder) as second:
+        said = second.communicate(timeout=120)
+        assert second.returncode != 0
+        assert f"HeldError: {folder} is in use by process {os.getpid()} on" in said[1]
+    assert shard(corpus, model, folder) == whole
 
 
 def test_other_settings_need_force(corpus: Path, model: Path, tmp_path: Path) -> None:

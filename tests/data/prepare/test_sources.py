@@ -195,7 +195,7 @@ def test_hugging_face_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
     import sys
 
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"pip install nested-jax\[hf\]"):
+    with pytest.raises(ValueError, match=r"pip install 'nested-jax\[hf\]'"):
         texts("hf:some/name")
 
 

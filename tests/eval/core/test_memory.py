@@ -13,7 +13,6 @@ from helpers import assert_equal
 from test_scoring import tokenizer
 from tiny import compile_cache
 
-from eval.core.errors import NotWrittenError
 from eval.core.memory import MemorizeOptions, Memorizer
 from eval.core.memory_paths import keep_memories, sequence_change
 from eval.core.reader import ModelReader
@@ -21,6 +20,7 @@ from eval.core.requests import Request
 from eval.core.scoring import Scorer
 from eval.core.subject import Subject
 from nested_jax.config import CMSConfig, Config, ModelConfig, TeachConfig
+from nested_jax.errors import NotWrittenError
 from nested_jax.models.lm import build_model
 
 TEXTS = [list(range(5, 26)), list(range(40, 50)), list(range(7, 40))]

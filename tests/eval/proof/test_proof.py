@@ -34,9 +34,8 @@ from eval.proof.plots import recalled
 from eval.proof.report import choose, update_section
 from eval.proof.suites import SUITES, Budget, Case, languages, mqar
 from nested_jax.config.schema import to_dict
-from nested_jax.data.cache import try_lock
 from nested_jax.data.synthetic.rows import task_of
-from nested_jax.train.record import write_json
+from nested_jax.files import try_flock, write_json
 
 TINY = Budget(languages("Parity"), ("transformer", "hope frozen"), 2, 8, (3e-3,), (0,))
 
@@ -160,7 +159,7 @@ def test_a_refused_run_is_recorded_and_one_of_another_driver_left_to_it(tmp_path
     log = log_file(bad.workdir(tmp_path))
     log.parent.mkdir(parents=True)
     with open(log, "ab") as other:
-        assert try_lock(other)
+        assert try_flock(other)
         run_cell(bad, tmp_path, (), threading.Event())
         assert proof.outcome(bad, tmp_path) == "left to the driver that is running it"
     run_cell(bad, tmp_path, (), threading.Event())

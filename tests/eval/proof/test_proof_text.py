@@ -20,9 +20,9 @@ from eval.proof.suites import SUITES, Budget, text
 from nested_jax.config import load_config
 from nested_jax.config.schema import to_dict
 from nested_jax.data.pipeline import valid_batches
+from nested_jax.files import write_json
 from nested_jax.models.lm import build_model
 from nested_jax.outer_loss import loss_fn
-from nested_jax.train.record import write_json
 from nested_jax.types import Batch
 
 MODELS = ("hope_attention", "hope_attention, writes off")
