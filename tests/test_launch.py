@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -160,6 +161,24 @@ def test_flags_are_checked(config: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert launcher.default_workdir("pilot.py:size=mid,seq=4096") == Path(
         "runs/pilot-size=mid_seq=4096"
     )
+
+
+def test_a_workdir_in_use_is_refused_and_its_run_goes_on(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second start ends at once, names the first, and touches nothing of it."""
+    run = tmp_path / "run"
+    first = launch(config, run)
+    while not (run / "metrics.jsonl").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    assert launcher.main(["--config", str(config), "--workdir", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert f"{run} is in use by process {first.pid} on {socket.gethostname()} since 20" in said
+    assert said.count("\n") == 1
+    assert first.wait(timeout=300) == 0
+    assert [line["step"] for line in read_lines(run) if "loss" in line] == list(range(1, 13))
+    assert not (run / ".lock").exists()
 
 
 @pytest.mark.parametrize(
