@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from eval.core.same_text import TRAIN_ORDER, VALID_TEXT, Named, odd_ones  # noqa: E402
 
 
 class Comparison(NamedTuple):
@@ -65,6 +67,7 @@ class Result(NamedTuple):
     bits_per_byte: float
     tokens: int
     step_s: float  # median over the log lines but the first
+    hashes: dict[str, str]  # of the text that was scored, and of the order of training
 
 
 def run(comparison: Comparison, variant: str, seed: int, workdir: Path, extra: list[str]) -> None:
@@ -94,6 +97,7 @@ def read(workdir: Path) -> Result | None:
         summary["valid_bits_per_byte"],
         summary["tokens"],
         statistics.median(times[1:] or times),
+        {name: summary[name] for name in (VALID_TEXT, TRAIN_ORDER) if name in summary},
     )
 
 
@@ -129,7 +133,20 @@ def table(results: dict[str, dict[int, Result]]) -> str:
             f"{statistics.median(ratio):.2f}" if ratio else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *not_comparable(results)])
+
+
+def not_comparable(results: dict[str, dict[int, Result]]) -> list[str]:
+    """Return a line for each run of other text than the rest, or of other rows than its seed."""
+    runs = [
+        (seed, Named(f"{variant}, seed {seed}", result.hashes))
+        for variant, seeds in results.items()
+        for seed, result in seeds.items()
+    ]
+    odd = odd_ones([run for _, run in runs], VALID_TEXT)
+    for seed in dict.fromkeys(seed for seed, _ in runs):
+        odd |= odd_ones([run for own, run in runs if own == seed], TRAIN_ORDER)
+    return [f"\n**Not comparable**: {name}: {why}." for name, why in odd.items()]
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -18,9 +18,9 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(compare.COMPARISONS, "pair", PAIR)
 
 
-def finished(workdir: Path, loss: float, step_s: float) -> None:
+def finished(workdir: Path, loss: float, step_s: float, **hashes: str) -> None:
     workdir.mkdir(parents=True)
-    summary = {"valid_loss": loss, "valid_bits_per_byte": loss / 2, "tokens": 5000}
+    summary = {"valid_loss": loss, "valid_bits_per_byte": loss / 2, "tokens": 5000, **hashes}
     (workdir / "summary.json").write_text(json.dumps(summary))
     lines = [{"step": i, "step_s": t} for i, t in ((1, 9.0), (2, step_s), (3, step_s))]
     text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 3, "valid_loss": loss}])
@@ -46,6 +46,19 @@ def test_finished_runs_are_kept_and_the_rest_is_run(
     # Pairs of one seed: 3 - 2 and 4 - 4; 0.5 / 0.25 and 0.5 / 0.5.
     assert rows[3] == (
         "| off | 2 | 5,000 | 3.5000 ± 0.7071 | 1.7500 ± 0.3536 | 0.5000 ± 0.7071 | 1.50 |"
+    )
+
+
+def test_runs_of_another_text_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        same = {"valid_text_sha256": "a" * 64, "train_order_sha256": f"{seed}" * 64}
+        finished(tmp_path / "pair" / f"on_at_once-{seed}", 2.0, 0.25, **same)
+        other = {"train_order_sha256": "c" * 64} if seed else {}
+        finished(tmp_path / "pair" / f"off-{seed}", 3.0, 0.25, **(same | other))
+    compare.main(["pair", "--root", str(tmp_path), "--table", "--seeds", "0", "1"])
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "Not comparable" in line]
+    assert (
+        "off, seed 1: trained on other rows, or in another order than on, at once, seed 1" in said
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from eval.core.datasets import DataRoot
 from eval.core.flags import OUT, Flag, check_out, flag, parser_for, split_rest
+from eval.core.items import items_sha256
 from eval.core.memory_options import MEMORY_FLAGS, memorize_options
 from eval.core.report import markdown
 from eval.core.subject import Subject, load_subject, parse_mesh
@@ -48,7 +49,7 @@ class Findings(NamedTuple):
     """
 
     metrics: dict[str, dict[str, Any]]
-    items: list[dict[str, Any]]  # each has an "id", and "group"
+    items: list[dict[str, Any]]  # each has an "id", a "group" and what it asks, `items.ASKED`
     memorize: dict[str, Any] | None = None
 
 
@@ -161,6 +162,7 @@ def evaluate(task: Task, subject: Subject, flags: argparse.Namespace) -> dict[st
         "device": machine.device_name(),
         "versions": machine.versions(),
         "git_commit": machine.git_commit(),
+        "items_sha256": items_sha256(found.items),
         "items": found.items,
     }
     if flags.plots is not None and task.plot is not None:

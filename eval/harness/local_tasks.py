@@ -11,6 +11,7 @@ from typing import Any
 
 from eval.core.datasets import DataRoot
 from eval.core.flags import choose
+from eval.core.items import ASKED, item_hash
 from eval.tasks.perplexity import SEGMENTS, documents
 from eval.tasks.zeroshot_files import TASKS, ZeroShot
 from nested_jax.errors import import_extra
@@ -148,6 +149,7 @@ def item(name: str, sample: dict[str, Any]) -> dict[str, Any]:
         "id": f"{name}/{sample['doc']['id']}",
         "group": name,
         "logprobs": [float(x) if rolling else float(x[0]) for x in answers],
+        ASKED: item_hash(sample["doc"]),
     }
     if not rolling:
         found["correct"] = bool(sample["acc"])

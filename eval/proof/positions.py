@@ -40,12 +40,12 @@ class Positions(NamedTuple):
 
 def position_tables(proof: Any, chosen: Sequence[Any]) -> str:
     """Return bits a byte of every model, its loss by quarter of the row, and gains over seeds."""
-    from eval.proof.report import mean_spread, table
+    from eval.proof.report import mean_spread, missing, table
 
     rows = []
     for one in chosen:
         if not one.results:
-            rows.append([one.model, "failed", *[""] * QUARTERS])
+            rows.append([one.model, missing(one), *[""] * QUARTERS])
             continue
         bits = [run.summary["valid_bits_per_byte"] for run in one.results]
         parts = zip(

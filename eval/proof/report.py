@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from eval.proof.cells import Cell, Result, parameters, shown
 from eval.proof.plots import draw
+from eval.proof.same_text import other_text, text_lines
 from eval.proof.suites import Budget, Published
 from nested_jax.data.synthetic.formal import Formal
 from nested_jax.data.synthetic.rows import task_of
@@ -23,6 +24,7 @@ class Chosen(NamedTuple):
     model: str
     results: list[Result]  # one a seed
     failed: list[Result]  # at any rate
+    refused: Sequence[Result] = ()  # of other text than those of the case
 
     @property
     def rate(self) -> float:
@@ -41,7 +43,9 @@ def choose(results: Sequence[Result]) -> list[Chosen]:
 
     The first test has the lengths that were trained on: longer ones have no say in the choice.
     Ties go to the lower loss. A rate with fewer seeds than another one is not compared with it.
+    Runs of other text than those of their case are refused.
     """
+    refused = other_text(results)
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.cell.case.name, result.cell.model), []).append(result)
@@ -49,11 +53,13 @@ def choose(results: Sequence[Result]) -> list[Chosen]:
     for (case, model), runs in groups.items():
         rates: dict[float, list[Result]] = {}
         for run in runs:
-            if not run.failed:
+            if not run.failed and run.cell.folder not in refused:
                 rates.setdefault(run.cell.rate, []).append(run)
         most = max(map(len, rates.values()), default=0)
         best = max((r for r in rates.values() if len(r) == most), key=quality, default=[])
-        chosen.append(Chosen(case, model, best, [run for run in runs if run.failed]))
+        failed = [run for run in runs if run.failed]
+        other = [run for run in runs if run.cell.folder in refused]
+        chosen.append(Chosen(case, model, best, failed, other))
     return chosen
 
 
@@ -91,7 +97,7 @@ def accuracies(chosen: Sequence[Chosen], known: Iterable[str]) -> str:
             return "not run"
         one = at[case, model]
         if not one.results:
-            return "failed"
+            return missing(one)
         tests = list(zip(*(score_of(run).values() for run in one.results), strict=True))
         if not tests:
             bits = [run.summary["valid_bits_per_byte"] for run in one.results]
@@ -101,6 +107,11 @@ def accuracies(chosen: Sequence[Chosen], known: Iterable[str]) -> str:
     rows = [[model, *(entry(case, model) for case in cases)] for model in models]
     tests = table(["column", "tests, in the order of the entries", "chance %"], tests_of(chosen))
     return f"{table(['accuracy %', *cases], rows)}\n\n{tests}"
+
+
+def missing(one: Chosen) -> str:
+    """Return what stands in the place of scores that are not there."""
+    return "other text" if one.refused else "failed"
 
 
 def tests_of(chosen: Sequence[Chosen]) -> list[list[str]]:
@@ -186,7 +197,7 @@ def notes(proof: Any, chosen: Sequence[Chosen]) -> str:
 
 def write_report(report: Path, name: str, proof: Any, results: Sequence[Result]) -> None:
     """Write the section of a proof into `report`, in the place of what it wrote there before."""
-    chosen = [c for c in choose(results) if c.results or c.failed]
+    chosen = [c for c in choose(results) if c.results or c.failed or c.refused]
     plots = draw(report.parent / "plots", name.replace(" ", "-"), proof, chosen)
     update_section(report, f"proof {name}", section(name, proof, chosen, results, plots))
 
@@ -214,6 +225,7 @@ def section(
         f"deviation over seeds.{span}",
         body(proof, chosen),
         notes(proof, chosen),
+        text_lines(results),
         rounded_runs(done),
         *(f"![{path.stem}](plots/{path.name})" for path in plots),
         published(proof.suite.published),

@@ -14,6 +14,7 @@ from typing import Any
 
 from eval.core.cli import Command, Task, evaluate, subject_of, tasks, write_out
 from eval.core.flags import OUT, check_out, flag
+from eval.core.items import first_difference, items_sha256
 from eval.core.report import group_table
 from eval.core.stats import bootstrap, mcnemar, sign_flip
 from nested_jax.errors import require
@@ -48,7 +49,7 @@ def compare(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for other in results[1:]:
         a = {item["id"]: item for item in first["items"]}
         b = {item["id"]: item for item in other["items"]}
-        require(a.keys() == b.keys(), "--to", other["subject"]["name"], "has other items")
+        require_same_items(first, other)
         same = len({r["subject"]["tokenizer_sha256"] for r in (first, other)}) == 1
         comparable = same or all("correct" in item for item in first["items"])
         wanted = "has another tokenizer: its losses a token do not compare"
@@ -61,6 +62,20 @@ def compare(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     subjects = [r["subject"] for r in results]
     return {"task": "compare", "of": first["task"], "subjects": subjects, "pairs": pairs,
             "metrics": [r["metrics"] for r in results]}  # fmt: skip
+
+
+def require_same_items(first: dict[str, Any], other: dict[str, Any]) -> None:
+    """Raise unless both were asked the same, in the same order."""
+    hashes = [items_sha256(result["items"]) for result in (first, other)]
+    names = [[item["id"] for item in result["items"]] for result in (first, other)]
+    require(
+        hashes[0] == hashes[1] and names[0] == names[1],
+        "--to",
+        label(other),
+        f"was asked other items than {label(first)} (items_sha256 {hashes[1][:12]} for "
+        f"{hashes[0][:12]}; first: {first_difference(first['items'], other['items'])}); wants the "
+        "same data, flags and, where texts are cut by tokens, tokenizer",
+    )
 
 
 def label(result: dict[str, Any]) -> str:

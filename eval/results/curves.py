@@ -2,7 +2,9 @@
 
 Panels: loss, perplexity, auxiliary loss, bits a byte, and the accuracy of each of train.eval_tasks
 at its checkpoints (dotted: chance), each where a run has it. Solid lines are training values,
-dashed ones with dots held-out. Exit status: 0 done, 2 bad input.
+dashed ones with dots held-out. Held-out losses of different texts are refused; runs that were not
+trained on the same rows in the same order are named below the plot. Exit status: 0 done, 2 bad
+input.
 """
 
 from __future__ import annotations
@@ -17,6 +19,14 @@ from typing import Any, NamedTuple
 from eval.core.cli import Command
 from eval.core.flags import check_out, flag
 from eval.core.plots import figure, save
+from eval.core.same_text import (
+    TRAIN_ORDER,
+    VALID_TEXT,
+    Named,
+    not_recorded,
+    odd_ones,
+    require_same,
+)
 
 METRICS = "metrics.jsonl"
 AXES = {"tokens": "tokens", "step": "steps", "seconds": "seconds of training"}
@@ -58,9 +68,12 @@ def act(flags: argparse.Namespace) -> int:
     check_out(flags)
     runs = [read_run(text) for text in flags.runs]
     names = [run.name for run in runs]
+    check_text(runs)
     if len(set(names)) < len(names):
         raise ValueError(f"RUN: names {names} are not all different; wants NAME=RUN")
     print(draw(runs, flags.out, flags.x, flags.smooth))
+    for remark in remarks(runs):
+        print(f"note: {remark}")
     return 0
 
 
@@ -93,6 +106,37 @@ def read_run(text: str) -> Run:
     if not step:
         raise ValueError(f"{file}: has no training lines")
     return Run(name if equals else folder.name, lines)
+
+
+def check_text(runs: Sequence[Run]) -> None:
+    """Raise where held-out losses of one plot are of different texts.
+
+    Raises:
+      ValueError: an evaluation of other text than the others, within a run or of another run.
+    """
+    require_same("RUN", [each for run in runs for each in evaluations(run, VALID_TEXT)], VALID_TEXT)
+
+
+def evaluations(run: Run, field: str) -> list[Named]:
+    """Return the first evaluation of a run for each value of a hash."""
+    scored = [line for line in run.lines if line.get("valid_loss") is not None]
+    first = {line.get(field): line for line in reversed(scored)}
+    several = len(first) > 1
+    return [
+        Named(f"{run.name} from step {line['step']}" if several else run.name, line)
+        for line in sorted(first.values(), key=lambda line: line["step"])
+    ]
+
+
+def remarks(runs: Sequence[Run]) -> list[str]:
+    """Return what a reader of the curves must know of the text behind them."""
+    if len(runs) < 2:
+        return []
+    scored = [each for run in runs for each in evaluations(run, VALID_TEXT)]
+    unknown = not_recorded(scored, VALID_TEXT)
+    found = [f"held-out text not recorded: {', '.join(unknown)}"] if unknown else []
+    ordered = [each for run in runs for each in evaluations(run, TRAIN_ORDER)]
+    return found + [f"{name}: {why}" for name, why in odd_ones(ordered, TRAIN_ORDER).items()]
 
 
 def task_panels(runs: Sequence[Run]) -> list[Panel]:
@@ -129,6 +173,9 @@ def draw(runs: Sequence[Run], out: Path, axis: str, smooth: int) -> Path:
         ax.grid(alpha=0.3, which="both")
     if len(runs) > 1:
         (axes if len(panels) == 1 else axes[0]).legend()
+    said = remarks(runs)
+    if said:
+        fig.text(0.01, 0.005, "\n".join(said), fontsize="x-small", va="bottom")
     return save(fig, out)
 
 

@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.core.cli import Command
 from eval.core.flags import check_out, flag
 from eval.core.report import markdown
+from eval.core.same_text import ITEMS, Named, not_recorded, odd_ones
 from nested_jax.errors import require
 
 
 def summarize(flags: argparse.Namespace) -> int:
     check_out(flags)
-    text = "\n".join(markdown(read_result(file)) for file in flags.files)
+    results = [read_result(file) for file in flags.files]
+    text = "\n".join([*map(markdown, results), *items_lines(flags.files, results)])
     if flags.out is None:
         print(text)
     else:
         flags.out.write_text(text, encoding="utf-8")
     return 0
+
+
+def items_lines(files: Sequence[Path], results: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line for each task whose results are of different items, or do not say of which."""
+    lines = []
+    for task in dict.fromkeys(result["task"] for result in results):
+        of_task = [
+            Named(str(file), result)
+            for file, result in zip(files, results, strict=True)
+            if result["task"] == task
+        ]
+        odd = odd_ones(of_task, ITEMS)
+        lines += [f"**Not comparable**: {task}: {name}: {why}.\n" for name, why in odd.items()]
+        old = not_recorded(of_task, ITEMS)
+        if old and len(of_task) > 1:
+            lines.append(f"{task}: the items are not recorded in {', '.join(old)}.\n")
+    return lines
 
 
 def read_result(file: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from eval.core import plots
 from eval.core.cli import Findings, Task, data_root
 from eval.core.datasets import DataRoot
 from eval.core.flags import choose, flag
+from eval.core.items import ASKED, item_hash
 from eval.core.memory import Memories, Memorizer
 from eval.core.memory_options import memorize_options
 from eval.core.requests import Request, Start, encode_pair
@@ -133,8 +134,14 @@ def learn(
             hits = [g == x for g, (_, x) in zip(guesses, seen.test, strict=True)]
             matrix[i, j] = np.mean(hits)
             rows += [
-                {"id": f"{i}/{j}/{k}", "label": x, "guess": guesses[k], "correct": hits[k]}
-                for k, (_, x) in enumerate(seen.test)
+                {
+                    "id": f"{i}/{j}/{k}",
+                    "label": x,
+                    "guess": guesses[k],
+                    "correct": hits[k],
+                    ASKED: item_hash(text, t, x, labels),
+                }
+                for k, (t, x) in enumerate(seen.test)
             ]
     return matrix, rows
 

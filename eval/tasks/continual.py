@@ -28,6 +28,7 @@ import numpy as np
 from eval.core import plots
 from eval.core.cli import Findings, Task, data_root, subject_of, with_memorized
 from eval.core.flags import choose, flag
+from eval.core.items import ASKED, item_hash
 from eval.core.memory import Memories, Memorizer
 from eval.core.memory_options import MemorizeOptions, memorize_options
 from eval.core.requests import Start
@@ -60,7 +61,12 @@ def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
         report = memorizer.report()
     metrics = compared(matrix, learned, stages, names)
     items = [
-        {"id": f"{stage}/{n}", "group": stage, "loss": float(matrix[i, j])}
+        {
+            "id": f"{stage}/{n}",
+            "group": stage,
+            "loss": float(matrix[i, j]),
+            ASKED: item_hash([[int(token) for token in tokens] for _, tokens in held_out[n]]),
+        }
         for i, stage in enumerate(stages)
         for j, n in enumerate(names)
     ]

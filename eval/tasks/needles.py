@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval.core.datasets import DataRoot
+from eval.core.items import ASKED, item_hash
 from nested_jax.data.tokenizers.tokenizer import Tokenizer
 from nested_jax.errors import require
 
@@ -243,4 +244,11 @@ FALLBACK = tuple(
 
 
 def describe(item: NeedleItem) -> dict[str, Any]:
-    return {"id": item.id, "tokens": item.length, "depth": item.depth, "places": item.places}
+    queries = [(query.tokens, query.answers, query.wrong) for query in item.queries]
+    return {
+        "id": item.id,
+        "tokens": item.length,
+        "depth": item.depth,
+        "places": item.places,
+        ASKED: item_hash(item.context, queries),
+    }

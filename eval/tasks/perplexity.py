@@ -19,6 +19,7 @@ import numpy as np
 from eval.core.cli import Findings, Task, data_root, with_memorized
 from eval.core.datasets import DataRoot
 from eval.core.flags import choose, flag
+from eval.core.items import ASKED, item_hash
 from eval.core.memory import Memorizer, memorizer_of
 from eval.core.memory_paths import SEQUENCE
 from eval.core.subject import Subject
@@ -132,6 +133,7 @@ def document_items(
     items: list[dict[str, Any]] = []
     for i, (name, tokens) in enumerate(docs):
         item: dict[str, Any] = {"id": f"{group}/{name}", "group": group, "tokens": len(tokens)}
+        item[ASKED] = item_hash([int(token) for token in tokens])
         item["loss"] = float(base[i].mean())
         if learned is not None:
             item["memorized"] = {"loss": float(learned[i].mean())}

@@ -20,6 +20,7 @@ import jax
 from eval.core import plots
 from eval.core.cli import Findings, Task
 from eval.core.flags import flag, parse_lengths
+from eval.core.items import ASKED, item_hash
 from eval.core.stats import wilson
 from eval.core.subject import Subject
 from nested_jax.data.synthetic.rows import SyntheticSource, task_of
@@ -96,7 +97,15 @@ def answered(subject: Subject, task: Synthetic, samples: int, seed: int) -> list
             asked = batch["weights_BT"][i] > 0
             right = found.predictions_BT[i][asked] == batch["targets_BT"][i][asked]
             nats = float(found.loss_BT[i][asked].mean())
-            rows.append({"correct": bool(right.all()), "token": float(right.mean()), "loss": nats})
+            parts = (batch["tokens_BT"][i], batch["targets_BT"][i], batch["weights_BT"][i])
+            rows.append(
+                {
+                    "correct": bool(right.all()),
+                    "token": float(right.mean()),
+                    "loss": nats,
+                    ASKED: item_hash(*(part[: task.length].tolist() for part in parts)),
+                }
+            )
     return rows
 
 

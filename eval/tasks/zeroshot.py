@@ -18,6 +18,7 @@ from typing import Any
 from eval.core import plots
 from eval.core.cli import Findings, Task, data_root, with_memorized
 from eval.core.flags import choose, flag
+from eval.core.items import ASKED, item_hash
 from eval.core.memory import Memorizer, memorizer_of
 from eval.core.requests import Request, Score, encode_pair
 from eval.core.stats import mean_stderr, wilson
@@ -52,7 +53,7 @@ def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
                 row["memorized"] = more
         metrics[name] = with_memorized(summarize(TASKS[name].kind, questions, rows), after)
         items += [
-            {"id": f"{name}/{q.id}", "group": name, **r}
+            {"id": f"{name}/{q.id}", "group": name, ASKED: item_hash(q.pairs, q.gold), **r}
             for q, r in zip(questions, rows, strict=True)
         ]
     report = memorizer.report() if memorizer is not None else None

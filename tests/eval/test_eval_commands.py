@@ -201,7 +201,7 @@ def test_checkpoints_are_compared_item_by_item(place: Place, tmp_path: Path) -> 
 def test_losses_by_different_tokenizers_are_not_compared() -> None:
     def result(tokenizer: str, **item: Any) -> dict[str, Any]:
         about = {"name": tokenizer, "step": 1, "tokenizer_sha256": tokenizer}
-        items = [{"id": "1", "group": "g", **item}]
+        items = [{"id": "1", "group": "g", "asked": "what", **item}]
         return {"task": "t", "subject": about, "items": items, "metrics": {}}
 
     (pair,) = compare([result("a", loss=1.0), result("a", loss=1.5)])["pairs"]
@@ -210,6 +210,31 @@ def test_losses_by_different_tokenizers_are_not_compared() -> None:
     assert pair["groups"]["g"]["difference"] == -1.0
     with pytest.raises(ValueError, match="--to='b': has another tokenizer"):
         compare([result("a", loss=1.0), result("b", loss=1.5)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({0: {"asked": "z"}}, r"b@1'?: was asked other items than a@1 .*first: 0 asks something"),
+        ({1: {"id": "1b"}}, r"other items .*first: 1 and 1b"),
+        ({1: None}, r"other items .*first: 2 and 1 items"),
+    ],
+)
+def test_other_items_are_not_compared(changes: dict[int, Any], message: str) -> None:
+    """The same names can ask something else: rows of a task with another seed, say."""
+
+    def result(name: str, changes: dict[int, Any]) -> dict[str, Any]:
+        items = [
+            {"id": str(i), "group": "g", "asked": f"{i}?", "correct": True} | changes.get(i, {})
+            for i in range(2)
+            if changes.get(i, {}) is not None
+        ]
+        about = {"name": name, "step": 1, "tokenizer_sha256": "t"}
+        return {"task": "recall", "subject": about, "items": items, "metrics": {}}
+
+    with pytest.raises(ValueError, match=message):
+        compare([result("a", {}), result("b", changes)])
+    assert compare([result("a", {}), result("b", {})])["pairs"][0]["groups"]["g"]["n"] == 2
 
 
 @pytest.mark.slow

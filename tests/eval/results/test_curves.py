@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,17 @@ def lines(aux: bool = True) -> list[dict[str, Any]]:
         line = {"step": step, "tokens": 100 * step, "loss": 4 - step / 20, "ppl": 9.0}
         out.append(line | {"step_s": 0.5} | ({"aux_loss": 0.06} if aux else {}))
         if step % 20 == 0:
-            out.append({"step": step, "valid_loss": 3 - step / 40, "valid_bits_per_byte": 2.0})
+            scored = {"step": step, "valid_loss": 3 - step / 40, "valid_bits_per_byte": 2.0}
+            out.append(scored | {"valid_text_sha256": "a" * 64, "train_order_sha256": "b" * 64})
     return out
+
+
+def of_text(**hashes: str | None) -> list[dict[str, Any]]:
+    """Return a log whose evaluations have these hashes; None is a log from before there were."""
+    return [
+        {name: x for name, x in (line | hashes).items() if x} if "valid_loss" in line else line
+        for line in lines()
+    ]
 
 
 def test_series_of_a_log(tmp_path: Path) -> None:
@@ -53,6 +63,43 @@ def test_a_picture_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["curves", str(one), str(two), "--out", str(out), "--smooth", "2"]) == 0
     assert capsys.readouterr().out.strip() == str(out)
     assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"valid_text_sha256": "c" * 64},
+            r"RUN='two': scored on other text than one: .*cccc.*aaaa",
+        ),
+        ({"valid_text_sha256": None}, "note: held-out text not recorded: two"),
+        (
+            {"train_order_sha256": "d" * 64},
+            "note: two: trained on other rows, or in another order than one: .*dddd.*bbbb",
+        ),
+    ],
+)
+def test_runs_of_another_text_are_refused_or_named(
+    other: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [str(log(tmp_path / "one", *lines())), str(log(tmp_path / "two", *of_text(**other)))]
+    refused = message.startswith("RUN=")
+    status = main(["curves", *runs, "--out", str(tmp_path / "c.png")])
+    said = capsys.readouterr()
+    assert status == (2 if refused else 0)
+    assert re.search(message, said.err if refused else said.out)
+    assert (tmp_path / "c.png").exists() == (not refused)
+
+
+def test_a_run_whose_text_was_changed_under_it_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = lines(), of_text(valid_text_sha256="c" * 64)
+    run = log(tmp_path / "one", *before[: len(before) // 2], *after[len(after) // 2 :])
+    assert main(["curves", str(run), "--out", str(tmp_path / "c.png")]) == 2
+    assert re.search(
+        "one from step 40'?: scored on other text than one from", capsys.readouterr().err
+    )
 
 
 def test_panels_without_values_are_not_drawn(tmp_path: Path, monkeypatch: Any) -> None:

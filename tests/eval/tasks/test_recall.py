@@ -49,6 +49,8 @@ def test_an_untrained_model_is_at_chance_at_every_length(checkpoint: Path, tmp_p
         assert group["loss"] == pytest.approx(np.log(34), abs=0.7)
     assert (plots / "recall.png").stat().st_size > 5000
     assert main([*command, "--batch-size", "7"]) == 0
+    assert json.loads(out.read_text())["items_sha256"] == result["items_sha256"]
+    assert len(result["items_sha256"]) == 64
     again = json.loads(out.read_text())["items"]
     assert [r["correct"] for r in again] == [r["correct"] for r in result["items"]]
     losses = [[r["loss"] for r in rows] for rows in (again, result["items"])]

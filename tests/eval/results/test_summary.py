@@ -1,0 +1,42 @@
+"""Results beside each other: those of other items are marked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval.__main__ import main
+
+ONE, TWO = "a" * 64, "b" * 64
+
+
+def result(file: Path, task: str, items: str | None) -> str:
+    about = {"name": file.stem, "step": 1, "block": "hope", "parameters": 9}
+    found = {"task": task, "subject": about, "metrics": {}, "seconds": 1.0, "device": "toy"}
+    file.write_text(json.dumps({**found, "items_sha256": items} if items else found))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (("recall", ONE), ""),
+        (("niah", TWO), ""),  # another task has other items
+        (("recall", TWO), "**Not comparable**: recall: {two}: asked other items than {one}"),
+        (("recall", None), "recall: the items are not recorded in {two}"),
+    ],
+)
+def test_results_of_other_items_are_marked(
+    second: tuple[str, str | None],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one = result(tmp_path / "one.json", "recall", ONE)
+    two = result(tmp_path / "two.json", *second)
+    assert main(["summary", one, two]) == 0
+    said = capsys.readouterr().out
+    assert message.format(one=one, two=two) in said
+    assert ("Not comparable" in said or "not recorded" in said) == bool(message)
