@@ -24,13 +24,6 @@ def require(ok: bool, name: str, value: object, want: str) -> None:
         raise ValueError(f"{name}={value!r}: {want}")
 
 
-def at_least(config: Any, block: str, bound: int, *names: str) -> None:
-    """Raise for a field of `config` that is below `bound`."""
-    for name in names:
-        value = getattr(config, name)
-        require(value >= bound, f"{block}.{name}", value, f"wants {bound} or more")
-
-
 def raised_here(error: BaseException) -> bool:
     """Return whether this repository's code, and not a library below it, raised the error.
 

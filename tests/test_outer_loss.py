@@ -298,9 +298,15 @@ def test_weight_zero_disturbs_nothing() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"surprise": (0.1,)}, r"cms.surprise=\(0.1,\): wants a weight for each of the 2 periods"),
-        ({"surprise": (0.1, -1.0)}, r"cms.surprise=.*wants 0 or more"),
-        ({"surprise": (0.1, 0.1), "cms": {"fast_layers": 1}}, r"cms.fast_layers=0; got 'lstm_cms'"),
+        (
+            {"surprise": (0.1,)},
+            r"model.cms.surprise=\(0.1,\): wants a weight for each of the 2 periods",
+        ),
+        ({"surprise": (0.1, -1.0)}, r"model.cms.surprise=.*wants 0 or more"),
+        (
+            {"surprise": (0.1, 0.1), "cms": {"fast_layers": 1}},
+            r"model.cms.fast_layers=0; got 'lstm_cms'",
+        ),
         ({"surprise": (0.1, 0.1), "model": {"block": "lstm"}}, r"wants a block with CMS levels"),
         ({"data": {"mode": "rows", "seq_len": 8}}, r"train.carry='mixers': wants data.mode='str"),
         ({"model": {"block": "transformer"}}, r"full attention of 'transformer' cannot hold a wh"),
@@ -308,7 +314,10 @@ def test_weight_zero_disturbs_nothing() -> None:
         ({"label_smoothing": 1.0}, r"train.label_smoothing=1.0: wants a value in \[0, 1\)"),
         ({"label_smoothing": -0.1}, r"train.label_smoothing=-0.1: wants a value"),
         ({"label_smoothing": 0.1, **WRITTEN}, r"label_smoothing=0.1: is for levels that are not"),
-        ({"label_smoothing": 0.1, "surprise": (0.1, 0.1)}, r"wants teach.mode='off' and cms.sur"),
+        (
+            {"label_smoothing": 0.1, "surprise": (0.1, 0.1)},
+            r"wants teach.mode='off' and model.cms.sur",
+        ),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], message: str) -> None:

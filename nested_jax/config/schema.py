@@ -1,36 +1,32 @@
-"""Plain nested data to typed dataclasses and back: nothing is guessed, nothing is dropped."""
+"""Plain nested data to blocks of fields and back: nothing is guessed, nothing is dropped."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import types
-import typing
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
-ConfigT = TypeVar("ConfigT")
+from nested_jax.config.fields import Block, block_of, convert, hints, is_free
+
+T = TypeVar("T")
 
 
-def from_dict(data: Mapping[str, Any], cls: type[ConfigT], path: str = "") -> ConfigT:
+def from_dict(data: Mapping[str, Any], cls: type[T], path: str = "") -> T:
     """Convert plain nested data into the dataclass `cls`.
 
     Raises:
-      ValueError: an unknown field (with its nearest known name) or a value of the wrong type.
+      ValueError: an unknown field (with its nearest known name), a wrong type, or a value or a
+        combination that cannot work.
     """
-    hints = typing.get_type_hints(cls)
-    unknown_fields(path, data, hints)
-    values: dict[str, Any] = {}
+    known = hints(cls)
+    unknown_fields(path, data, known)
+    values = dict(data)
     for name, value in data.items():
-        hint, where = hints[name], f"{path}{name}"
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, Mapping):
-                raise ValueError(
-                    f"{where}={value!r}: wants a block of fields, got {type(value).__name__}"
-                )
-            values[name] = from_dict(value, typing.cast(type, hint), f"{where}.")
+        inner, where = block_of(known[name]), f"{path}{name}"
+        if inner and isinstance(value, Mapping):
+            values[name] = from_dict(value, inner, f"{where}.")
         else:
-            values[name] = convert(where, value, hint)
+            values[name] = convert(where, value, known[name])
     return cls(**values)
 
 
@@ -44,76 +40,33 @@ def unknown_fields(path: str, data: Mapping[str, Any], known: Mapping[str, Any])
             raise ValueError(f"{path}{name}={data[name]!r}: unknown field; {hint}")
 
 
-def convert(where: str, value: Any, hint: Any) -> Any:
-    """Return `value` as the annotated type `hint`, or raise saying what came and what is wanted."""
-    matched, result = _match(value, hint)
-    if not matched:
-        raise ValueError(f"{where}={value!r}: got {type(value).__name__}, wants {_describe(hint)}")
-    return result
-
-
-def _match(value: Any, hint: Any) -> tuple[bool, Any]:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        for option in args:
-            matched, result = _match(value, option)
-            if matched:
-                return True, result
-        return False, None
-    if origin is Literal:
-        return value in _literals(args), value
-    if origin is tuple:
-        items = value if isinstance(value, (tuple, list)) else (value,)
-        results = [_match(item, args[0]) for item in items]
-        return all(ok for ok, _ in results), tuple(item for _, item in results)
-    if hint is type(None):
-        return value is None, None
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool), _number(value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool), value
-    return isinstance(value, hint), value
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, (int, float)) else value
-
-
-def _literals(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x for a in args for x in (a if isinstance(a, tuple) else (a,)))
-
-
-def _describe(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(repr(a) for a in _literals(args))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(a) for a in args)
-    if origin is tuple:
-        return f"a list of {_describe(args[0])}"
-    return "None" if hint is type(None) else hint.__name__
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Return the dataclass as JSON-ready nested data (tuples become lists)."""
+def to_dict(config: Block) -> dict[str, Any]:
+    """Return the block as JSON-ready nested data (tuples become lists)."""
 
     def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return list(value) if isinstance(value, tuple) else value
 
-    return plain(config)
+    values = {name: getattr(config, name) for name in hints(type(config))}
+    return {k: to_dict(v) if isinstance(v, Block) else plain(v) for k, v in values.items()}
 
 
-def difference(old: Any, new: Any) -> list[str]:
-    """Return one line for each field whose value differs: ``name: old -> new``."""
+def leaves(config: Block, free: bool = True) -> Iterator[tuple[str, Any]]:
+    """Yield the path and the value of every field; not of those that may change, if not `free`."""
+    for name, hint in hints(type(config)).items():
+        value = getattr(config, name)
+        if free or not is_free(hint):
+            if isinstance(value, Block):
+                yield from leaves(value, free)
+            else:
+                yield f"{config.path}{name}", value
 
-    def flat(prefix: str, value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        return {
-            k: v for name, sub in value.items() for k, v in flat(f"{prefix}.{name}", sub).items()
-        }
 
-    a, b = flat("config", to_dict(old)), flat("config", to_dict(new))
-    return [f"{name}: {a.get(name)!r} -> {b[name]!r}" for name in b if a.get(name) != b[name]]
+def difference(old: Block, new: Block, free: bool = True) -> list[str]:
+    """Return one line for each field whose value differs: ``config.seed: 0 -> 1``.
+
+    Args:
+      free: list the fields that may change on resume too.
+    """
+    before = dict(leaves(old))
+    changed = [(name, v) for name, v in leaves(new, free) if before[name] != v]
+    return [f"config.{name}: {before[name]!r} -> {v!r}" for name, v in changed]

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from nested_jax.config.schema import convert, from_dict
+from nested_jax.config.fields import convert
+from nested_jax.config.schema import from_dict
 from nested_jax.errors import require
 
 ENV_FIELDS = {  # KEY_SUFFIX of the environment -> field of a source

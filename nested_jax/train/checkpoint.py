@@ -31,30 +31,6 @@ FOLDER = "checkpoints"
 # What reading a damaged folder raises: missing or cut files, bad JSON, tensorstore's DATA_LOSS.
 # AttributeError: Orbax takes what a damaged metadata file holds for what should be there.
 DAMAGE = (ValueError, KeyError, TypeError, OSError, AttributeError)
-# Fields that may change between the runs of one workdir: they do not touch what is computed, or,
-# for train.steps, only the rest of the schedule. Everything else would make another experiment.
-FREE = (
-    "config.mesh.",
-    "config.train.steps",
-    "config.train.grad_accum",
-    "config.train.eval_",
-    "config.train.save_every",
-    "config.train.keep_",
-    "config.train.log_every",
-    "config.train.async_save",
-    "config.train.profile_steps",
-    "config.train.check_writes",
-    "config.train.divergence_margin",
-    "config.train.tensorboard",
-    "config.train.wandb",
-    "config.data.cache_dir",
-    "config.data.read_threads",
-    "config.data.prefetch",
-    "config.model.remat",
-    "config.model.attention",
-    "config.model.loss_chunk",
-    "config.teach.remat",
-)
 
 
 class CheckpointError(OSError):
@@ -248,12 +224,8 @@ def damage() -> Iterator[None]:
 
 
 def check_fits(meta: dict[str, Any], cfg: Config, tokenizer_sha256: str) -> None:
-    """Raise unless a run of `cfg` may go on from the checkpoint of `meta`; see `FREE`."""
-    changed = [
-        line
-        for line in difference(from_config_dict(meta["config"]), cfg)
-        if not line.startswith(FREE)
-    ]
+    """Raise unless a run of `cfg` may go on from the checkpoint of `meta`."""
+    changed = difference(from_config_dict(meta["config"]), cfg, free=False)
     if changed:
         raise ValueError(
             f"the workdir holds checkpoint {meta['step']} of another configuration "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 import jax
 import pytest
@@ -22,7 +21,7 @@ SIZES = ["test", "smoke", "pilot", "mid", "target"]
         ({"modle": {}}, r"did you mean model\?"),
         ({"model": {"dim": "wide"}}, r"model\.dim='wide': got str, wants int"),
         ({"model": {"dim": True}}, r"model\.dim=True: got bool, wants int"),
-        ({"model": 3}, r"model=3: wants a block of fields"),
+        ({"model": 3}, r"model=3: got int, wants a block of fields"),
         ({"model": {"block": "mamba"}}, r"wants one of 'transformer', 'hope_attention'"),
         ({"model": {"dim": 100, "heads": 3}}, r"model\.heads=3: must divide model\.dim=100"),
         ({"model": {"heads": 4, "kv_heads": 3}}, r"model\.kv_heads=3: must divide"),
@@ -32,27 +31,22 @@ SIZES = ["test", "smoke", "pilot", "mid", "target"]
             {"model": {"block": "titans_lmm", "memory": {"rule": "dgd", "erase_gate": True}}},
             r"model\.memory\.erase_gate=True: belongs to model\.block='hope'; got 'titans_lmm'",
         ),
-        ({"model": {"memory": {"erase_gate": True}}}, r"wants rule 'dgd', .* got 'titans'"),
+        (
+            {"model": {"memory": {"erase_gate": True}}},
+            r"model\.memory\.rule='dgd', .* got 'titans'",
+        ),
         (
             {"model": {"memory": {"erase_init": (0.1,)}}},
-            r"erase_init=\(0\.1,\): is a setting of .*gate",
+            r"model\.memory\.erase_init=\(0\.1,\): wants model\.memory\.erase_gate=True",
         ),
         (
             {"model": {"memory": {"rule": "dgd", "erase_gate": True, "erase_stretch": -0.1}}},
-            r"memory\.erase_stretch=-0\.1: wants a part of the range in \[0, 1\]",
-        ),
-        (
-            {"model": {"memory": {"rule": "dgd", "erase_gate": True, "erase_stretch": math.inf}}},
-            r"memory\.erase_stretch=inf: wants a part of the range in \[0, 1\]",
-        ),
-        (
-            {"model": {"memory": {"rule": "dgd", "erase_gate": True, "erase_init": (1.0, 0.0)}}},
-            r"memory\.erase_init=\(1\.0, 0\.0\): wants rates above 0",
+            r"model\.memory\.erase_stretch=-0\.1: wants 0 or more",
         ),
         ({"teach": {"meta_gradient": "half"}}, r"'through', 'stop' or int"),
         ({"teach": {"meta_gradient": 0}}, r"teach\.meta_gradient=0"),
         ({"train": {"batch_size": 6, "grad_accum": 4}}, r"must divide train\.batch_size=6"),
-        ({"mesh": {"data": -1, "fsdp": -1}}, r"at most one of them -1"),
+        ({"mesh": {"data": -1, "fsdp": -1}}, r"mesh\.fsdp=-1: wants a size, as mesh\.data takes"),
         ({"data": {"segments": ("a",), "weights": (1.0, 2.0)}}, r"wants one weight for each"),
     ],
 )
@@ -72,7 +66,7 @@ def test_chunks_must_fit():
         from_config_dict({"data": {"seq_len": 100, "align": 8}})
     with pytest.raises(ValueError, match="must divide the fastest period"):
         from_config_dict(teaching(chunk=48) | {"data": {"seq_len": 96}})
-    with pytest.raises(ValueError, match="wants indices below 2"):
+    with pytest.raises(ValueError, match=r"teach\.levels=\(2,\): wants some of \(0, 1\)"):
         from_config_dict(teaching(levels=(2,)))
 
 
