@@ -81,7 +81,7 @@ class Memorizer:
         layers = choose_layers(options.layers, self.model.cfg)
         self.teaching = self.teach_config(subject.cfg.teach, layers)
         self.tally = Tally()
-        self.scale = self.taught_layers(layers)
+        self.scale = len(self.fast_layers(layers))
         step = partial(write_tokens, self.model, self.teaching)
         self._write = jax.jit(step)
         self._finish = jax.jit(partial(finish, self.model, self.teaching, self.sequence))
@@ -93,19 +93,21 @@ class Memorizer:
         levels = tuple(i for i in range(count) if level_name(i) in self.paths)
         mode = trained.mode if trained.mode != "off" else "exact"
         threshold = self.options.surprise_threshold
+        fast = self.fast_layers(layers)
         return replace(
             trained,
-            mode=mode if levels and self.model.cfg.fast_layers else "off",
+            mode=mode if levels and fast else "off",
             levels=levels or None,
-            layers=layers if self.model.cfg.fast_layers else None,
+            layers=fast or None,
             surprise_threshold=trained.surprise_threshold if threshold is None else threshold,
             meta_gradient="stop",
         )
 
-    def taught_layers(self, layers: tuple[int, ...] | None) -> int:
+    def fast_layers(self, layers: tuple[int, ...] | None) -> tuple[int, ...]:
+        """Return the chosen layers that have fast weights."""
         cfg = self.model.cfg
         suffix = range(cfg.layers - cfg.fast_layers, cfg.layers)
-        return sum(layers is None or i in layers for i in suffix)
+        return tuple(i for i in suffix if layers is None or i in layers)
 
     # --- writing ---
 

@@ -408,15 +408,23 @@ def test_each_ablation_of_titans_takes_its_parameters_out(name: str) -> None:
 @pytest.mark.parametrize(
     ("block", "model", "message"),
     [
-        ("titans_mac", {"memory": {"chunk": 3}}, r"memory\.segment=4: must be a multiple"),
-        ("titans_mac", {"memory": {"persistent": -1}}, r"memory\.persistent=-1: wants 0 or more"),
-        ("hope", {"memory": {"generator_chunk": 3}}, r"memory\.generator_chunk=3: must divide"),
-        ("hope", {"memory": {"rule": "oja"}}, r"memory\.rule='oja'.*'gd', 'titans', 'dgd'"),
+        ("titans_mac", {"memory": {"chunk": 3}}, r"model\.memory\.segment=4: must be a multiple"),
+        (
+            "titans_mac",
+            {"memory": {"persistent": -1}},
+            r"model\.memory\.persistent=-1: wants 0 or more",
+        ),
+        (
+            "hope",
+            {"memory": {"generator_chunk": 3}},
+            r"model\.memory\.generator_chunk=3: must divide",
+        ),
+        ("hope", {"memory": {"rule": "oja"}}, r"model\.memory\.rule='oja'.*'gd', 'titans', 'dgd'"),
         ("hope", {"cms": {"periods": (4, 6)}}, "6 is no multiple of 4"),
         (
             "titans_mag",
             {"attention": "cudnn", "compute_dtype": "bfloat16"},
-            r"wants memory\.persistent=0, got 3",
+            r"wants model\.memory\.persistent=0, got 3",
         ),
     ],
 )
