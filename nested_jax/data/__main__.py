@@ -22,7 +22,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +95,26 @@ def run_shard(args: argparse.Namespace) -> int:
     """Write token shards of one source, or of every source of a manifest."""
     path, output = Path(args.tokenizer_path), Path(args.output_dir)
     path = path / TOKENIZER if path.is_dir() else path
-    stats = []
+    stats, unread = [], []
     for spec in flags.sources_of(args):
         folder = mixture.shard_folder(spec, output) if args.manifest else output
         options = flags.shard_options(args)
         store = shard_corpus.shard_source(spec, path, folder, options, say, force=args.force)
         stats.append(shard_corpus.shard_stats(store, spec, args.seq_len))
+        unread.append((spec.name, store.source["unread"]))
     say(json.dumps(stats, indent=1))
     if args.log_file:
         log = {"manifest": args.manifest, "stats": stats}
         write_json(Path(args.log_file), log if args.manifest else stats[0])
+    say_unread(unread)
     return 0
+
+
+def say_unread(found: Iterable[tuple[str, str]]) -> None:
+    """Print what could not be read of each source, as the last lines."""
+    for name, unread in found:
+        if unread:
+            say(f"{name}: {unread}")
 
 
 def run_mixture(args: argparse.Namespace) -> int:
@@ -195,7 +204,9 @@ def run_engine_command(args: argparse.Namespace) -> int:
         flags.shard_options(args),
     )
     for spec in flags.sources_of(args):
-        emit(run_engine(spec, options, say), "")
+        found = run_engine(spec, options, say)
+        emit(found, "")
+        say_unread([(spec.name, found["unread"])])
     return 0
 
 
@@ -245,6 +256,7 @@ def run_recipe_command(args: argparse.Namespace, manifest: Manifest, vocab_size:
         f"--config.data.source={prepared.mixture} "
         f"--config.model.vocab_size={load_tokenizer(prepared.tokenizer).vocab_size}"
     )
+    say_unread(prepared.unread.items())
     return 0
 
 

@@ -11,7 +11,7 @@ import codecs
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from nested_jax.data.streams import bounded_lines, open_stream
 
 MAX_DOCUMENT_BYTES = 64 << 20  # a longer line is counted as `giant` and left out
 MAX_ARRAY_BYTES = 256 << 20  # a JSON array is held whole
+HELD_OUT_SHARE = 10  # a limit of n training documents keeps n / 10 of each held-out split
 BAD_GRACE = 10  # unreadable records that are always tolerated
 ONE_A_LINE = "wants one JSON object a line, which `jq -c` writes"
 
@@ -105,6 +106,39 @@ class Problems:
             "unknown_split": self.unknown_splits,
             "first": dict(self.first),
         }
+
+
+class Limit:
+    """How many documents of every split may pass the rules."""
+
+    def __init__(self, documents: int) -> None:
+        self.documents = documents
+        self.passed: Counter[str] = Counter()
+
+    def quota(self, split: str | None) -> int:
+        held_out = split in ("valid", "test")
+        return max(1, self.documents // HELD_OUT_SHARE) if held_out else self.documents
+
+    def admits(self, record: Record) -> bool:
+        """Count a document that passed the rules; False where its split is full."""
+        split = record.split or "train"
+        if self.documents and self.passed[split] >= self.quota(split):
+            return False
+        self.passed[split] += 1
+        return True
+
+    def within(self, source: Iterable[Record]) -> Iterator[Record]:
+        """Yield the documents of a source that are within the limit."""
+        for record in source:
+            if self.admits(record):
+                yield record
+            if self.full:
+                return
+
+    @property
+    def full(self) -> bool:
+        """Whether the training split, which comes last, is full."""
+        return self.documents > 0 and self.passed["train"] >= self.documents
 
 
 def refuse(kind: str, where: str, why: str) -> None:

@@ -14,7 +14,7 @@ from small_data import make_store
 
 from nested_jax.data.packing import PackedSource
 from nested_jax.data.shards import TokenStore
-from nested_jax.data.tokenizers.tokenizer import EOS_ID, PAD_ID, Tokenizer
+from nested_jax.data.tokenizers.base import EOS_ID, PAD_ID, Tokenizer
 
 DOCUMENTS = st.lists(st.lists(st.integers(4, 399), min_size=1, max_size=150), max_size=6)
 

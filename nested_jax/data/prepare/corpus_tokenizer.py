@@ -48,12 +48,13 @@ def train_on_sources(
       ValueError: what `records` and `train_tokenizer` raise.
     """
     counts: Counter[str] = Counter()
+    problems = {spec.name: Problems(spec) for spec in sources}
     share = options.max_bytes // len(sources)
 
     def texts() -> Iterator[str]:
         for spec in sources:
             report(f"[tokenizer] reading {spec.name}")
-            for text in sample(spec, share, report):
+            for text in sample(spec, share, problems[spec.name], report):
                 counts[spec.name] += 1
                 yield text
 
@@ -81,14 +82,18 @@ def train_on_sources(
             ],
         }
         write_json(folder / "tokenizer.json", log)
-    report(f"[tokenizer] {tokenizer.vocab_size} symbols, {tokenizer.hash[:12]}, in {folder}")
+    unread = [f"; {name}: {met.summary()}" for name, met in problems.items() if met.summary()]
+    report(
+        f"[tokenizer] {tokenizer.vocab_size} symbols, {tokenizer.hash[:12]}, in {folder}"
+        + "".join(unread)
+    )
     return tokenizer
 
 
-def sample(spec: SourceSpec, max_bytes: int, report: Report) -> Iterator[str]:
+def sample(spec: SourceSpec, max_bytes: int, problems: Problems, report: Report) -> Iterator[str]:
     """Yield training documents of a source, up to its `sample_limit` and to `max_bytes`."""
     left, count = max_bytes, 0
-    with closing(records(spec, Problems(spec), report)) as source:
+    with closing(records(spec, problems, report)) as source:
         for record in source:
             if record.split in ("valid", "test"):
                 continue

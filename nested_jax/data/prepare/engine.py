@@ -94,7 +94,7 @@ def run_engine(spec: SourceSpec, options: EngineOptions, report: Report) -> dict
         "shards": len(shards),
         "dropped": {**dropped, "duplicates": int(sum(len(d) for d in drop.values()))},
         "output_url": options.output_url,
-        "problems": problems.summary(),
+        "unread": problems.summary(),
     }
 
 

@@ -33,13 +33,12 @@ from nested_jax.data.prepare.filters import (
 from nested_jax.data.prepare.overlap import eval_ngrams, overlaps
 from nested_jax.data.prepare.parallel import blocks, ordered_map
 from nested_jax.data.prepare.text_sources import fingerprint, plan_hash, records
-from nested_jax.data.records import Problems, Record
+from nested_jax.data.records import Limit, Problems, Record
 from nested_jax.data.streams import find_files
 from nested_jax.errors import require
 from nested_jax.files import hold, whole_file, write_json
 
 BLOCK_CHARS = 2 << 20  # of documents that one worker gets at a time
-HELD_OUT_SHARE = 10  # a limit of n training documents keeps n / 10 of each held-out split
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,7 @@ class FilterReport:
     """Counts of one filtered source, as its JSON report holds them."""
 
     name: str
+    dataset: str
     output: str
     processed: int = 0
     kept: int = 0
@@ -77,16 +77,14 @@ class FilterReport:
     kept_by_split: Counter[str] = field(default_factory=Counter)
     characters: int = 0
     problems: dict[str, Any] = field(default_factory=dict)
+    unread: str = ""  # the problems in words
     evaluation: dict[str, Any] = field(default_factory=dict)
 
-    def line(self, problems: Problems) -> str:
+    def line(self) -> str:
         """Return the counts in one line, with what could not be read."""
         drops = ", ".join(f"{count} {name}" for name, count in sorted(self.dropped.items()))
-        parts = [
-            f"processed={self.processed} kept={self.kept} (dropped: {drops or 'nothing'})",
-            problems.summary(),
-        ]
-        return "; ".join(filter(None, parts))
+        counts = f"processed={self.processed} kept={self.kept} (dropped: {drops or 'nothing'})"
+        return f"{counts}; {self.unread}" if self.unread else counts
 
 
 def rules_of(spec: SourceSpec) -> Rules:
@@ -132,7 +130,7 @@ def filter_source(
     """
     check_language(spec.lang)
     evaluation = eval_ngrams(options.eval_files)
-    result = FilterReport(spec.name, str(output))
+    result = FilterReport(spec.name, spec.dataset, str(output))
     if options.eval_files:
         result.evaluation = {**evaluation._asdict(), "hashes": len(evaluation.hashes)}
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -142,8 +140,8 @@ def filter_source(
     ):
         folder = Path(name)
         judge_block = partial(judge, ngrams=evaluation.hashes)
-        problems = spool(spec, folder, judge_block, options, result, report)
-        write_kept(folder, output, options, result, problems)
+        spool(spec, folder, judge_block, options, result, report)
+        write_kept(folder, output, options, result)
         body = {
             **vars(result),
             "plan": filter_plan(spec, options),
@@ -151,7 +149,7 @@ def filter_source(
             "options": asdict(options),
         }
         write_json(report_path(output), body)
-    report(f"[filter] {spec.name}: {result.line(problems)}")
+    report(f"[filter] {spec.name}: {result.line()}")
     return result
 
 
@@ -173,7 +171,7 @@ def spool(
     options: FilterOptions,
     result: FilterReport,
     report: Report,
-) -> Problems:
+) -> None:
     """Write what passes the rules to ``folder/texts``, its signatures to ``folder/signatures``."""
     problems = Problems(spec)
     limit = Limit(spec.limit)
@@ -195,8 +193,7 @@ def spool(
                     result.dropped["over_limit"] += 1
             if limit.full:
                 break
-    result.problems = problems.as_dict()
-    return problems
+    result.problems, result.unread = problems.as_dict(), problems.summary()
 
 
 def json_line(record: Record) -> bytes:
@@ -204,39 +201,8 @@ def json_line(record: Record) -> bytes:
     return (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
 
-class Limit:
-    """How many documents of every split may pass the rules."""
-
-    def __init__(self, documents: int) -> None:
-        self.documents = documents
-        self.passed: Counter[str] = Counter()
-
-    def quota(self, split: str | None) -> int:
-        held_out = split in ("valid", "test")
-        return max(1, self.documents // HELD_OUT_SHARE) if held_out else self.documents
-
-    def admits(self, record: Record) -> bool:
-        """Count a document that passed the rules; False where its split is full."""
-        split = record.split or "train"
-        if self.documents and self.passed[split] >= self.quota(split):
-            return False
-        self.passed[split] += 1
-        return True
-
-    @property
-    def full(self) -> bool:
-        """Whether the training split, which comes last, is full."""
-        return self.documents > 0 and self.passed["train"] >= self.documents
-
-
-def write_kept(
-    folder: Path, output: Path, options: FilterOptions, result: FilterReport, problems: Problems
-) -> None:
-    """Copy the spooled documents that are no duplicates to the output, in one rename.
-
-    Raises:
-      ValueError: there are none.
-    """
+def write_kept(folder: Path, output: Path, options: FilterOptions, result: FilterReport) -> None:
+    """Copy the spooled documents that are no duplicates to the output, in one rename."""
     size = (folder / "signatures").stat().st_size
     entries = np.memmap(folder / "signatures", ENTRY, "r") if size else np.empty(0, ENTRY)
     duplicates = find_duplicates(entries, options.similarity, options.dedup_window)
@@ -248,8 +214,7 @@ def write_kept(
             if not drop[number]:
                 count_kept(line, result)
                 kept.write(line)
-        if not result.kept:
-            raise ValueError(f"{problems.spec.dataset}: nothing is kept: {result.line(problems)}")
+        require(result.kept > 0, "dataset", result.dataset, f"nothing is kept: {result.line()}")
 
 
 def count_kept(line: bytes, result: FilterReport) -> None:

@@ -69,6 +69,7 @@ class Prepared(NamedTuple):
     mixture: Path
     tokenizer: Path
     report: dict[str, Any]
+    unread: dict[str, str]  # by source: what the filter could not read, "" for nothing
 
 
 def options_from_environment(options: RecipeOptions) -> RecipeOptions:
@@ -101,7 +102,10 @@ def run_recipe(
     sources = with_limits(present(manifest.sources, report), limits)
     with hold_folder(options.out):
         ready = {spec.name: spec for spec in sources if has_own_shards(spec)}
-        filtered = [ready.get(spec.name) or filter_stage(spec, options, report) for spec in sources]
+        unread: dict[str, str] = {}
+        filtered = [
+            ready.get(spec.name) or filter_stage(spec, options, unread, report) for spec in sources
+        ]
         tokenizer_path = tokenizer_stage(filtered, options, report)
         folders = shard_stage(filtered, ready, tokenizer_path, options, report)
         weights = (
@@ -121,7 +125,7 @@ def run_recipe(
         for entry in found["content_overlap"]:
             if "warning" in entry:
                 report(f"WARNING: {' and '.join(entry['pair'])}: {entry['warning']}")
-    return Prepared(mixture, tokenizer_path, found)
+    return Prepared(mixture, tokenizer_path, found, unread)
 
 
 def present(sources: Sequence[SourceSpec], report: Report) -> list[SourceSpec]:
@@ -166,18 +170,30 @@ def has_own_shards(spec: SourceSpec) -> bool:
     return bool(folder) and (Path(str(folder)) / INDEX).is_file()
 
 
-def filter_stage(spec: SourceSpec, options: RecipeOptions, report: Report) -> SourceSpec:
+def filter_stage(
+    spec: SourceSpec, options: RecipeOptions, unread: dict[str, str], report: Report
+) -> SourceSpec:
     """Filter a source, unless that is done, and return the source that reads the result."""
     default = options.out / "filtered" / f"{spec.name}.jsonl"
     output = Path(os.environ.get(f"{spec.env_key}_OUTPUT") or default)
-    plan = filter_plan(spec, options.filtering)
     if not options.force_filter and output.is_file() and report_path(output).is_file():
-        if json.loads(report_path(output).read_text())["plan"] == plan:
+        done = read_report(report_path(output))
+        if done["plan"] == filter_plan(spec, options.filtering):
             report(f"[filter] {spec.name}: {output} is up to date")
+            unread[spec.name] = done["unread"]
             return filtered_source(spec, output)
         report(f"[filter] {spec.name}: settings or source changed, filtering again")
-    filter_source(spec, output, options.filtering, report)
+    unread[spec.name] = filter_source(spec, output, options.filtering, report).unread
     return filtered_source(spec, output)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return what an earlier filter reported; no plan where it is damaged or of an old version."""
+    try:
+        found = json.loads(path.read_text())
+        return {"plan": found["plan"], "unread": found["unread"]}
+    except (ValueError, KeyError, TypeError):
+        return {"plan": None, "unread": ""}
 
 
 def filtered_source(spec: SourceSpec, output: Path) -> SourceSpec:

@@ -24,7 +24,7 @@ from nested_jax.data.manifest import SourceSpec, spec_dict
 from nested_jax.data.prepare.inject import Injection, check_symbols, inject, original_bytes
 from nested_jax.data.prepare.parallel import blocks, ordered_map
 from nested_jax.data.prepare.text_sources import fingerprint, plan_hash, records
-from nested_jax.data.records import Problems, Record
+from nested_jax.data.records import Limit, Problems, Record
 from nested_jax.data.shards import (
     FORMAT,
     INDEX,
@@ -109,12 +109,15 @@ def shard_source(
             return open_store(folder)
         done = begin_or_resume(folder, plan, report)
         problems = Problems(spec)
-        stream = itertools.islice(records(spec, problems, report), spec.limit or None)
+        stream = Limit(spec.limit).within(records(spec, problems, report))
         task = Task(0, [], folder, spec.name, tokenizer_path, options)
         finished = write_blocks(stream, done, task, report)
         shards = [shard for block in finished for shard in block.shards]
         if not shards:
-            raise ValueError(f"{spec.name}: {spec.dataset} has no document ({problems.as_dict()})")
+            raise ValueError(
+                f"{spec.dataset}: no document in {problems.read} records, {problems.empty} of them "
+                f"empty; {problems.summary() or 'nothing was unreadable'}"
+            )
         shards.sort(key=lambda shard: (SPLITS.index(shard.split), shard.file))
         about = describe(spec, plan, problems, options, finished)
         write_index(folder, shards, tokenizer, about)
@@ -244,6 +247,7 @@ def describe(
         "plan": plan,
         "source": spec_dict(spec),
         "problems": problems.as_dict(),
+        "unread": problems.summary(),
         "held_out": options.held_out,
     }
     if options.injection.rewrites:

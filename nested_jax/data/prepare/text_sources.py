@@ -32,6 +32,7 @@ from nested_jax.data.streams import (
 from nested_jax.data.text.stdlib_text import collect, library_sha256, stdlib_root
 from nested_jax.errors import import_extra
 
+READING = 2  # raised where the same files come to give other documents or splits
 HELD_OUT_FIRST = SPLITS[::-1]  # so that deduplication takes from train
 
 Files = list[tuple[Path, str | None]]  # with the splits that their names tell
@@ -90,7 +91,7 @@ def fingerprint(spec: SourceSpec) -> list[Any]:
         files = find_files(spec.dataset, spec.data_files)
         inputs = stats_of(files, source_root(spec.dataset))
     unused = dict.fromkeys(("weight", "license", "url", "sample_limit"))  # they change no text
-    return [{**spec_dict(spec), **unused}, inputs]
+    return [READING, {**spec_dict(spec), **unused}, inputs]
 
 
 def stats_of(files: Sequence[Path], root: Path) -> list[tuple[str, int, int]]:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from nested_jax.data.tokenizers.tokenizer import EOS_ID, Tokenizer
+from nested_jax.data.tokenizers.base import EOS_ID, Tokenizer
 from nested_jax.errors import require
 
 MAGIC = b'{"characters":'  # begins the file of such a tokenizer
@@ -44,6 +44,8 @@ class CharTokenizer(Tokenizer):
             raise RuntimeError(f"not the JSON of a vocabulary of characters: {error}") from error
         if not isinstance(characters, str) or len(set(characters)) < len(characters):
             raise RuntimeError("the characters are not a string of different characters")
+        if any(0xD800 <= ord(character) < 0xE000 for character in characters):
+            raise RuntimeError("a character is a lone surrogate, which UTF-8 lacks")
         self.model = model
         self.hash = hashlib.sha256(model).hexdigest()
         self.characters = characters
@@ -52,13 +54,9 @@ class CharTokenizer(Tokenizer):
         self._bytes += [character.encode() for character in characters]
         self._ids = {character: FIRST_CHARACTER + i for i, character in enumerate(characters)}
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`, without EOS."""
-        return self._encode(text).tolist()
-
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of every text."""
-        return [self.encode(text) for text in texts]
+        return [self._encode(text).tolist() for text in texts]
 
     def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return what `encode_batch` does, as int32 [tokens] each."""

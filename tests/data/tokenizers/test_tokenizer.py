@@ -9,15 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_data import synthetic_source
 
-from nested_jax.data.tokenizers.tokenizer import (
+from nested_jax.data.tokenizers.pieces import (
     MAX_CHARS,
     PIECE_CHARS,
-    Tokenizer,
-    load_tokenizer,
     split_text,
-    train_tokenizer,
     training_lines,
 )
+from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 HARD = [
     "",
