@@ -36,7 +36,8 @@ from throughput import where
 
 from nested_jax.config import MeshConfig, from_config_dict
 from nested_jax.layers.titans import NeuralMemory
-from nested_jax.models.stream import empty_context, make_span
+from nested_jax.models.stream import empty_context, make_call
+from nested_jax.ops.chunking import Rows
 from nested_jax.sharding import batch_sharding, make_mesh, replicated
 
 try:
@@ -98,8 +99,8 @@ def our_memory(hidden: float, chunk: int, read: str, mode: Mode) -> Callable[[],
 
     def loss(variables: Any, x_BTD: jax.Array) -> jax.Array:
         state = layer.apply(variables, ROWS, 0, method="init_state")
-        span = make_span(empty_context(cfg, ROWS, 1), TOKENS, origin="fresh")
-        return jnp.mean(jnp.square(layer.apply(variables, state, x_BTD, span, None)[1]))
+        call = make_call(cfg, empty_context(cfg, ROWS, 1), Rows(ROWS, TOKENS, start="fresh"))
+        return jnp.mean(jnp.square(layer.apply(variables, state, x_BTD, call)[1]))
 
     gradients = jax.value_and_grad(loss, argnums=(0, 1))
     step = jax.jit(gradients, out_shardings=(whole, (whole, by_row)))

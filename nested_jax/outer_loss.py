@@ -26,7 +26,8 @@ from nested_jax.losses import token_loss, token_margin
 from nested_jax.models.lm import LanguageModel
 from nested_jax.models.stacks import run_stack, run_suffix
 from nested_jax.models.state import State
-from nested_jax.models.stream import make_span
+from nested_jax.models.stream import make_call
+from nested_jax.ops.chunking import Rows, Start
 from nested_jax.ops.linear import linear
 from nested_jax.ops.normalize import widen
 from nested_jax.optim.schedules import teach_scale
@@ -98,15 +99,13 @@ def _read_batch(
     batch: Batch,
     cfg: Config,
     step: Array | int | None,
-    origin: str,
+    start: Start,
 ) -> tuple[Array, tuple[State, Metrics]]:
     starts_BT = document_starts(batch.segments_BT)
     if model.cfg.cms.surprise:
-        return _with_surprise(model, params, state, batch, starts_BT, origin)
+        return _with_surprise(model, params, state, batch, starts_BT, start)
     if cfg.train.label_smoothing:
-        state, h_BTD = model.read(
-            params, state, batch.tokens_BT, starts_BT=starts_BT, origin=origin
-        )
+        state, h_BTD = model.read(params, state, batch.tokens_BT, starts_BT=starts_BT, start=start)
         loss, metrics = _smoothed(model, params, h_BTD, batch, cfg.train.label_smoothing)
         return loss, (state, metrics)
     state, taught = teach(
@@ -119,7 +118,7 @@ def _read_batch(
         weights_BT=batch.weights_BT,
         starts_BT=starts_BT,
         scale=cfg.teach.scale if step is None else teach_scale(cfg.teach, step),
-        origin=origin,
+        start=start,
     )
     loss, metrics = _mean(taught.loss_BT, batch)
     stats = {f"teach/{name}": value for name, value in taught.stats.items()}
@@ -162,17 +161,18 @@ def _with_surprise(
     state: State,
     batch: Batch,
     starts_BT: Array,
-    origin: str,
+    start: Start,
 ) -> tuple[Array, tuple[State, Metrics]]:
     """Read and score a batch with a model whose levels are not written, and add the objectives."""
     x_BTD = model.inputs(params, batch.tokens_BT)
-    span = make_span(state.now.context, x_BTD.shape[1], starts_BT=starts_BT, origin=origin)
+    rows = Rows.of(batch.tokens_BT, starts_BT=starts_BT, start=start)
+    call = make_call(model.cfg, state.now.context, rows)
     out = run_stack(
-        model.block("prefix"), params["prefix"], state.prefix, x_BTD, span, collect=True
+        model.block("prefix"), params["prefix"], state.prefix, x_BTD, call, collect=True
     )
-    now, _ = run_suffix(model.cfg, params, state.now, out.x_BTD, span, None)
+    now, _ = run_suffix(model.cfg, params, state.now, out.x_BTD, call, None)
     state = state._replace(prefix=out.states, now=now)
-    h_BTD = model.poison(model.final_norm(params, out.x_BTD), span)
+    h_BTD = model.nan_where_cache_overflows(model.final_norm(params, out.x_BTD), call)
     loss_BT = token_loss(h_BTD, model.head(params), batch.targets_BT, model.cfg.loss_chunk)
     loss, metrics = _mean(loss_BT, batch)
     assert not isinstance(out.cms_in_LBTD, tuple)

@@ -13,48 +13,55 @@ call (TTT-E2E, arXiv 2512.23675, which keeps whole blocks in the scan).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 
 from nested_jax.config import TeachConfig, check_teach
+from nested_jax.layers.call import Call
 from nested_jax.losses import token_entropy, token_loss
 from nested_jax.models.lm import LanguageModel
+from nested_jax.models.open_chunk import Chunk, Tokens, held_chunk, lay_out, leave_open
 from nested_jax.models.stacks import run_prefix, run_suffix
-from nested_jax.models.state import Cursor, OpenChunk, State, detach
-from nested_jax.models.stream import make_span
-from nested_jax.models.teach_grid import Chunk, Tokens, lay_out
-from nested_jax.ops.chunking import remat_scan
+from nested_jax.models.state import OpenChunk, State, StreamPosition, detach
+from nested_jax.models.stream import make_call
+from nested_jax.ops.chunking import (
+    RowOptions,
+    Rows,
+    Start,
+    from_chunks,
+    remat_scan,
+    where_rows,
+)
 from nested_jax.ops.fast_weights import (
     LevelState,
     WriteEvents,
     gather,
     restart,
-    select,
     write_level,
 )
 from nested_jax.ops.normalize import widen
-from nested_jax.types import Array, PyTree, Span
+from nested_jax.types import Array, PyTree
 
 
 class Taught(NamedTuple):
     """What `teach` reports beside the state."""
 
-    loss_BT: Array  # float32, nats a token, each scored before the write that it causes
+    loss_BT: Array  # float32, nats per token, each scored before the write that it causes
     stats: dict[str, Array]  # float32 scalars; see `teach`
 
 
 class Carry(NamedTuple):
-    boundary: Cursor  # the last chunk boundary of every row
-    now: Cursor | None  # behind the row's last token; None: at the boundary
+    boundary: StreamPosition  # the last chunk boundary of every row
+    now: StreamPosition | None  # after the row's last token; None: at the boundary
     fast: tuple[LevelState, ...]
 
 
 class Scored(NamedTuple):
     """What one chunk gives: where the stream stands, and the gradient that it proposes."""
 
-    now: Cursor
+    now: StreamPosition
     loss_BC: Array
     signal_BC: Array  # norm of the teach signal of each token, before scale and clip
     surprise_B: Array
@@ -69,12 +76,12 @@ class Teacher:
     params: PyTree
     cfg: TeachConfig
     scale: Array | float
-    origin: str
+    start: Start  # of every chunk
 
     def step(self, carry: Carry, chunk: Chunk) -> tuple[Carry, tuple[Any, ...]]:
         """Score one chunk and write what is due."""
-        fast, span = self.enter(carry, chunk)
-        scored = self.score(carry.boundary, fast, chunk.tokens, span)
+        fast, call = self.enter(carry, chunk)
+        scored = self.score(carry.boundary, fast, chunk.tokens, call)
         weights_BC = chunk.tokens.weights_BT
         size = weights_BC.shape[1]
         complete_B = jnp.ones(weights_BC.shape[:1], bool)
@@ -86,33 +93,32 @@ class Teacher:
         boundary, now = scored.now, None
         if chunk.lengths_B is not None:
             assert carry.now is not None
-            now = select(chunk.lengths_B > 0, scored.now, carry.now)
-            boundary = select(complete_B, scored.now, carry.boundary)
+            now = where_rows(chunk.lengths_B > 0, scored.now, carry.now)
+            boundary = where_rows(complete_B, scored.now, carry.boundary)
         return Carry(boundary, now, fast), (scored.loss_BC, scored.signal_BC, events)
 
-    def enter(self, carry: Carry, chunk: Chunk) -> tuple[tuple[LevelState, ...], Span]:
+    def enter(self, carry: Carry, chunk: Chunk) -> tuple[tuple[LevelState, ...], Call]:
         """Clear the fast weights of documents that start, and look where the chunk lies."""
         starts_BC, fast = chunk.tokens.starts_BT, carry.fast
         if starts_BC is not None:
             # Documents start on chunk boundaries (the data pipeline aligns them).
-            fast = select(starts_BC[:, 0], jax.tree.map(jnp.zeros_like, fast), fast)
-        span = make_span(
-            carry.boundary.context,
-            chunk.tokens.weights_BT.shape[1],
-            starts_BT=starts_BC,
+            fast = where_rows(starts_BC[:, 0], jax.tree.map(jnp.zeros_like, fast), fast)
+        rows = Rows.of(
+            chunk.tokens.weights_BT,
             lengths_B=chunk.lengths_B,
-            origin=self.origin,
+            starts_BT=starts_BC,
+            start=self.start,
         )
-        return fast, span
+        return fast, make_call(self.model.cfg, carry.boundary.context, rows)
 
     # --- the gradient of a chunk ---
 
     def score(
-        self, cursor: Cursor, fast: tuple[LevelState, ...], tokens: Tokens, span: Span
+        self, at: StreamPosition, fast: tuple[LevelState, ...], tokens: Tokens, call: Call
     ) -> Scored:
         deltas = tuple(level.delta for level in fast)
         gradient = {"exact": self._exact, "local": self._local}[self.cfg.mode]
-        now, loss_BC, h_BCD, signal_BC, grads = gradient(cursor, deltas, tokens, span)
+        now, loss_BC, h_BCD, signal_BC, grads = gradient(at, deltas, tokens, call)
         if self.cfg.meta_gradient == "stop":
             grads = detach(grads)
         surprise_B = self._surprise(loss_BC, h_BCD, signal_BC, tokens.weights_BT)
@@ -126,15 +132,13 @@ class Teacher:
         return jnp.sum(loss_BC * tokens.weights_BT.astype(loss_BC.dtype)), (loss_BC, h_BCD)
 
     def _exact(
-        self, cursor: Cursor, deltas: tuple[PyTree, ...], tokens: Tokens, span: Span
-    ) -> tuple[Cursor, Array, Array, Array, tuple[PyTree, ...]]:
+        self, at: StreamPosition, deltas: tuple[PyTree, ...], tokens: Tokens, call: Call
+    ) -> tuple[StreamPosition, Array, Array, Array, tuple[PyTree, ...]]:
         """The gradient of the chunk's own next-token loss (TTT-E2E)."""
 
-        def blocks(deltas: tuple[PyTree, ...]) -> tuple[tuple[Array, Array], Cursor]:
-            cursor_, out = run_suffix(
-                self.model.cfg, self.params, cursor, tokens.x_BTD, span, deltas
-            )
-            return (out.x_BTD, out.recall_B), cursor_
+        def blocks(deltas: tuple[PyTree, ...]) -> tuple[tuple[Array, Array], StreamPosition]:
+            now, out = run_suffix(self.model.cfg, self.params, at, tokens.x_BTD, call, deltas)
+            return (out.x_BTD, out.recall_B), now
 
         outputs: tuple[Array, Array]
         outputs, pull, now = jax.vjp(blocks, deltas, has_aux=True)
@@ -145,8 +149,8 @@ class Teacher:
         return now, loss_BC, h_BCD, norm_BC, grads
 
     def _local(
-        self, cursor: Cursor, deltas: tuple[PyTree, ...], tokens: Tokens, span: Span
-    ) -> tuple[Cursor, Array, Array, Array, tuple[PyTree, ...]]:
+        self, at: StreamPosition, deltas: tuple[PyTree, ...], tokens: Tokens, call: Call
+    ) -> tuple[StreamPosition, Array, Array, Array, tuple[PyTree, ...]]:
         """Each block regresses its output toward output - δ, δ = dL/d(its output) held constant.
 
         The gradient is the exact one, through the Jacobian of the block's later levels; only the
@@ -157,11 +161,11 @@ class Teacher:
         taps_LBCD = jnp.zeros((layers, *tokens.x_BTD.shape), tokens.x_BTD.dtype)
 
         def blocks(taps_LBCD: Array) -> tuple[Array, tuple[Any, ...]]:
-            cursor_, out = run_suffix(
-                model.cfg, self.params, cursor, tokens.x_BTD, span, deltas, taps_LBCD, collect=True
+            now, out = run_suffix(
+                model.cfg, self.params, at, tokens.x_BTD, call, deltas, taps_LBCD, collect=True
             )
             loss, (loss_BC, h_BCD) = self._head(tokens, out.x_BTD)
-            return loss, (cursor_, loss_BC, h_BCD, out.cms_in_LBTD)
+            return loss, (now, loss_BC, h_BCD, out.cms_in_LBTD)
 
         delta_LBCD, (now, loss_BC, h_BCD, cms_in_LBCD) = jax.grad(blocks, has_aux=True)(taps_LBCD)
         signal_LBCD, norm_LBC = self.signal(jax.lax.stop_gradient(delta_LBCD))
@@ -195,7 +199,7 @@ class Teacher:
     # --- the write ---
 
     def _surprise(self, loss_BC: Array, h_BCD: Array, signal_BC: Array, weights_BC: Array) -> Array:
-        """Return the mean surprise of the chunk's supervised tokens, a sequence."""
+        """Return the mean surprise of the chunk's supervised tokens, per sequence."""
         if self.cfg.surprise_metric == "entropy":
             head_SD = self.model.head(self.params)
             value_BC = token_entropy(h_BCD, head_SD, self.model.cfg.loss_chunk)
@@ -269,7 +273,7 @@ def _restart_faster(levels: list[LevelState], events: list[WriteEvents]) -> None
 # --- the call -------------------------------------------------------------------------------------
 
 
-def teach(  # noqa: PLR0913 - the options of one call, all of them named
+def teach(
     model: LanguageModel,
     params: PyTree,
     state: State,
@@ -278,10 +282,8 @@ def teach(  # noqa: PLR0913 - the options of one call, all of them named
     cfg: TeachConfig,
     *,
     weights_BT: Array | None = None,
-    starts_BT: Array | None = None,
-    lengths_B: Array | None = None,
     scale: Array | float | None = None,
-    origin: str = "any",
+    **options: Unpack[RowOptions],
 ) -> tuple[State, Taught]:
     """Read tokens, score their targets, and write the fast weights chunk by chunk.
 
@@ -296,15 +298,13 @@ def teach(  # noqa: PLR0913 - the options of one call, all of them named
       targets_BT: int32, the token that follows each.
       cfg: the inner loop. ``mode="off"`` scores with the fast weights as they are.
       weights_BT: float32, weight of each token's loss in the teach signal; None is 1.
-      starts_BT: bool, tokens that begin a document and reset their sequence; they lie on chunk
-        boundaries.
-      lengths_B: int32, tokens of each row that exist; the loss of the others is arbitrary.
       scale: of the teach signal; None is ``cfg.scale``. The outer schedule multiplies it.
-      origin: as in ``model.apply``.
+      options: ``starts_BT``, ``lengths_B``, ``start``, as in ``model.apply``. Starts lie on
+        boundaries of teach chunks too; the loss of tokens that do not exist is arbitrary.
     Returns:
       The next state, and `loss_BT` with the stats (summed or averaged over rows and layers)
       ``level{i}/writes``, ``level{i}/blocked`` (counts), ``level{i}/change`` (mean |delta| / |slow
-      weights| at the end of the call) and ``signal_norm`` (mean |teach signal| a token).
+      weights| at the end of the call) and ``signal_norm`` (mean |teach signal| per token).
     Raises:
       ValueError: targets of another shape than the tokens, a chunk that does not divide the fastest
         period, a state of another model or batch size.
@@ -312,33 +312,25 @@ def teach(  # noqa: PLR0913 - the options of one call, all of them named
     _check(model, state, tokens_BT, targets_BT, cfg)
     if weights_BT is None:
         weights_BT = jnp.ones(targets_BT.shape, jnp.float32)
-    if lengths_B is not None:
-        exists_BT = jnp.arange(targets_BT.shape[1])[None, :] < lengths_B[:, None]
-        weights_BT = jnp.where(exists_BT, weights_BT, 0.0)
     if cfg.mode == "off" or not isinstance(state.open, OpenChunk):
-        return _score_only(
-            model, params, state, tokens_BT, targets_BT, starts_BT, lengths_B, origin
-        )
-    span = make_span(
-        state.now.context,
-        tokens_BT.shape[1],
-        starts_BT=starts_BT,
-        lengths_B=lengths_B,
-        origin=origin,
-    )
-    state, x_BTD = run_prefix(model.cfg, params, state, model.inputs(params, tokens_BT), span)
+        state, h_BTD = model.read(params, state, tokens_BT, **options)
+        loss_BT = token_loss(h_BTD, model.head(params), targets_BT, model.cfg.loss_chunk)
+        return state, Taught(loss_BT, {})
+    rows = Rows.of(targets_BT, **options)
+    call = make_call(model.cfg, state.now.context, rows)
+    state, x_BTD = run_prefix(model.cfg, params, state, model.inputs(params, tokens_BT), call)
     assert isinstance(state.open, OpenChunk)
     teacher = Teacher(model, params, cfg, cfg.scale if scale is None else scale, _inner(model, cfg))
-    tokens = Tokens(x_BTD, targets_BT, weights_BT, starts_BT)
-    grid, chunks = lay_out(cfg.chunk, state, tokens, lengths_B, origin)
+    grid = rows.grid(cfg.chunk, state.open.count_B, whole=True)
+    tokens = Tokens(x_BTD, targets_BT, rows.mask(weights_BT), rows.starts_BT)
+    chunks = lay_out(grid, state.open, tokens)
     carry = Carry(state.open.boundary, state.now, state.fast)
-    if grid.offset_B is None:
+    if chunks.lengths_B is None:
         carry = Carry(state.now, None, state.fast)
     carry, (loss_NBC, signal_NBC, events) = _scan(teacher, carry, chunks)
-    loss_BT = grid.back(loss_NBC)
-    loss_BT = model.poison(loss_BT, span)
+    loss_BT = model.nan_where_cache_overflows(from_chunks(grid, loss_NBC), call)
     now = carry.boundary if carry.now is None else carry.now
-    open_chunk = grid.open_chunk(state.open, chunks.tokens, carry.boundary)
+    open_chunk = leave_open(grid, state.open, chunks, carry.boundary)
     state = state._replace(now=now, fast=carry.fast, open=open_chunk)
     stats = _stats(teacher, state, signal_NBC, chunks.tokens.weights_BT, events)
     return state, Taught(loss_BT, stats)
@@ -360,15 +352,11 @@ def flush(
     if cfg.mode == "off" or not isinstance(state.open, OpenChunk):
         return state
     teacher = Teacher(model, params, cfg, cfg.scale if scale is None else scale, _inner(model, cfg))
-    held, size = state.open, cfg.chunk
-    starts_BC = jnp.zeros(held.weights_BC[:, :size].shape, jnp.bool_).at[:, 0].set(held.start_B)
-    tokens = Tokens(
-        held.x_BCD[:, :size], held.targets_BC[:, :size], held.weights_BC[:, :size], starts_BC
-    )
-    carry = Carry(held.boundary, state.now, state.fast)
-    fast, span = teacher.enter(carry, Chunk(tokens, held.count_B))
-    scored = teacher.score(carry.boundary, fast, tokens, span)
-    fast, _ = teacher.write(fast, scored, tokens.weights_BT, held.count_B > 0, flush=True)
+    held = state.open
+    carry, chunk = Carry(held.boundary, state.now, state.fast), held_chunk(held, cfg.chunk)
+    fast, call = teacher.enter(carry, chunk)
+    scored = teacher.score(carry.boundary, fast, chunk.tokens, call)
+    fast, _ = teacher.write(fast, scored, chunk.tokens.weights_BT, held.count_B > 0, flush=True)
     closed = jax.tree.map(jnp.zeros_like, held)._replace(boundary=state.now)
     return state._replace(fast=fast, open=closed)
 
@@ -384,24 +372,7 @@ def _check(
     model.check(state, tokens_BT)
 
 
-def _score_only(
-    model: LanguageModel,
-    params: PyTree,
-    state: State,
-    tokens_BT: Array,
-    targets_BT: Array,
-    starts_BT: Array | None,
-    lengths_B: Array | None,
-    origin: str,
-) -> tuple[State, Taught]:
-    state, h_BTD = model.read(
-        params, state, tokens_BT, starts_BT=starts_BT, lengths_B=lengths_B, origin=origin
-    )
-    loss_BT = token_loss(h_BTD, model.head(params), targets_BT, model.cfg.loss_chunk)
-    return state, Taught(loss_BT, {})
-
-
-def _inner(model: LanguageModel, cfg: TeachConfig) -> str:
+def _inner(model: LanguageModel, cfg: TeachConfig) -> Start:
     """Whether every teach chunk begins on the chunk grids of the sequence memories."""
     return "aligned" if cfg.chunk % model.cfg.memory_chunk == 0 else "any"
 

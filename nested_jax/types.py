@@ -8,8 +8,8 @@ Arrays carry their shape in their name: ``x_BTD`` has axes B, T, D in that order
     C  tokens of a chunk (T = N*C)   U  a second token axis (the keys of attention)
     D  model width                   W  attention window
     H  heads                         G  query heads that share a key head (GQA)
-    K  key and query width a head    P  persistent tokens
-    V  value width a head            R  rank of a low-rank fast weight
+    K  key and query width per head  P  persistent tokens
+    V  value width per head          R  rank of a low-rank fast weight
     F  hidden width of an MLP or of a memory
 
 A suffix of one lower-case word instead of letters (``fast``, ``state``, ``params``) is a pytree.
@@ -45,23 +45,6 @@ class ParamInfo:
     """What one parameter is, recorded where it is made; every other tree is derived from this."""
 
     shape: tuple[int, ...]
-    axes: tuple[str | None, ...]  # logical axes, one a dimension; see sharding.RULES
+    axes: tuple[str | None, ...]  # logical axes, one per dimension; see sharding.RULES
     kind: str  # matrix | embed | head | vector | conv | fast0
     level: int = 0  # outer level: 0 is stepped every step, CMS level l is level l (1-based)
-
-
-class Span(NamedTuple):
-    """What a block has to know about the tokens of one call, beside their activations.
-
-    A call reads T tokens of each row. Rows are streams of documents: `segment_BT` numbers them from
-    1 and `position_BT` counts tokens from the start of the token's own document.
-    """
-
-    position_BT: Array  # int32
-    segment_BT: Array  # int32
-    slot_segment_BU: Array  # int32, document of every slot of the attention caches; 0 is empty
-    slots_B: Array  # int32, slots in use of a full-attention cache
-    fresh_B: Array  # bool, rows that have read nothing since their reset
-    starts_BT: Array | None = None  # bool, first token of a document inside the call; None: nowhere
-    lengths_B: Array | None = None  # int32, tokens of the row that exist; None: all T
-    origin: str = "any"  # static: any | aligned (every chunk grid starts here) | fresh (zero state)

@@ -16,6 +16,8 @@ from nested_jax.config import Config, from_config_dict
 from nested_jax.losses import logits_of
 from nested_jax.models.lm import LanguageModel
 from nested_jax.models.stacks import run_stack
+from nested_jax.models.stream import make_call
+from nested_jax.ops.chunking import Rows
 from nested_jax.outer_loss import (
     document_starts,
     level_signals,
@@ -164,7 +166,7 @@ def test_smoothed_targets_are_trained_on_and_not_scored() -> None:
     def definition(params: Any) -> Any:
         state = model.init_state(params, ROWS, capacity=1)
         starts_BT = document_starts(batch.segments_BT)
-        _, h_BTD = model.read(params, state, batch.tokens_BT, starts_BT=starts_BT, origin="fresh")
+        _, h_BTD = model.read(params, state, batch.tokens_BT, starts_BT=starts_BT, start="fresh")
         dense = optax.smooth_labels(jax.nn.one_hot(batch.targets_BT, SYMBOLS), 0.2)
         loss_BT = optax.softmax_cross_entropy(logits_of(h_BTD, model.head(params)), dense)
         return jnp.sum(loss_BT * batch.weights_BT) / jnp.sum(batch.weights_BT)
@@ -198,10 +200,10 @@ def test_the_signal_is_the_gradient_behind_a_level() -> None:
     @jax.jit
     def cms_input(params: Any) -> Array:
         state = model.init_state(params, ROWS, capacity=1)
-        span = nested_jax.models.stream.make_span(state.now.context, 8)
+        call = make_call(cfg.model, state.now.context, Rows(ROWS, 8))
         x_BTD = model.inputs(params, batch.tokens_BT)
         return run_stack(
-            model.block("prefix"), params["prefix"], state.prefix, x_BTD, span, collect=True
+            model.block("prefix"), params["prefix"], state.prefix, x_BTD, call, collect=True
         ).cms_in_LBTD[-1]
 
     def summed(x_BTD: Array, level: int, size: float) -> Array:

@@ -52,10 +52,10 @@ def compiled(cfg: Config, **static):
     return jax.jit(partial(teach, model, cfg=cfg.teach, **static))
 
 
-def run(cfg, model, params, tokens, targets, state=None, origin="any", **options):
+def run(cfg, model, params, tokens, targets, state=None, begin="any", **options):
     if state is None:
         state = model.init_state(params, tokens.shape[0], capacity=16)
-    return compiled(cfg, origin=origin)(params, state, tokens, targets, **options)
+    return compiled(cfg, start=begin)(params, state, tokens, targets, **options)
 
 
 def start(model, params, rows=2):
@@ -149,7 +149,7 @@ def test_equals_the_reference_in_values_and_gradients(meta, stop, remat, taught)
     model, params, tokens, targets = make(cfg, tokens=3 * CHUNK)
 
     def fast(params):
-        state, taught = run(cfg, model, params, tokens, targets, origin="fresh")
+        state, taught = run(cfg, model, params, tokens, targets, begin="fresh")
         return tuple(level.delta for level in state.fast), taught.loss_BT
 
     slow = lambda p: teach_reference(cfg, model, p, tokens, targets, stop=stop)  # noqa: E731
@@ -160,17 +160,15 @@ def test_equals_the_reference_in_values_and_gradients(meta, stop, remat, taught)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("origin", ["fresh", "any"])
-def test_outer_gradient_agrees_with_finite_differences(float64, origin):
+@pytest.mark.parametrize("begin", ["fresh", "any"])
+def test_outer_gradient_agrees_with_finite_differences(float64, begin):
     cfg = config(model={"compute_dtype": "float64"})
     model, params, tokens, targets = make(cfg, tokens=12, dtype=jnp.float64)
 
     @jax.jit
     def loss(params):
         state = model.init_state(params, 2, capacity=12)
-        return (
-            run(cfg, model, params, tokens, targets, state, origin=origin)[1].loss_BT[:, 8:].mean()
-        )
+        return run(cfg, model, params, tokens, targets, state, begin=begin)[1].loss_BT[:, 8:].mean()
 
     grads, eps = jax.jit(jax.grad(loss))(params), 1e-5
     key = jax.random.key(7)
@@ -268,12 +266,12 @@ def test_a_row_writes_its_own_memory_only():
     assert float(moved) > 0
 
 
-@pytest.mark.parametrize("origin", ["any", "fresh"])
-def test_packed_documents_equal_separate_runs(origin):
+@pytest.mark.parametrize("begin", ["any", "fresh"])
+def test_packed_documents_equal_separate_runs(begin):
     cfg = config()
     model, params, tokens, targets = make(cfg, tokens=16)
     starts = jnp.zeros((2, 16), bool).at[0, 8].set(True).at[1, 12].set(True)
-    state, taught = run(cfg, model, params, tokens, targets, origin=origin, starts_BT=starts)
+    state, taught = run(cfg, model, params, tokens, targets, begin=begin, starts_BT=starts)
     for row, cut in ((0, 8), (1, 12)):
         one = slice(row, row + 1)
         for part in (slice(0, cut), slice(cut, 16)):
@@ -513,7 +511,7 @@ def test_loss_fn_weights_tokens_and_reports():
         targets,
         model.init_state(params, 2, capacity=32),
         weights_BT=weights,
-        origin="fresh",
+        begin="fresh",
     )
     np.testing.assert_allclose(loss, (taught.loss_BT * weights).sum() / weights.sum(), rtol=1e-6)
     assert float(metrics["tokens"]) == 37

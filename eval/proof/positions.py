@@ -152,6 +152,6 @@ def row_losses(model: Any, params: PyTree, batch: dict[str, Array], *, cfg: Conf
         cfg.teach,
         weights_BT=batch["weights_BT"],
         starts_BT=jnp.pad(changed_BT, [(0, 0), (1, 0)]),
-        origin="fresh",
+        start="fresh",
     )
     return taught.loss_BT

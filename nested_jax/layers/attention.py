@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from nested_jax.config import ModelConfig
 from nested_jax.layers.basic import Layer, constant, fan_in, normal, residual_scale, rotary
+from nested_jax.layers.call import Call
 from nested_jax.ops import attention as ops
 from nested_jax.ops.linear import linear
 from nested_jax.ops.normalize import l2_normalize, widen
-from nested_jax.types import Array, Span
+from nested_jax.types import Array
 
 
 class AttentionState(NamedTuple):
@@ -32,32 +33,32 @@ def cache_slots(cfg: ModelConfig, capacity: int) -> int:
     return (cfg.window or capacity) if cfg.attends else 0
 
 
-def attention_mask(cfg: ModelConfig, span: Span) -> Array | None:
-    """The mask of a call. Every layer of a model has the same one, so it is made once."""
+def attention_mask(cfg: ModelConfig, call: Call) -> Array | None:
+    """Return the mask of a call, the same for every layer."""
     if not cfg.attends:
         return None
     if cfg.window:
-        return ops.window_mask(span.segment_BT, span.slot_segment_BU)
-    tokens = span.segment_BT.shape[1]
-    slot_BT = jnp.arange(tokens, dtype=jnp.int32)[None, :] + span.slots_B[:, None]
-    return ops.full_mask(slot_BT, span.segment_BT, next_slot_segments(cfg, span))
+        return ops.window_mask(call.segment_BT, call.slot_segment_BU)
+    tokens = call.segment_BT.shape[1]
+    slot_BT = jnp.arange(tokens, dtype=jnp.int32)[None, :] + call.slots_B[:, None]
+    return ops.full_mask(slot_BT, call.segment_BT, next_slot_segments(cfg, call))
 
 
-def next_slot_segments(cfg: ModelConfig, span: Span) -> Array:
+def next_slot_segments(cfg: ModelConfig, call: Call) -> Array:
     """Documents of the cache's slots after the call, [B, U]."""
     if not cfg.attends:
-        return span.slot_segment_BU
+        return call.slot_segment_BU
     if cfg.window:
-        joined_BU = jnp.concatenate([span.slot_segment_BU, span.segment_BT], axis=1)
-        return ops.last(joined_BU, cfg.window, span.lengths_B, span.segment_BT.shape[1])
-    if fills_cache(span):
-        return span.segment_BT
-    return ops.place(span.slot_segment_BU, span.segment_BT, span.slots_B, span.lengths_B)
+        joined_BU = jnp.concatenate([call.slot_segment_BU, call.segment_BT], axis=1)
+        return ops.last(joined_BU, cfg.window, call.rows.lengths_B, call.segment_BT.shape[1])
+    if fills_cache(call):
+        return call.segment_BT
+    return ops.place(call.slot_segment_BU, call.segment_BT, call.slots_B, call.rows.lengths_B)
 
 
-def fills_cache(span: Span) -> bool:
+def fills_cache(call: Call) -> bool:
     """A fresh state whose cache the call fills: it holds the call's own tokens and no others."""
-    return span.origin == "fresh" and span.slot_segment_BU.shape[1] == span.segment_BT.shape[1]
+    return call.rows.start == "fresh" and call.slot_segment_BU.shape[1] == call.segment_BT.shape[1]
 
 
 class AttentionWeights(NamedTuple):
@@ -128,7 +129,7 @@ class Attention(Layer):
     """Multi-head attention (Vaswani et al. 2017) with grouped key heads and optional qk-norm.
 
     qk-norm: queries and keys are L2-normalised and the cosine is multiplied by a learned
-    temperature a head, which starts at sqrt(K) (Henry et al. 2020).
+    temperature per head, which starts at sqrt(K) (Henry et al. 2020).
     """
 
     cfg: ModelConfig
@@ -143,37 +144,37 @@ class Attention(Layer):
         return AttentionState(zeros, zeros)
 
     def __call__(
-        self, state: AttentionState, x_BTD: Array, span: Span, mask: Array
+        self, state: AttentionState, x_BTD: Array, call: Call
     ) -> tuple[AttentionState, Array]:
         cfg = self.cfg
         q_BTHK = queries(self.weights, x_BTD)
         k_BTGK, v_BTGK = keys_values(self.weights, x_BTD)
         prefix = persistent_prefix(self.weights, q_BTHK)
-        q_BTHK = rotary(q_BTHK, span.position_BT, cfg.rope_theta)
-        k_BTGK = rotary(k_BTGK, span.position_BT, cfg.rope_theta)
-        state, k_BUGK, v_BUGK = self._remember(state, k_BTGK, v_BTGK, span)
-        y_BTHK = self._attend(span)(
-            cfg.attention, q_BTHK, k_BUGK, v_BUGK, mask, score_scale(cfg), prefix
+        q_BTHK = rotary(q_BTHK, call.position_BT, cfg.rope_theta)
+        k_BTGK = rotary(k_BTGK, call.position_BT, cfg.rope_theta)
+        state, k_BUGK, v_BUGK = self._remember(state, k_BTGK, v_BTGK, call)
+        y_BTHK = self._attend(call)(
+            cfg.attention, q_BTHK, k_BUGK, v_BUGK, call.mask, score_scale(cfg), prefix
         )
         return state, attention_output(self.weights, y_BTHK)
 
-    def _attend(self, span: Span) -> Callable[..., Array]:
+    def _attend(self, call: Call) -> Callable[..., Array]:
         if self.cfg.window:
             return ops.window_attend
-        return ops.causal_attend if fills_cache(span) else ops.attend
+        return ops.causal_attend if fills_cache(call) else ops.attend
 
     def _remember(
-        self, state: AttentionState, k_BTGK: Array, v_BTGK: Array, span: Span
+        self, state: AttentionState, k_BTGK: Array, v_BTGK: Array, call: Call
     ) -> tuple[AttentionState, Array, Array]:
         """Return the next state, and the keys and values that this call's queries may see."""
         tokens = k_BTGK.shape[1]
         if self.cfg.window:
             k = jnp.concatenate([state.k_BUGK, k_BTGK], axis=1)
             v = jnp.concatenate([state.v_BUGK, v_BTGK], axis=1)
-            keep = lambda x: ops.last(x, self.cfg.window, span.lengths_B, tokens)  # noqa: E731
+            keep = lambda x: ops.last(x, self.cfg.window, call.rows.lengths_B, tokens)  # noqa: E731
             return AttentionState(keep(k), keep(v)), k, v
-        if fills_cache(span):
+        if fills_cache(call):
             return AttentionState(k_BTGK, v_BTGK), k_BTGK, v_BTGK
-        k = ops.place(state.k_BUGK, k_BTGK, span.slots_B, span.lengths_B)
-        v = ops.place(state.v_BUGK, v_BTGK, span.slots_B, span.lengths_B)
+        k = ops.place(state.k_BUGK, k_BTGK, call.slots_B, call.rows.lengths_B)
+        v = ops.place(state.v_BUGK, v_BTGK, call.slots_B, call.rows.lengths_B)
         return AttentionState(k, v), k, v

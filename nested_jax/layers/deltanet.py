@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from nested_jax.config import ModelConfig
 from nested_jax.layers.basic import Layer, constant
+from nested_jax.layers.call import Call
 from nested_jax.layers.heads import (
     from_heads,
     gate,
@@ -23,7 +24,7 @@ from nested_jax.layers.heads import (
 from nested_jax.ops.memory_spec import MemorySpec
 from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state
 from nested_jax.ops.normalize import l2_normalize, state_dtype, widen
-from nested_jax.types import Array, Span
+from nested_jax.types import Array
 
 STEPS = (1e-3, 1e-1)  # range of softplus(dt) at initialisation (Mamba, arXiv 2312.00752)
 DECAYS = (1.0, 16.0)  # range of A at initialisation
@@ -67,10 +68,11 @@ class DeltaNet(Layer):
         return None
 
     def __call__(
-        self, state: DeltaNetState, x_BTD: Array, span: Span, mask: Array | None
+        self, state: DeltaNetState, x_BTD: Array, call: Call
     ) -> tuple[DeltaNetState, Array]:
-        del mask
-        tails, (q_BTHK, k_BTHK, v_BTHK) = project(self.in_heads, state.tails, x_BTD, span)
+        tails, (q_BTHK, k_BTHK, v_BTHK) = project(
+            self.in_heads, state.tails, x_BTD, call.position_BT, call.rows
+        )
         inputs = MemoryInputs(
             l2_normalize(widen(q_BTHK)),
             l2_normalize(widen(k_BTHK)),
@@ -80,7 +82,7 @@ class DeltaNet(Layer):
         )
         remat = self.cfg.remat != "none"
         memory, y_BTHV = run_memory(
-            self.spec, self._zero_memory(), state.memory, inputs, span, remat=remat
+            self.spec, self._zero_memory(), state.memory, inputs, call.rows, remat=remat
         )
         y_BTD = from_heads(self.out, y_BTHV, x_BTD, self.cfg.norm_eps)
         return DeltaNetState(memory, tails), y_BTD
@@ -89,7 +91,7 @@ class DeltaNet(Layer):
 class GatedDeltaNet(DeltaNet):
     """S_t = a_t S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T (arXiv 2412.06464, Eq. 10).
 
-    a_t = exp(-A softplus(x W + b)) with one learned A > 0 a head; the output is gated by silu(x W).
+    a_t = exp(-A softplus(x W + b)) with one learned A > 0 per head; silu(x W) gates the output.
     """
 
     spec = MemorySpec(arch="linear", objective="l2", rule="titans", gradient_at="decayed", chunk=1)

@@ -15,33 +15,34 @@ import jax.numpy as jnp
 from nested_jax.config import MemoryConfig, ModelConfig
 from nested_jax.layers.basic import Init, Layer, constant, fan_in, residual_scale, rms_norm
 from nested_jax.ops.causal_conv import causal_conv
+from nested_jax.ops.chunking import Rows
 from nested_jax.ops.linear import linear
 from nested_jax.ops.memory_arch import Matrices
 from nested_jax.ops.memory_chunked import memory_chunked
 from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state, where_rows
+from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state
 from nested_jax.ops.normalize import widen
-from nested_jax.types import Array, PyTree, Span
+from nested_jax.types import Array
 
 HEAD_AXES = ("heads", "head_width")
 
 
 class Projections(NamedTuple):
-    """Linear maps of the tokens into heads, each with a short convolution behind it."""
+    """Linear maps of the tokens into heads, each with a short convolution after it."""
 
     weights: tuple[Array, ...]  # [D, H, K] each
     kernels: tuple[Array, ...]  # [W, H, K] each; empty without convolution
 
 
 class Gate(NamedTuple):
-    """One scalar a token and head: x W + b, before the function that bounds it."""
+    """One scalar per token and head: x W + b, before the function that bounds it."""
 
     weight_DH: Array
     bias_H: Array
 
 
 class HeadOutput(NamedTuple):
-    """A norm a head, a gate made from the layer's input (None: no gate), and the map back to D."""
+    """A norm per head, a gate made of the layer's input (None: no gate), and the map back to D."""
 
     norm_V: Array
     gate_DHV: Array | None
@@ -73,16 +74,14 @@ def init_tails(cfg: ModelConfig, count: int, batch: int) -> tuple[Array, ...]:
 
 
 def project(
-    p: Projections, tails: tuple[Array, ...], x_BTD: Array, span: Span
+    p: Projections, tails: tuple[Array, ...], x_BTD: Array, position_BT: Array, rows: Rows
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """Return the next tails and silu(conv(x W)) of every projection, [B, T, H, K] in x's dtype."""
     after, out = [], []
     for i, w_DHK in enumerate(p.weights):
         z_BTHK = linear(x_BTD, w_DHK.astype(x_BTD.dtype))
         if p.kernels:
-            tail, z_BTHK = causal_conv(
-                p.kernels[i], tails[i], z_BTHK, span.position_BT, span.lengths_B
-            )
+            tail, z_BTHK = causal_conv(p.kernels[i], tails[i], z_BTHK, position_BT, rows.lengths_B)
             after.append(tail)
         out.append(jax.nn.silu(z_BTHK))
     return tuple(after), tuple(out)
@@ -166,35 +165,23 @@ def from_heads(p: HeadOutput, y_BTHV: Array, x_BTD: Array, eps: float) -> Array:
     return linear(y_BTHV, p.out_HVD.astype(x_BTD.dtype), inputs=2)
 
 
-def enter(span: Span, initial: PyTree, state: PyTree) -> PyTree:
-    """Return the state to start from: `initial` for the rows that have read nothing."""
-    return initial if span.origin == "fresh" else where_rows(span.fresh_B, initial, state)
-
-
-def leave(span: Span, after: PyTree, before: PyTree) -> PyTree:
-    """Return the state behind the call; a row without a token in it keeps its own."""
-    return after if span.lengths_B is None else where_rows(span.lengths_B > 0, after, before)
-
-
 def run_memory(
     spec: MemorySpec,
     fast0: Matrices,
     state: MemoryState,
     inputs: MemoryInputs,
-    span: Span,
+    rows: Rows,
     *,
     remat: bool,
 ) -> tuple[MemoryState, Array]:
     """Write and read the tokens of a call; rows that begin start from `fast0`, leaves [H, I, O]."""
-    initial = init_state(spec, fast0, state.phase_B.shape[0])
+    initial = init_state(spec, fast0, rows.batch)
     after, y_BTHV = memory_chunked(
         spec,
-        enter(span, initial, state),
+        rows.start_state(initial, state),
         inputs,
-        lengths_B=span.lengths_B,
-        starts_BT=span.starts_BT,
-        initial=None if span.starts_BT is None else initial,
-        aligned=span.origin != "any",
+        rows,
+        None if rows.starts_BT is None else initial,
         remat=remat,
     )
-    return leave(span, after, state), y_BTHV
+    return rows.keep_idle(after, state), y_BTHV

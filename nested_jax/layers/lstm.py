@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from nested_jax.config import ModelConfig
 from nested_jax.layers.basic import Layer, constant, fan_in, residual_scale
+from nested_jax.layers.call import Call
 from nested_jax.ops.linear import linear
 from nested_jax.ops.lstm import GATES, lstm_scan
 from nested_jax.ops.normalize import state_dtype
-from nested_jax.types import Array, Span
+from nested_jax.types import Array
 
 FORGET_BIAS = 1.0  # the cell starts by remembering (Jozefowicz et al. 2015)
 
@@ -53,15 +54,12 @@ class LSTM(Layer):
         zeros_BF = jnp.zeros((batch, self.cfg.lstm_width), state_dtype(self.cfg.compute_dtype))
         return LSTMState(zeros_BF, zeros_BF)
 
-    def __call__(
-        self, state: LSTMState, x_BTD: Array, span: Span, mask: Array | None
-    ) -> tuple[LSTMState, Array]:
-        del mask
+    def __call__(self, state: LSTMState, x_BTD: Array, call: Call) -> tuple[LSTMState, Array]:
         wide = state.h_BF.dtype
         w_DG = _side_by_side(self.input_GDF).astype(x_BTD.dtype)
         z_TBG = linear(jnp.swapaxes(x_BTD, 0, 1), w_DG).astype(wide)
         z_TBG = z_TBG + self.bias_GF.reshape(1, 1, -1).astype(wide)
-        keep_BT, live_BT = span.position_BT > 0, span.segment_BT > 0
+        keep_BT, live_BT = call.position_BT > 0, call.segment_BT > 0
         h_BF, c_BF, y_TBF = lstm_scan(
             _side_by_side(self.recurrent_GFF).astype(wide),
             *state,

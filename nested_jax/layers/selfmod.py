@@ -12,14 +12,13 @@ import jax.numpy as jnp
 from nested_jax.config import MemoryConfig, ModelConfig
 from nested_jax.errors import require
 from nested_jax.layers.basic import Layer, constant, fan_in, in_turn
+from nested_jax.layers.call import Call
 from nested_jax.layers.heads import (
-    enter,
     from_heads,
     gate,
     gate_logits,
     head_output,
     init_tails,
-    leave,
     logit,
     project,
     projections,
@@ -36,7 +35,7 @@ from nested_jax.ops.self_modifying import (
     init_self_modifying,
 )
 from nested_jax.ops.self_modifying_chunked import self_modifying_chunked
-from nested_jax.types import Array, Span
+from nested_jax.types import Array
 
 
 class SelfModifyingState(NamedTuple):
@@ -162,24 +161,21 @@ class SelfModifying(Layer):
         return SelfModifyingState(zeros, init_tails(self.cfg, len(self.inputs_named), batch))
 
     def __call__(
-        self, state: SelfModifyingState, x_BTD: Array, span: Span, mask: Array | None
+        self, state: SelfModifyingState, x_BTD: Array, call: Call
     ) -> tuple[SelfModifyingState, Array]:
-        del mask
-        cfg = self.cfg
-        tails, heads = project(self.in_heads, state.tails, x_BTD, span)
+        cfg, rows = self.cfg, call.rows
+        tails, heads = project(self.in_heads, state.tails, x_BTD, call.position_BT, rows)
         inputs = self._inputs(dict(zip(self.inputs_named, heads, strict=True)), x_BTD)
         fresh = self._fresh(x_BTD.shape[0])
         memories, y_BTHV = self_modifying_chunked(
             self.spec,
             self.readout,
-            enter(span, fresh, state.memories),
+            rows.start_state(fresh, state.memories),
             inputs,
-            lengths_B=span.lengths_B,
-            starts_BT=span.starts_BT,
-            initial=None if span.starts_BT is None else fresh,
-            aligned=span.origin != "any",
+            rows,
+            None if rows.starts_BT is None else fresh,
         )
-        state = SelfModifyingState(leave(span, memories, state.memories), tails)
+        state = SelfModifyingState(rows.keep_idle(memories, state.memories), tails)
         return state, from_heads(self.out, y_BTHV, x_BTD, cfg.norm_eps)
 
     def _inputs(self, heads: dict[str, Array], x_BTD: Array) -> SelfModInputs:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from nested_jax.config import MemoryConfig, ModelConfig
 from nested_jax.layers.basic import Layer, constant, fan_in
+from nested_jax.layers.call import Call
 from nested_jax.layers.heads import (
     Gate,
     HeadOutput,
@@ -25,11 +26,12 @@ from nested_jax.layers.heads import (
     rate_range,
     run_memory,
 )
+from nested_jax.ops.chunking import Rows
 from nested_jax.ops.memory_arch import Matrices, matrix_shapes, memory_read
 from nested_jax.ops.memory_spec import MemorySpec
 from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state
 from nested_jax.ops.normalize import l2_normalize, widen
-from nested_jax.types import Array, Span
+from nested_jax.types import Array
 
 
 class MemoryWeights(NamedTuple):
@@ -144,18 +146,23 @@ def init_memory(cfg: ModelConfig, weights: MemoryWeights, batch: int) -> NeuralM
 
 
 def neural_memory(
-    cfg: ModelConfig, weights: MemoryWeights, state: NeuralMemoryState, x_BTD: Array, span: Span
+    cfg: ModelConfig,
+    weights: MemoryWeights,
+    state: NeuralMemoryState,
+    x_BTD: Array,
+    position_BT: Array,
+    rows: Rows,
 ) -> tuple[NeuralMemoryState, Array]:
     """Write the tokens of a call and read their queries; return [B, T, D] in the dtype of `x`."""
     spec = memory_spec(cfg.memory)
-    tails, qkv = project(weights.heads, state.tails, x_BTD, span)
+    tails, qkv = project(weights.heads, state.tails, x_BTD, position_BT, rows)
     inputs = memory_inputs(cfg.memory, weights, qkv, x_BTD)
     if cfg.memory.frozen:
         initial = init_state(spec, weights.fast0, x_BTD.shape[0])
         memory, y_BTHV = state.memory, memory_read(spec, initial.fast, inputs.q_BTHK)
     else:
         memory, y_BTHV = run_memory(
-            spec, weights.fast0, state.memory, inputs, span, remat=cfg.remat != "none"
+            spec, weights.fast0, state.memory, inputs, rows, remat=cfg.remat != "none"
         )
     y_BTD = from_heads(weights.out, y_BTHV, x_BTD, cfg.norm_eps)
     return NeuralMemoryState(memory, tails), y_BTD
@@ -174,7 +181,6 @@ class NeuralMemory(Layer):
         return init_memory(self.cfg, self.weights, batch)
 
     def __call__(
-        self, state: NeuralMemoryState, x_BTD: Array, span: Span, mask: Array | None
+        self, state: NeuralMemoryState, x_BTD: Array, call: Call
     ) -> tuple[NeuralMemoryState, Array]:
-        del mask
-        return neural_memory(self.cfg, self.weights, state, x_BTD, span)
+        return neural_memory(self.cfg, self.weights, state, x_BTD, call.position_BT, call.rows)

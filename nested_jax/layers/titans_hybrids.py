@@ -1,4 +1,4 @@
-"""Attention and a Titans memory in one mixer: beside each other, or one behind the other."""
+"""Attention and a Titans memory in one mixer: beside each other, or one after the other."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import jax
 from nested_jax.config import ModelConfig
 from nested_jax.layers.attention import Attention, AttentionState
 from nested_jax.layers.basic import Layer, RMSNorm, constant, residual_scale, rms_norm
+from nested_jax.layers.call import Call
 from nested_jax.layers.titans import NeuralMemory, NeuralMemoryState
-from nested_jax.types import Array, Span
+from nested_jax.types import Array
 
 
 class OutputGate(NamedTuple):
@@ -62,11 +63,9 @@ class MemoryAsGate(Hybrid):
         super().setup()
         self.gate = output_gate(self, self.cfg)
 
-    def __call__(
-        self, state: HybridState, x_BTD: Array, span: Span, mask: Array
-    ) -> tuple[HybridState, Array]:
-        attention, attended_BTD = self.attention(state.attention, x_BTD, span, mask)
-        memory, recalled_BTD = self.memory(state.memory, x_BTD, span, None)
+    def __call__(self, state: HybridState, x_BTD: Array, call: Call) -> tuple[HybridState, Array]:
+        attention, attended_BTD = self.attention(state.attention, x_BTD, call)
+        memory, recalled_BTD = self.memory(state.memory, x_BTD, call)
         y_BTD = gated(self.gate, attended_BTD, recalled_BTD, self.cfg.norm_eps)
         return HybridState(attention, memory), y_BTD
 
@@ -78,12 +77,10 @@ class MemoryAsLayer(Hybrid):
         super().setup()
         self.norm = RMSNorm(self.cfg.dim, self.cfg.norm_eps)
 
-    def __call__(
-        self, state: HybridState, x_BTD: Array, span: Span, mask: Array
-    ) -> tuple[HybridState, Array]:
-        memory, recalled_BTD = self.memory(state.memory, x_BTD, span, None)
+    def __call__(self, state: HybridState, x_BTD: Array, call: Call) -> tuple[HybridState, Array]:
+        memory, recalled_BTD = self.memory(state.memory, x_BTD, call)
         attention, attended_BTD = self.attention(
-            state.attention, self.norm(x_BTD + recalled_BTD), span, mask
+            state.attention, self.norm(x_BTD + recalled_BTD), call
         )
         return HybridState(attention, memory), recalled_BTD + attended_BTD
 
@@ -95,11 +92,7 @@ class AttentionThenMemory(Hybrid):
         super().setup()
         self.norm = RMSNorm(self.cfg.dim, self.cfg.norm_eps)
 
-    def __call__(
-        self, state: HybridState, x_BTD: Array, span: Span, mask: Array
-    ) -> tuple[HybridState, Array]:
-        attention, attended_BTD = self.attention(state.attention, x_BTD, span, mask)
-        memory, recalled_BTD = self.memory(
-            state.memory, self.norm(x_BTD + attended_BTD), span, None
-        )
+    def __call__(self, state: HybridState, x_BTD: Array, call: Call) -> tuple[HybridState, Array]:
+        attention, attended_BTD = self.attention(state.attention, x_BTD, call)
+        memory, recalled_BTD = self.memory(state.memory, self.norm(x_BTD + attended_BTD), call)
         return HybridState(attention, memory), attended_BTD + recalled_BTD

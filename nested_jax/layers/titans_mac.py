@@ -30,13 +30,12 @@ from nested_jax.layers.attention import (
     score_scale,
 )
 from nested_jax.layers.basic import Layer, RMSNorm, rms_norm, rotary
+from nested_jax.layers.call import Call
 from nested_jax.layers.heads import (
     HeadOutput,
-    enter,
     from_heads,
     head_output,
     init_tails,
-    leave,
     project,
     projections,
 )
@@ -52,16 +51,19 @@ from nested_jax.layers.titans_hybrids import OutputGate, gated, output_gate
 from nested_jax.ops import attention as ops
 from nested_jax.ops.chunking import (
     ChunkGrid,
+    Rows,
+    Start,
     from_chunks,
     remat_scan,
     segment_grid,
     split_slots,
     to_chunks,
+    where_rows,
 )
 from nested_jax.ops.memory_arch import Matrices, memory_read
-from nested_jax.ops.memory_state import init_state, where_rows
+from nested_jax.ops.memory_state import init_state
 from nested_jax.ops.normalize import l2_normalize, widen
-from nested_jax.types import Array, Span
+from nested_jax.types import Array
 
 
 class MemoryAsContextState(NamedTuple):
@@ -94,8 +96,14 @@ class Piece(NamedTuple):
     k_BTGK: Array
     v_BTGK: Array
     position_BT: Array
-    start_B: Array | None  # bool, the piece begins a document
-    lengths_B: Array | None  # int32, tokens that exist; None: a whole segment
+    start_B: Array | None = None  # bool, the piece begins a document
+    lengths_B: Array | None = None  # int32, tokens that exist; None: a whole segment
+
+    @property
+    def rows(self) -> Rows:
+        """The rows as the memory reads them: a document that starts has its fresh state already."""
+        start: Start = "aligned" if self.lengths_B is None else "any"
+        return Rows.of(self.position_BT, lengths_B=self.lengths_B, start=start)
 
 
 class MemoryAsContext(Layer):
@@ -134,21 +142,18 @@ class MemoryAsContext(Layer):
         )
 
     def __call__(
-        self, state: MemoryAsContextState, x_BTD: Array, span: Span, mask: Array | None
+        self, state: MemoryAsContextState, x_BTD: Array, call: Call
     ) -> tuple[MemoryAsContextState, Array]:
-        del mask
-        cfg, weights = self.cfg, self.attention.weights
+        cfg, weights, rows = self.cfg, self.attention.weights, call.rows
         fresh = self._fresh(x_BTD.shape[0])
-        entered = enter(span, fresh, state)
-        tails, (probe_BTHK,) = project(self.probe, entered.tails, x_BTD, span)
-        grid = self._grid(entered.count_B, span, x_BTD.shape[1])
+        begun = rows.start_state(fresh, state)
+        tails, (probe_BTHK,) = project(self.probe, begun.tails, x_BTD, call.position_BT, rows)
+        grid = segment_grid(rows, cfg.memory_segment, rows.phase(begun.count_B))
         tokens = Piece(
             l2_normalize(widen(probe_BTHK)),
             queries(weights, x_BTD),
             *keys_values(weights, x_BTD),
-            span.position_BT,
-            None,
-            None,
+            call.position_BT,
         )
         parts = Parts(
             weights,
@@ -160,19 +165,11 @@ class MemoryAsContext(Layer):
         )
         carry, y_NBWD = remat_scan(
             partial(run_piece, cfg, parts, fresh._replace(tails=())),
-            entered._replace(tails=()),
-            pieces(grid, tokens, span.starts_BT),
+            begun._replace(tails=()),
+            pieces(grid, tokens, rows.starts_BT),
             remat=cfg.remat != "none",
         )
-        return leave(span, carry._replace(tails=tails), state), from_chunks(grid, y_NBWD)
-
-    def _grid(self, count_B: Array, span: Span, tokens: int) -> ChunkGrid:
-        if span.starts_BT is not None:  # a document that starts the call starts its own segment
-            first_B = span.starts_BT[:, 0] & (span.segment_BT[:, 0] > 0)
-            count_B = jnp.where(first_B, 0, count_B)
-        return segment_grid(
-            tokens, self.cfg.memory_segment, count_B, span.lengths_B, aligned=span.origin != "any"
-        )
+        return rows.keep_idle(carry._replace(tails=tails), state), from_chunks(grid, y_NBWD)
 
 
 def pieces(grid: ChunkGrid, tokens: Piece, starts_BT: Array | None) -> Piece:
@@ -195,19 +192,19 @@ def run_piece(
     piece: Piece,
 ) -> tuple[MemoryAsContextState, Array]:
     """Retrieve, attend, write and answer for tokens of one segment; return [B, W, D]."""
-    entered = state if piece.start_B is None else where_rows(piece.start_B, fresh, state)
-    starts_B = entered.count_B == 0
-    source = where_rows(starts_B, entered.memory.memory.fast, entered.source)
-    slot_BW = entered.count_B[:, None] + jnp.arange(piece.q_BTHK.shape[1], dtype=jnp.int32)[None]
+    begun = state if piece.start_B is None else where_rows(piece.start_B, fresh, state)
+    starts_B = begun.count_B == 0
+    source = where_rows(starts_B, begun.memory.memory.fast, begun.source)
+    slot_BW = begun.count_B[:, None] + jnp.arange(piece.q_BTHK.shape[1], dtype=jnp.int32)[None]
     h_BWD = retrieve(cfg, parts, source, piece)
-    tokens = cached(cfg, entered.tokens, (piece.k_BTGK, piece.v_BTGK), slot_BW, piece)
-    retrieved = cached(cfg, entered.retrieved, keys_values(parts.attention, h_BWD), slot_BW, piece)
+    tokens = cached(cfg, begun.tokens, (piece.k_BTGK, piece.v_BTGK), slot_BW, piece)
+    retrieved = cached(cfg, begun.retrieved, keys_values(parts.attention, h_BWD), slot_BW, piece)
     attended_BWD = attend(cfg, parts.attention, tokens, retrieved, slot_BW, piece.q_BTHK)
     attended_BWD = rms_norm(attended_BWD, parts.attended_norm_D, cfg.norm_eps)
     memory, recalled_BWD = neural_memory(
-        cfg, parts.memory, entered.memory, attended_BWD, piece_span(piece)
+        cfg, parts.memory, begun.memory, attended_BWD, piece.position_BT, piece.rows
     )
-    count_B = entered.count_B + (slot_BW.shape[1] if piece.lengths_B is None else piece.lengths_B)
+    count_B = begun.count_B + (slot_BW.shape[1] if piece.lengths_B is None else piece.lengths_B)
     after = MemoryAsContextState(
         memory, source, tokens, retrieved, (), count_B % cfg.memory_segment
     )
@@ -261,18 +258,3 @@ def attend(
         persistent_prefix(weights, q_BWHK),
     )
     return attention_output(weights, y_BWHK)
-
-
-def piece_span(piece: Piece) -> Span:
-    """Return what the memory has to know of a piece whose rows have all been entered."""
-    read_B = jnp.zeros(piece.position_BT.shape[:1], jnp.bool_)
-    nothing_B0 = jnp.zeros((read_B.shape[0], 0), jnp.int32)
-    return Span(
-        position_BT=piece.position_BT,
-        segment_BT=jnp.ones_like(piece.position_BT),
-        slot_segment_BU=nothing_B0,
-        slots_B=read_B.astype(jnp.int32),
-        fresh_B=read_B,
-        lengths_B=piece.lengths_B,
-        origin="aligned" if piece.lengths_B is None else "any",
-    )

@@ -1,6 +1,6 @@
 """The table of block kinds. A block mixes tokens, then transforms each: pre-norm residual parts.
 
-A mixer is a layer with `init_state(batch, capacity)` and a call `(state, x_BTD, span, mask) ->
+A mixer is a layer with `init_state(batch, capacity)` and a call `(state, x_BTD, call) ->
 (state, y_BTD)`. Its state is a pytree of arrays with the batch first; zeros have read nothing.
 """
 
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from nested_jax.config import ModelConfig
 from nested_jax.layers.attention import Attention
 from nested_jax.layers.basic import MLP, Layer, RMSNorm, residual_scale
+from nested_jax.layers.call import Call
 from nested_jax.layers.cms import CMS, no_recall
 from nested_jax.layers.deltanet import DeltaNet, GatedDeltaNet
 from nested_jax.layers.lstm import LSTM
@@ -18,7 +19,7 @@ from nested_jax.layers.selfmod import SelfModifying
 from nested_jax.layers.titans import NeuralMemory
 from nested_jax.layers.titans_hybrids import AttentionThenMemory, MemoryAsGate, MemoryAsLayer
 from nested_jax.layers.titans_mac import MemoryAsContext
-from nested_jax.types import Array, PyTree, Span
+from nested_jax.types import Array, PyTree
 
 MIXERS: dict[str, Any] = {
     "transformer": Attention,
@@ -66,11 +67,10 @@ class Block(Layer):
         self,
         state: PyTree,
         x_BTD: Array,
-        span: Span,
-        mask: Array | None,
+        call: Call,
         deltas: tuple[PyTree, ...] | None = None,
     ) -> BlockOutput:
-        state, mixed_BTD = self.mix(state, x_BTD, span, mask)
+        state, mixed_BTD = self.mix(state, x_BTD, call)
         if self.cfg.has_cms:
             x_BTD, recall_B = self.read_cms(mixed_BTD, deltas)
         else:
@@ -80,10 +80,8 @@ class Block(Layer):
 
     # The parts that the model, the teach loop and the surprise objectives call on their own.
 
-    def mix(
-        self, state: PyTree, x_BTD: Array, span: Span, mask: Array | None
-    ) -> tuple[PyTree, Array]:
-        state, y_BTD = self.mixer(state, self.norm(x_BTD), span, mask)
+    def mix(self, state: PyTree, x_BTD: Array, call: Call) -> tuple[PyTree, Array]:
+        state, y_BTD = self.mixer(state, self.norm(x_BTD), call)
         return state, x_BTD + y_BTD
 
     def read_cms(self, x_BTD: Array, deltas: tuple[PyTree, ...] | None) -> tuple[Array, Array]:

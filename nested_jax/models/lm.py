@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 
 from nested_jax.config import ModelConfig
-from nested_jax.layers.attention import attention_mask
 from nested_jax.layers.basic import (
     Declared,
     is_declared,
@@ -26,15 +25,17 @@ from nested_jax.layers.basic import (
     rms_norm,
     unbox,
 )
+from nested_jax.layers.call import Call
 from nested_jax.losses import logits_of
 from nested_jax.models.blocks import Block
 from nested_jax.models.decoder import declare_decoder, decode_last
 from nested_jax.models.stacks import block_of, layers_second, run_prefix, run_suffix
-from nested_jax.models.state import Cursor, OpenChunk, State
-from nested_jax.models.stream import count, empty_context, make_span, started
-from nested_jax.ops.fast_weights import init_level, per_row, select
+from nested_jax.models.state import OpenChunk, State, StreamPosition
+from nested_jax.models.stream import empty_context, make_call, started
+from nested_jax.ops.chunking import RowOptions, Rows, per_row, where_rows
+from nested_jax.ops.fast_weights import init_level
 from nested_jax.sharding import constrain
-from nested_jax.types import Array, PyTree, Span
+from nested_jax.types import Array, PyTree
 
 HEAD_STD = 0.5  # of a logit at initialisation: the first loss is ln(S) + HEAD_STD² / 2
 
@@ -92,15 +93,15 @@ class LanguageModel:
         return params
 
     def _declare_stack(self, key: Array, layers: int, fast: bool) -> PyTree:
-        block, span = Block(self.cfg, fast), make_span(empty_context(self.cfg, 1, 1), 1)
+        block = Block(self.cfg, fast)
+        call = make_call(self.cfg, empty_context(self.cfg, 1, 1), Rows(1, 1))
         x_BTD = jnp.zeros((1, 1, self.cfg.dim), jnp.dtype(self.cfg.compute_dtype))
-        mask = attention_mask(self.cfg, span)
 
         def declare(key: Array) -> PyTree:
             def visit(module: Block) -> None:
                 state = module.init_state(1, 1)
                 deltas = module.init_deltas(1) if fast else None
-                module(state, x_BTD, span, mask, deltas)
+                module(state, x_BTD, call, deltas)
 
             # Parameters start as float32; under a float64 computation this one call mixes the two.
             with jax.numpy_dtype_promotion("standard"):
@@ -131,10 +132,10 @@ class LanguageModel:
             self._init_mixers(params, name, batch_size, capacity) for name in ("prefix", "suffix")
         )
         if not self.cfg.fast_layers:
-            return State(prefix, (), Cursor(context, ()), (), ())
+            return State(prefix, (), StreamPosition(context, ()), (), ())
         entry = jax.tree.map(lambda x: x[:, :1], suffix)
         later = jax.tree.map(lambda x: x[:, 1:], suffix) if self.cfg.fast_layers > 1 else ()
-        now = Cursor(context, later)
+        now = StreamPosition(context, later)
         deltas = self._over_layers(params, "suffix", "init_deltas", batch_size)
         fast = tuple(init_level(self.cfg.cms, layers_second(d), batch_size) for d in deltas)
         return State(prefix, entry, now, fast, self._open_chunk(now, batch_size))
@@ -144,7 +145,7 @@ class LanguageModel:
             return ()
         return layers_second(self._over_layers(params, name, "init_state", batch, capacity))
 
-    def _open_chunk(self, boundary: Cursor, batch: int) -> OpenChunk:
+    def _open_chunk(self, boundary: StreamPosition, batch: int) -> OpenChunk:
         # No teach chunk is longer than the fastest period, so the buffer fits every teach config.
         size = self.cfg.cms.periods[0]
         return OpenChunk(
@@ -201,10 +202,7 @@ class LanguageModel:
         params: PyTree,
         state: State,
         inputs: Array,
-        *,
-        starts_BT: Array | None = None,
-        lengths_B: Array | None = None,
-        origin: str = "any",
+        **options: Unpack[RowOptions],
     ) -> tuple[State, Array]:
         """Return the next state and the normalised output of the last block, [B, T, D].
 
@@ -212,33 +210,28 @@ class LanguageModel:
         as `apply`.
         """
         x_BTD = self.inputs(params, inputs)
-        span = make_span(
-            state.now.context,
-            x_BTD.shape[1],
-            starts_BT=starts_BT,
-            lengths_B=lengths_B,
-            origin=origin,
-        )
-        state, x_BTD = run_prefix(self.cfg, params, state, x_BTD, span)
+        rows = Rows.of(x_BTD, **options)
+        call = make_call(self.cfg, state.now.context, rows)
+        state, x_BTD = run_prefix(self.cfg, params, state, x_BTD, call)
         # A fresh state has no fast weights yet: the slow model is the same function, and cheaper.
-        deltas = None if origin == "fresh" else self.deltas(state)
-        now, out = run_suffix(self.cfg, params, state.now, x_BTD, span, deltas)
+        deltas = None if rows.start == "fresh" else self.deltas(state)
+        now, out = run_suffix(self.cfg, params, state.now, x_BTD, call, deltas)
         h_BTD = out.x_BTD
-        if starts_BT is not None and deltas is not None:
+        if rows.starts_BT is not None and deltas is not None:
             # A document that starts reads with the slow weights. It sees no token before it, so the
             # slow model's outputs from there on are those of a run of its own.
-            slow, slow_out = run_suffix(self.cfg, params, state.now, x_BTD, span, None)
-            after_BT = started(span)
+            slow, slow_out = run_suffix(self.cfg, params, state.now, x_BTD, call, None)
+            after_BT = started(call)
             h_BTD = jnp.where(after_BT[..., None], slow_out.x_BTD, h_BTD)
-            now = select(after_BT[:, -1], slow, now)
+            now = where_rows(after_BT[:, -1], slow, now)
             state = _forget(state, after_BT[:, -1])
         if isinstance(state.open, OpenChunk):
-            boundary = select(state.open.count_B == 0, now, state.open.boundary)
+            boundary = where_rows(state.open.count_B == 0, now, state.open.boundary)
             state = state._replace(open=state.open._replace(boundary=boundary))
         state = state._replace(now=now)
         if self.cfg.answers == "last":
             h_BTD = decode_last(params["decoder"], h_BTD, self.cfg.norm_eps)
-        return state, self.poison(self.final_norm(params, h_BTD), span)
+        return state, self.nan_where_cache_overflows(self.final_norm(params, h_BTD), call)
 
     def inputs(self, params: PyTree, inputs: Array) -> Array:
         """Return embeddings of tokens; embeddings pass as they are, in the compute dtype."""
@@ -256,14 +249,14 @@ class LanguageModel:
     def deltas(self, state: State) -> tuple[PyTree, ...] | None:
         return tuple(level.delta for level in state.fast) if state.fast else None
 
-    def poison(self, h_BTD: Array, span: Span) -> Array:
-        """Make the output NaN where full attention was given more tokens than its cache holds.
+    def nan_where_cache_overflows(self, h_BTD: Array, call: Call) -> Array:
+        """Make rows NaN of which full attention was given more tokens than its cache holds.
 
         Sizes are checked before a run; this catches, under jit, what could not be checked.
         """
         if not uses_slots(self.cfg):
             return h_BTD
-        over_B = span.slots_B + count(span) > span.slot_segment_BU.shape[1]
+        over_B = call.slots_B + call.rows.count_B > call.slot_segment_BU.shape[1]
         return jnp.where(per_row(over_B, h_BTD), jnp.asarray(jnp.nan, h_BTD.dtype), h_BTD)
 
     def apply(
@@ -271,10 +264,7 @@ class LanguageModel:
         params: PyTree,
         state: State,
         tokens_BT: Array,
-        *,
-        starts_BT: Array | None = None,
-        lengths_B: Array | None = None,
-        origin: str = "any",
+        **options: Unpack[RowOptions],
     ) -> tuple[State, Array]:
         """Read tokens; return the next state and float32 logits [B, T, S].
 
@@ -286,20 +276,17 @@ class LanguageModel:
           params: from `init`.
           state: from `init_state`, or from a call before.
           tokens_BT: int32 tokens, or embeddings [B, T, D].
-          starts_BT: bool, tokens that begin a document: their sequence's state is reset before
-            them. Starts lie on the boundaries of the model's chunks, as the data pipeline aligns
-            them.
-          lengths_B: int32, how many tokens of each row exist; the others change no state.
-          origin: "any"; or a promise that saves work: "aligned", every chunk grid of the state is
-            at a boundary, or "fresh", the state has read nothing.
+          options: by keyword. ``starts_BT``, bool: tokens that begin a document; their sequence's
+            state is reset before them. They lie on the boundaries of the model's chunks, as the
+            data pipeline aligns them. ``lengths_B``, int32: how many tokens of each row exist; the
+            others change no state. ``start``: "any", or a promise that saves work: "aligned", every
+            chunk grid of the state is at a boundary, or "fresh", the state has read nothing.
         Raises:
-          ValueError: tokens of a wrong type or shape, a state of another model or batch size, more
-            tokens than full attention can hold.
+          ValueError: tokens, lengths or starts of a wrong type or shape, an unknown start, a state
+            of another model or batch size, more tokens than full attention can hold.
         """
         self.check(state, tokens_BT)
-        state, h_BTD = self.read(
-            params, state, tokens_BT, starts_BT=starts_BT, lengths_B=lengths_B, origin=origin
-        )
+        state, h_BTD = self.read(params, state, tokens_BT, **options)
         return state, logits_of(h_BTD, self.head(params))
 
     def check(self, state: State, tokens_BT: Array) -> None:
@@ -345,7 +332,7 @@ def _abstract_state(model: LanguageModel, batch: int, capacity: int) -> State:
 def _forget(state: State, rows_B: Array) -> State:
     """Clear the fast weights and the open chunk of the rows."""
     old = (state.fast, state.open)
-    fast, open_chunk = select(rows_B, jax.tree.map(jnp.zeros_like, old), old)
+    fast, open_chunk = where_rows(rows_B, jax.tree.map(jnp.zeros_like, old), old)
     return state._replace(fast=fast, open=open_chunk)
 
 

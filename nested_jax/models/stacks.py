@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from nested_jax.config import ModelConfig
-from nested_jax.layers.attention import attention_mask
+from nested_jax.layers.call import Call
 from nested_jax.layers.cms import no_recall
 from nested_jax.models.blocks import Block, BlockOutput
-from nested_jax.models.state import Cursor, State
+from nested_jax.models.state import State, StreamPosition
 from nested_jax.models.stream import advance
 from nested_jax.sharding import constrain
-from nested_jax.types import Array, PyTree, Span
+from nested_jax.types import Array, PyTree
 
 REMAT = {
     "none": None,
@@ -45,7 +45,7 @@ def run_stack(
     stack: PyTree,
     states: PyTree,
     x_BTD: Array,
-    span: Span,
+    call: Call,
     deltas: tuple[PyTree, ...] | None = None,
     taps_LBTD: Array | None = None,
     *,
@@ -62,11 +62,10 @@ def run_stack(
       block.
       collect: also return the inputs of the CMS chains.
     """
-    mask = attention_mask(block.cfg, span)
 
     def body(x_BTD: Array, layer: Any) -> tuple[Array, Any]:
         p, state, delta, tap_BTD = layer
-        out = cast(BlockOutput, block.apply({"params": p}, state, x_BTD, span, mask, delta))
+        out = cast(BlockOutput, block.apply({"params": p}, state, x_BTD, call, delta))
         x_BTD = constrain(out.x_BTD, ("batch", None, None))
         if tap_BTD is not None:
             x_BTD = x_BTD + tap_BTD
@@ -78,30 +77,30 @@ def run_stack(
 
 
 def run_prefix(
-    cfg: ModelConfig, params: PyTree, state: State, x_BTD: Array, span: Span
+    cfg: ModelConfig, params: PyTree, state: State, x_BTD: Array, call: Call
 ) -> tuple[State, Array]:
-    """Run all that no fast weight reaches: the prefix, and the entry behind it.
+    """Run all that no fast weight reaches: the prefix, and the entry after it.
 
-    Returns the state with `prefix` and `entry` behind the tokens, and what the first taught CMS
+    Returns the state with `prefix` and `entry` after the tokens, and what the first taught CMS
     reads, or the output of the last block where none is taught.
     """
     if "prefix" in params:
-        out = run_stack(block_of(cfg, "prefix"), params["prefix"], state.prefix, x_BTD, span)
+        out = run_stack(block_of(cfg, "prefix"), params["prefix"], state.prefix, x_BTD, call)
         state, x_BTD = state._replace(prefix=out.states), out.x_BTD
     if "suffix" in params:
-        entry, x_BTD = _enter(cfg, _layer(params["suffix"], 0), state.entry, x_BTD, span)
+        entry, x_BTD = _run_entry(cfg, _layer(params["suffix"], 0), state.entry, x_BTD, call)
         state = state._replace(entry=entry)
     return state, x_BTD
 
 
-def _enter(
-    cfg: ModelConfig, params: PyTree, entry: PyTree, x_BTD: Array, span: Span
+def _run_entry(
+    cfg: ModelConfig, params: PyTree, entry: PyTree, x_BTD: Array, call: Call
 ) -> tuple[PyTree, Array]:
     """Run the mixer of the first taught block."""
-    block, mask = block_of(cfg, "suffix"), attention_mask(cfg, span)
+    block = block_of(cfg, "suffix")
 
     def mix(params: PyTree, state: PyTree, x_BTD: Array) -> Any:
-        return block.apply({"params": params}, state, x_BTD, span, mask, method="mix")
+        return block.apply({"params": params}, state, x_BTD, call, method="mix")
 
     state, x_BTD = _remat(cfg, mix)(params, jax.tree.map(lambda x: x[:, 0], entry), x_BTD)
     return jax.tree.map(lambda x: x[:, None], state), constrain(x_BTD, ("batch", None, None))
@@ -118,40 +117,40 @@ def _remat(cfg: ModelConfig, function: Callable[..., Any]) -> Callable[..., Any]
 def run_suffix(
     cfg: ModelConfig,
     params: PyTree,
-    cursor: Cursor,
+    at: StreamPosition,
     x_BTD: Array,
-    span: Span,
+    call: Call,
     deltas: tuple[PyTree, ...] | None,
     taps_LBTD: Array | None = None,
     *,
     collect: bool = False,
-) -> tuple[Cursor, StackOutput]:
+) -> tuple[StreamPosition, StackOutput]:
     """Run all that fast weights reach: the first taught CMS, then whole blocks.
 
-    Arguments as `run_stack`; `x_BTD` is behind the entry. Without fast layers it passes as it is.
+    Arguments as `run_stack`; `x_BTD` comes from the entry. Without fast layers it passes as it is.
     """
-    context = advance(cfg, cursor.context, span)
+    context = advance(cfg, at.context, call)
     if "suffix" not in params:
-        return Cursor(context, ()), StackOutput((), x_BTD, no_recall(x_BTD), ())
+        return StreamPosition(context, ()), StackOutput((), x_BTD, no_recall(x_BTD), ())
     first = _first_cms(cfg, params, x_BTD, deltas, taps_LBTD, collect=collect)
     if cfg.fast_layers == 1:
-        return Cursor(context, ()), first
+        return StreamPosition(context, ()), first
     stack = jax.tree.map(lambda p: p[1:], params["suffix"])
     later = None if deltas is None else jax.tree.map(lambda d: d[:, 1:], deltas)
     taps = None if taps_LBTD is None else taps_LBTD[1:]
     out = run_stack(
         block_of(cfg, "suffix"),
         stack,
-        cursor.suffix,
+        at.suffix,
         first.x_BTD,
-        span,
+        call,
         later,
         taps,
         collect=collect,
     )
     cms_in = jax.tree.map(lambda *x: jnp.concatenate(x), first.cms_in_LBTD, out.cms_in_LBTD)
     recall_B = first.recall_B + out.recall_B
-    return Cursor(context, out.states), out._replace(recall_B=recall_B, cms_in_LBTD=cms_in)
+    return StreamPosition(context, out.states), out._replace(recall_B=recall_B, cms_in_LBTD=cms_in)
 
 
 def _first_cms(

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nested_jax.files import whole_file
-from nested_jax.ops.fast_weights import LevelState, per_row
+from nested_jax.ops.chunking import per_row
+from nested_jax.ops.fast_weights import LevelState
 from nested_jax.types import Array, PyTree
 
 StateT = TypeVar("StateT")
@@ -25,7 +26,7 @@ class Context(NamedTuple):
     slot_segment_BU: Array  # int32, document of each cache slot; 0 is empty
 
 
-class Cursor(NamedTuple):
+class StreamPosition(NamedTuple):
     """A place in the stream from which what fast weights reach can go on reading."""
 
     context: Context
@@ -39,7 +40,7 @@ class OpenChunk(NamedTuple):
     which its tokens arrived.
     """
 
-    boundary: Cursor
+    boundary: StreamPosition
     x_BCD: Array  # what the first taught CMS read; the first `count_B` tokens are used
     targets_BC: Array
     weights_BC: Array
@@ -52,7 +53,7 @@ class State(NamedTuple):
 
     prefix: PyTree  # mixer states of the blocks that are never taught, leaves [B, L, ...]
     entry: PyTree  # of the first taught block, leaves [B, 1, ...]: no fast weight lies before it
-    now: Cursor
+    now: StreamPosition
     fast: tuple[LevelState, ...]  # CMS levels, the fastest first
     open: OpenChunk | tuple[()]
 
@@ -64,13 +65,13 @@ def reset(state: StateT, mask_B: Array) -> StateT:
       state: any state of this package: leaves with the batch axis first.
       mask_B: bool, True for the sequences to clear.
     Raises:
-      ValueError: the mask is not a bool array with one entry a sequence.
+      ValueError: the mask is not a bool array with one entry per sequence.
     """
     batch = jax.tree.leaves(state)[0].shape[0]
     mask_B = jnp.asarray(mask_B)
     if mask_B.shape != (batch,) or mask_B.dtype != jnp.bool_:
         raise ValueError(
-            f"mask: got {mask_B.dtype}{list(mask_B.shape)}, wants bool[{batch}], one a sequence"
+            f"mask: got {mask_B.dtype}{list(mask_B.shape)}, wants bool[{batch}], one per sequence"
         )
     return jax.tree.map(lambda x: jnp.where(per_row(mask_B, x), jnp.zeros_like(x), x), state)
 

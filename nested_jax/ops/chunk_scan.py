@@ -9,9 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from nested_jax.ops.chunk_weights import ChunkGates
-from nested_jax.ops.chunking import ChunkGrid, from_chunks, remat_scan, split_slots, to_chunks
+from nested_jax.ops.chunking import (
+    ChunkGrid,
+    from_chunks,
+    remat_scan,
+    split_slots,
+    to_chunks,
+    where_rows,
+)
 from nested_jax.ops.memory_arch import Matrices
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState, where_rows
+from nested_jax.ops.memory_state import MemoryInputs, MemoryState
 from nested_jax.types import Array
 
 
@@ -53,6 +60,12 @@ class _Step(NamedTuple):
 def carried(grid: ChunkGrid, state: MemoryState) -> Memory:
     """Return what a scan over the grid carries of a state."""
     return Memory(state.fast, () if grid.complete_BN is None else state.anchor, state.momentum)
+
+
+def memory_after(grid: ChunkGrid, memory: Memory, chunk: int) -> MemoryState:
+    """Return the state that a scan over the grid leaves."""
+    anchor = memory.anchor or memory.fast
+    return MemoryState(memory.fast, anchor, memory.momentum, grid.end_B % chunk)
 
 
 def chunk_tokens(grid: ChunkGrid, inputs: MemoryInputs, starts_BT: Array | None = None) -> Chunk:
@@ -106,7 +119,7 @@ def scan_chunks(
     fresh: Memory | None,
     remat: bool,
 ) -> tuple[Memory, Array]:
-    """Run the form over all chunks; return the memory behind them and y_BTHV.
+    """Run the form over all chunks; return the memory after them and y_BTHV.
 
     Args:
       starts_NB: chunks before which the memory becomes `fresh`.

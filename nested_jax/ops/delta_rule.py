@@ -28,16 +28,10 @@ from nested_jax.errors import require
 from nested_jax.ops.chunk_scan import Chunk, ChunkForm, Memory, chunk_tokens, scan_chunks
 from nested_jax.ops.chunk_weights import ChunkWeights, chunk_weights
 from nested_jax.ops.chunk_write import Writes, from_sources, mixed, recall, scores
-from nested_jax.ops.chunking import aligned_grid
+from nested_jax.ops.chunking import Rows, aligned_grid
 from nested_jax.ops.memory_arch import Matrices
 from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import (
-    MemoryInputs,
-    MemoryState,
-    cast_inputs,
-    check_call,
-    mask_tokens,
-)
+from nested_jax.ops.memory_state import MemoryInputs, MemoryState, cast_inputs, check_call
 from nested_jax.ops.objectives import CURVATURE
 from nested_jax.ops.precision import full_precision
 from nested_jax.ops.unit_triangular import unit_lower_inverse
@@ -99,10 +93,9 @@ def delta_rule(
     spec: MemorySpec,
     state: MemoryState,
     inputs: MemoryInputs,
-    *,
-    lengths_B: Array | None = None,
-    starts_BT: Array | None = None,
+    rows: Rows | None = None,
     initial: MemoryState | None = None,
+    *,
     block: int = 64,
     remat: bool = True,
 ) -> tuple[MemoryState, Array]:
@@ -117,19 +110,17 @@ def delta_rule(
     """
     require(spec.is_online_linear, "spec", spec, "wants arch='linear' and chunk=1")
     require(block >= 1, "block", block, "wants at least 1 token")
-    check_call(spec, state, inputs, lengths_B, starts_BT, initial)
-    batch, tokens = inputs.q_BTHK.shape[:2]
-    # Blocks are not chunks: no boundary lies behind them, and the anchor is always the memory
-    # itself.
-    grid = aligned_grid(batch, tokens, block, lengths_B)._replace(complete_BN=None)
+    rows = check_call(spec, state, inputs, rows, initial)
+    # Blocks are not chunks: they end at no boundary, and the anchor is always the memory itself.
+    grid = aligned_grid(rows, block, min(rows.tokens, block))._replace(complete_BN=None)
     memory, y_BTHV = scan_chunks(
         ChunkForm(partial(prepare_block, spec), partial(write_block, spec)),
         grid,
         Memory(state.fast, (), state.momentum),
-        chunk_tokens(grid, cast_inputs(state, inputs), starts_BT),
+        chunk_tokens(grid, cast_inputs(state, inputs), rows.starts_BT),
         None,
         None if initial is None else Memory(initial.fast, (), initial.momentum),
         remat,
     )
     after = MemoryState(memory.fast, memory.fast, memory.momentum, jnp.zeros_like(state.phase_B))
-    return after, mask_tokens(y_BTHV, lengths_B).astype(inputs.q_BTHK.dtype)
+    return after, rows.mask(y_BTHV).astype(inputs.q_BTHK.dtype)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from nested_jax.config import CMSConfig
+from nested_jax.ops.chunking import per_row, where_rows
 from nested_jax.ops.newton_schulz import newton_schulz
 from nested_jax.types import Array, PyTree
 
@@ -92,16 +93,6 @@ INNER_RULES: dict[str, InnerRule] = {
 }
 
 
-def per_row(x_B: Array, like: Array) -> Array:
-    """Append axes to a value a row, so that it broadcasts against an array with B first."""
-    return x_B.reshape(x_B.shape + (1,) * (like.ndim - 1))
-
-
-def select(mask_B: Array, yes: PyTree, no: PyTree) -> PyTree:
-    """Take the rows of the mask from `yes` and the others, bit for bit, from `no`."""
-    return jax.tree.map(lambda a, b: jnp.where(per_row(mask_B, a), a, b), yes, no)
-
-
 def init_level(cfg: CMSConfig, delta: PyTree, batch: int) -> LevelState:
     """Return the state of a level never written; `delta` gives structure and shapes."""
     zeros = jax.tree.map(jnp.zeros_like, delta)
@@ -116,7 +107,7 @@ def gather(
     """Add one chunk to the open period: its gradient where accepted, its tokens everywhere."""
     added = jax.tree.map(jnp.add, level.pending, grads)
     return level._replace(
-        pending=select(accepted_B, added, level.pending),
+        pending=where_rows(accepted_B, added, level.pending),
         tokens_B=level.tokens_B + tokens_B,
         supervised_B=level.supervised_B + supervised_B.astype(jnp.int32),
         accepted_B=level.accepted_B + accepted_B.astype(jnp.int32),
@@ -149,9 +140,9 @@ def write_level(
     delta = jax.tree.map(step, level.delta, direction, rates)
     zero = jnp.zeros_like(level.tokens_B)
     written = level._replace(
-        delta=select(wrote_B, delta, level.delta),
-        moments=select(wrote_B, moments, level.moments),
-        pending=select(ended_B, jax.tree.map(jnp.zeros_like, level.pending), level.pending),
+        delta=where_rows(wrote_B, delta, level.delta),
+        moments=where_rows(wrote_B, moments, level.moments),
+        pending=where_rows(ended_B, jax.tree.map(jnp.zeros_like, level.pending), level.pending),
         tokens_B=jnp.where(ended_B, zero, level.tokens_B),
         supervised_B=jnp.where(ended_B, zero, level.supervised_B),
         accepted_B=jnp.where(ended_B, zero, level.accepted_B),
@@ -164,4 +155,4 @@ def restart(level: LevelState, delta: PyTree, rows_B: Array) -> LevelState:
     """Start the rows again at `delta`, with an empty open period (`nested` chain)."""
     zeros = jax.tree.map(jnp.zeros_like, level)
     fresh = zeros._replace(delta=delta, writes_B=level.writes_B)
-    return select(rows_B, fresh, level)
+    return where_rows(rows_B, fresh, level)

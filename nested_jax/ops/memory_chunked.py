@@ -10,8 +10,6 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-import jax.numpy as jnp
-
 from nested_jax.ops.chunk_scan import (
     Chunk,
     ChunkForm,
@@ -19,6 +17,7 @@ from nested_jax.ops.chunk_scan import (
     carried,
     chunk_starts,
     chunk_tokens,
+    memory_after,
     scan_chunks,
 )
 from nested_jax.ops.chunk_weights import ChunkWeights, Mix, chunk_weights
@@ -31,17 +30,11 @@ from nested_jax.ops.chunk_write import (
     recall,
     scores,
 )
-from nested_jax.ops.chunking import aligned_grid, phased_grid
+from nested_jax.ops.chunking import Rows
 from nested_jax.ops.delta_rule import delta_rule
 from nested_jax.ops.memory_arch import ACTIVATIONS, Matrices, memory_apply, memory_deltas
 from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import (
-    MemoryInputs,
-    MemoryState,
-    cast_inputs,
-    check_call,
-    mask_tokens,
-)
+from nested_jax.ops.memory_state import MemoryInputs, MemoryState, cast_inputs, check_call
 from nested_jax.ops.normalize import l2_normalize
 from nested_jax.ops.precision import full_precision
 from nested_jax.types import Array
@@ -115,64 +108,38 @@ def memory_chunked(
     spec: MemorySpec,
     state: MemoryState,
     inputs: MemoryInputs,
-    *,
-    lengths_B: Array | None = None,
-    starts_BT: Array | None = None,
+    rows: Rows | None = None,
     initial: MemoryState | None = None,
-    aligned: bool = False,
+    *,
     remat: bool = True,
 ) -> tuple[MemoryState, Array]:
-    """Write and read T tokens in every row and head; return the state behind them and y_BTHV.
+    """Write and read T tokens in every row and head; return the state after them and y_BTHV.
 
     Splitting T anywhere and carrying the state changes nothing. Computed at the precision of the
     state; y has the dtype of q. A linear memory of chunk 1 has no gradient boundary to wait for
     and goes to `delta_rule`.
 
     Args:
-      lengths_B: int32, tokens of each row that exist; the others change nothing and their y is 0.
-      starts_BT: bool, true where a document starts: there the row's state becomes `initial` before
-        the token. A start lies on the row's own chunk boundary or is the first token of the call;
-        a linear memory of chunk 1 has a boundary at every token.
-      initial: fresh memories (`init_state`), given with `starts_BT`.
-      aligned: the caller's promise that all rows are on a boundary (phase 0, so that anchor is
-        fast), as in training: chunks are then a reshape instead of a gather.
+      rows: tokens that do not exist change nothing and their y is 0. Where a document starts, the
+        row's state becomes `initial` before the token: on the row's own chunk boundary, or at the
+        first token of the call; a linear memory of chunk 1 has a boundary at every token. A promise
+        (phase 0, so that anchor is fast) makes chunks a reshape instead of a gather.
+      initial: fresh memories (`init_state`), given with `rows.starts_BT`.
       remat: keep about sqrt(T / chunk) states for the backward pass and recompute the others.
     Raises:
       ValueError: shapes or gates that do not belong to the spec.
     """
     if spec.is_online_linear:
-        return delta_rule(
-            spec,
-            state,
-            inputs,
-            lengths_B=lengths_B,
-            starts_BT=starts_BT,
-            initial=initial,
-            remat=remat,
-        )
-    check_call(spec, state, inputs, lengths_B, starts_BT, initial)
-    batch, tokens = inputs.q_BTHK.shape[:2]
-    phase_B = state.phase_B
-    if aligned:
-        phase_B = jnp.zeros_like(phase_B)
-        grid = aligned_grid(batch, tokens, spec.chunk, lengths_B)
-    else:
-        if starts_BT is not None:  # a document that starts the call starts its own grid
-            first_B = starts_BT[:, 0] & (True if lengths_B is None else lengths_B > 0)
-            phase_B = jnp.where(first_B, 0, phase_B)
-        grid = phased_grid(tokens, spec.chunk, phase_B, lengths_B)
-
+        return delta_rule(spec, state, inputs, rows, initial, remat=remat)
+    rows = check_call(spec, state, inputs, rows, initial)
+    grid = rows.grid(spec.chunk, rows.phase(state.phase_B))
     memory, y_BTHV = scan_chunks(
         ChunkForm(partial(prepare_chunk, spec), partial(write_chunk, spec)),
         grid,
         carried(grid, state),
         chunk_tokens(grid, cast_inputs(state, inputs)),
-        chunk_starts(grid, starts_BT),
+        chunk_starts(grid, rows.starts_BT),
         None if initial is None else carried(grid, initial),
         remat,
     )
-    reached_B = phase_B + (tokens if lengths_B is None else lengths_B)
-    after = MemoryState(
-        memory.fast, memory.anchor or memory.fast, memory.momentum, reached_B % spec.chunk
-    )
-    return after, mask_tokens(y_BTHV, lengths_B).astype(inputs.q_BTHK.dtype)
+    return memory_after(grid, memory, spec.chunk), rows.mask(y_BTHV).astype(inputs.q_BTHK.dtype)

@@ -8,15 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nested_jax.ops.chunking import Rows, where_rows
 from nested_jax.ops.memory_arch import Matrices, memory_apply, memory_forward
 from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import (
-    MemoryInputs,
-    MemoryState,
-    cast_inputs,
-    check_call,
-    where_rows,
-)
+from nested_jax.ops.memory_state import MemoryInputs, MemoryState, cast_inputs, check_call
 from nested_jax.ops.normalize import l2_normalize
 from nested_jax.ops.objectives import OBJECTIVES
 from nested_jax.ops.precision import full_precision
@@ -77,9 +72,7 @@ def memory_reference(
     spec: MemorySpec,
     state: MemoryState,
     inputs: MemoryInputs,
-    *,
-    lengths_B: Array | None = None,
-    starts_BT: Array | None = None,
+    rows: Rows | None = None,
     initial: MemoryState | None = None,
 ) -> tuple[MemoryState, Array]:
     """Write and read T tokens, one after the other; the arguments are those of `memory_chunked`.
@@ -87,11 +80,9 @@ def memory_reference(
     Raises:
       ValueError: shapes or gates that do not belong to the spec.
     """
-    check_call(spec, state, inputs, lengths_B, starts_BT, initial)
-    b, t = inputs.q_BTHK.shape[:2]
-    lengths_B = jnp.full((b,), t, jnp.int32) if lengths_B is None else lengths_B
-    exists_BT = jnp.arange(t, dtype=jnp.int32)[None, :] < lengths_B[:, None]
-    starts_BT = jnp.zeros((b, t), bool) if starts_BT is None else starts_BT & exists_BT
+    rows = check_call(spec, state, inputs, rows, initial)
+    exists_BT = rows.exists_BT
+    starts_BT = jnp.zeros_like(exists_BT) if rows.starts_BT is None else rows.starts_BT & exists_BT
     fresh = state if initial is None else initial
 
     def body(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nested_jax.errors import require
+from nested_jax.ops.chunking import Rows
 from nested_jax.ops.memory_arch import Matrices
 from nested_jax.ops.memory_spec import MemorySpec
 from nested_jax.ops.normalize import widen
 from nested_jax.types import Array
-
-TreeT = TypeVar("TreeT")
 
 
 class MemoryInputs(NamedTuple):
@@ -58,15 +57,6 @@ def init_state(spec: MemorySpec, fast0: Matrices, batch: int) -> MemoryState:
     return MemoryState(fast, fast, momentum, jnp.zeros((batch,), jnp.int32))
 
 
-def where_rows(mask_B: Array, new: TreeT, old: TreeT) -> TreeT:
-    """Return `new` for the sequences of the mask and `old` for the others; leaves have B first."""
-
-    def choose(a: Array, b: Array) -> Array:
-        return jnp.where(mask_B.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(choose, new, old)
-
-
 def cast_inputs(state: MemoryState, inputs: MemoryInputs) -> MemoryInputs:
     """Return the inputs at the precision of the state, which is that of the computation."""
     dtype = state.fast[0].dtype
@@ -92,11 +82,10 @@ def check_call(
     spec: MemorySpec,
     state: MemoryState,
     inputs: MemoryInputs,
-    lengths_B: Array | None,
-    starts_BT: Array | None,
+    rows: Rows | None,
     initial: MemoryState | None,
-) -> None:
-    """Raise `ValueError` unless state, inputs and masks belong together."""
+) -> Rows:
+    """Return the rows, by default whole ones; raise `ValueError` unless all belongs together."""
     b, t, h, k = inputs.q_BTHK.shape
     v = inputs.v_BTHV.shape[-1]
     require(t >= 1, "inputs.q_BTHK", inputs.q_BTHK.shape, "wants at least 1 token")
@@ -121,18 +110,28 @@ def check_call(
         f"wants None, or {(b, t, h)} with rule 'dgd', got {spec.rule!r}",
     )
     check_state(spec, state, (b, h, k, v))
-    if lengths_B is not None:
-        require(lengths_B.shape == (b,), "lengths_B", lengths_B.shape, f"wants {(b,)}")
-    if starts_BT is not None:
-        require(starts_BT.shape == (b, t), "starts_BT", starts_BT.shape, f"wants {(b, t)}")
+    rows = check_rows(rows, inputs.q_BTHK, initial)
+    if initial is not None:
+        check_state(spec, initial, (b, h, k, v), "initial")
+    return rows
+
+
+def check_rows(rows: Rows | None, x_BT: Array, initial: object) -> Rows:
+    """Return the rows of a call whose inputs are [B, T, ...], by default whole ones.
+
+    Raises:
+      ValueError: rows of another size, or `initial` without starts or the other way round.
+    """
+    rows = Rows.of(x_BT) if rows is None else rows
+    got, want = (rows.batch, rows.tokens), x_BT.shape[:2]
+    require(got == want, "rows", got, f"wants {want}, as the inputs")
     require(
-        (initial is None) == (starts_BT is None),
+        (initial is None) == (rows.starts_BT is None),
         "initial",
         "None" if initial is None else "given",
         "belongs to starts_BT: give both or neither",
     )
-    if initial is not None:
-        check_state(spec, initial, (b, h, k, v), "initial")
+    return rows
 
 
 def check_state(
@@ -159,11 +158,3 @@ def check_state(
         got = [w.shape for w in getattr(state, part)]
         require(got == want, f"{name}.{part}", got, f"wants {want}")
     require(state.phase_B.shape == (b,), f"{name}.phase_B", state.phase_B.shape, f"wants {(b,)}")
-
-
-def mask_tokens(y_BTHV: Array, lengths_B: Array | None) -> Array:
-    """Zero the answers to tokens that do not exist, and with them their gradients."""
-    if lengths_B is None:
-        return y_BTHV
-    exists_BT = jnp.arange(y_BTHV.shape[1], dtype=jnp.int32)[None, :] < lengths_B[:, None]
-    return jnp.where(exists_BT[..., None, None], y_BTHV, jnp.zeros((), y_BTHV.dtype))

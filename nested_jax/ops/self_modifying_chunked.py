@@ -20,17 +20,17 @@ from nested_jax.ops.chunk_scan import (
     carried,
     chunk_starts,
     chunk_tokens,
+    memory_after,
     scan_chunks,
 )
 from nested_jax.ops.chunk_weights import ChunkGates, ChunkWeights, chunk_weights
 from nested_jax.ops.chunking import (
-    ChunkGrid,
-    aligned_grid,
+    Rows,
     from_chunks,
-    phased_grid,
     remat_scan,
     split_slots,
     to_chunks,
+    where_rows,
 )
 from nested_jax.ops.memory_arch import Matrices, memory_apply
 from nested_jax.ops.memory_chunked import (
@@ -39,7 +39,7 @@ from nested_jax.ops.memory_chunked import (
     prepare_writes,
     write_chunk,
 )
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState, mask_tokens, where_rows
+from nested_jax.ops.memory_state import MemoryInputs, MemoryState, check_rows
 from nested_jax.ops.self_modifying import (
     GateReadout,
     Generated,
@@ -117,34 +117,16 @@ def _mask(gates: ChunkGates) -> ChunkGates:
     )
 
 
-class _Rows(NamedTuple):
-    """Which tokens of a call exist, where documents start, and whether all rows are on a grid."""
-
-    lengths_B: Array | None
-    starts_BT: Array | None
-    aligned: bool
-
-    def grid(self, tokens: int, chunk: int, phase_B: Array) -> tuple[ChunkGrid, Array]:
-        """Return the grid of a memory and the phase behind the call."""
-        phase_B = jnp.zeros_like(phase_B) if self.aligned else phase_B
-        if self.starts_BT is not None:
-            phase_B = jnp.where(self.starts_BT[:, 0], 0, phase_B)
-        after_B = (phase_B + (tokens if self.lengths_B is None else self.lengths_B)) % chunk
-        if self.aligned:
-            return aligned_grid(phase_B.shape[0], tokens, chunk, self.lengths_B), after_B
-        return phased_grid(tokens, chunk, phase_B, self.lengths_B), after_B
-
-
 def scan_generators(
     spec: SelfModSpec,
     readout: GateReadout,
     state: MemoryState,
     inputs: SelfModInputs,
     fresh: MemoryState | None,
-    rows: _Rows,
+    rows: Rows,
 ) -> tuple[MemoryState, Generated]:
-    """Return the generators behind T tokens, and what they made of them, leaves [B, T, H, ...]."""
-    grid, phase_B = rows.grid(inputs.x.shape[1], spec.generator.chunk, state.phase_B)
+    """Return the generators after T tokens, and what they made of them, leaves [B, T, H, ...]."""
+    grid = rows.grid(spec.generator.chunk, rows.phase(state.phase_B))
     over_heads = jax.vmap(partial(write_generators, spec))
     over_rows = jax.vmap(over_heads, in_axes=(None, 0, 0, 0))
 
@@ -173,8 +155,7 @@ def scan_generators(
         remat=spec.remat,
     )
     made = jax.tree.map(lambda x: from_chunks(grid, jnp.moveaxis(x, 2, 3)), made)
-    after = MemoryState(memory.fast, memory.anchor or memory.fast, memory.momentum, phase_B)
-    return after, made
+    return memory_after(grid, memory, spec.generator.chunk), made
 
 
 def write_memory(
@@ -195,10 +176,10 @@ def scan_memory(
     state: MemoryState,
     inputs: MemoryInputs,
     fresh: MemoryState | None,
-    rows: _Rows,
+    rows: Rows,
 ) -> tuple[MemoryState, Array]:
-    """Return M_mem behind T tokens, and its answers y_BTHV."""
-    grid, phase_B = rows.grid(inputs.q_BTHK.shape[1], spec.memory.chunk, state.phase_B)
+    """Return M_mem after T tokens, and its answers y_BTHV."""
+    grid = rows.grid(spec.memory.chunk, rows.phase(state.phase_B))
     memory, y_BTHV = scan_chunks(
         ChunkForm(partial(prepare_chunk, spec.memory), partial(write_memory, spec)),
         grid,
@@ -208,8 +189,7 @@ def scan_memory(
         None if fresh is None else carried(grid, fresh),
         spec.remat,
     )
-    after = MemoryState(memory.fast, memory.anchor or memory.fast, memory.momentum, phase_B)
-    return after, y_BTHV
+    return memory_after(grid, memory, spec.memory.chunk), y_BTHV
 
 
 def self_modifying_chunked(
@@ -217,13 +197,10 @@ def self_modifying_chunked(
     readout: GateReadout,
     state: SelfModState,
     inputs: SelfModInputs,
-    *,
-    lengths_B: Array | None = None,
-    starts_BT: Array | None = None,
+    rows: Rows | None = None,
     initial: SelfModState | None = None,
-    aligned: bool = False,
 ) -> tuple[SelfModState, Array]:
-    """Write and read T tokens in every row and head; return the state behind them and y_BTHV.
+    """Write and read T tokens in every row and head; return the state after them and y_BTHV.
 
     Arguments as `memory_chunked`; a start lies on a boundary of the larger chunk, or is the first
     token of the call. Computed at the precision of the state; y has the dtype of x.
@@ -232,13 +209,12 @@ def self_modifying_chunked(
       ValueError: inputs or a state that do not belong to the spec.
     """
     check_self_modifying(spec, state, inputs)
+    rows = check_rows(rows, inputs.x, initial)
     wide = jax.tree.map(lambda x: x.astype(state.memory.fast[0].dtype), inputs)
-    rows = _Rows(lengths_B, starts_BT, aligned)
     fresh = (None, None) if initial is None else initial
     generators, made = scan_generators(spec, readout, state.generators, wide, fresh[0], rows)
     written = MemoryInputs(
         made.q_CK, made.k_CK, made.v_CV, made.rate_C, made.keep_C, wide.momentum, made.erase_C
     )
     memory, y_BTHV = scan_memory(spec, state.memory, written, fresh[1], rows)
-    y_BTHV = mask_tokens(y_BTHV, lengths_B).astype(inputs.x.dtype)
-    return SelfModState(generators, memory), y_BTHV
+    return SelfModState(generators, memory), rows.mask(y_BTHV).astype(inputs.x.dtype)

@@ -7,10 +7,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from nested_jax.ops.chunking import Rows, where_rows
 from nested_jax.ops.memory_arch import memory_apply
 from nested_jax.ops.memory_reference import HeadToken, step_token
 from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryState, mask_tokens, where_rows
+from nested_jax.ops.memory_state import MemoryState, check_rows
 from nested_jax.ops.self_modifying import (
     GateReadout,
     SelfModInputs,
@@ -76,17 +77,14 @@ def self_modifying_reference(
     readout: GateReadout,
     state: SelfModState,
     inputs: SelfModInputs,
-    *,
-    lengths_B: Array | None = None,
-    starts_BT: Array | None = None,
+    rows: Rows | None = None,
     initial: SelfModState | None = None,
 ) -> tuple[SelfModState, Array]:
     """Write and read T tokens one after the other; arguments as `self_modifying_chunked`."""
     check_self_modifying(spec, state, inputs)
-    b, t = inputs.x.shape[:2]
-    lengths_B = jnp.full((b,), t, jnp.int32) if lengths_B is None else lengths_B
-    exists_BT = jnp.arange(t, dtype=jnp.int32)[None, :] < lengths_B[:, None]
-    starts_BT = jnp.zeros((b, t), bool) if starts_BT is None else starts_BT & exists_BT
+    rows = check_rows(rows, inputs.x, initial)
+    exists_BT = rows.exists_BT
+    starts_BT = jnp.zeros_like(exists_BT) if rows.starts_BT is None else rows.starts_BT & exists_BT
     fresh = state if initial is None else initial
 
     def body(
@@ -100,5 +98,4 @@ def self_modifying_reference(
     wide = jax.tree.map(lambda x: x.astype(state.memory.fast[0].dtype), inputs)
     time_first = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (wide, exists_BT, starts_BT))
     state, y_TBHV = jax.lax.scan(body, state, time_first)
-    y_BTHV = mask_tokens(jnp.moveaxis(y_TBHV, 0, 1), lengths_B)
-    return state, y_BTHV.astype(inputs.x.dtype)
+    return state, rows.mask(jnp.moveaxis(y_TBHV, 0, 1)).astype(inputs.x.dtype)

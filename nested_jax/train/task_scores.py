@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nested_jax.config import Config
@@ -18,7 +19,7 @@ from nested_jax.data.packing import Row
 from nested_jax.data.synthetic.rows import SyntheticSource, task_of
 from nested_jax.data.synthetic.task import Example, Task
 from nested_jax.losses import token_loss, token_prediction
-from nested_jax.ops.chunking import aligned_grid, from_chunks, to_chunks
+from nested_jax.ops.chunking import Rows, from_chunks, to_chunks
 from nested_jax.sharding import place_batch, process_rows, replicated
 from nested_jax.teach import teach
 from nested_jax.train.heldout import own_rows
@@ -113,7 +114,7 @@ def answer(model: Any, params: PyTree, batch: Batch, cfg: Config) -> Answers:
     rows, tokens = batch.tokens_BT.shape
     state = model.init_state(params, rows, capacity=tokens)
     if not cfg.teaches:
-        _, h_BTD = model.read(params, state, batch.tokens_BT, origin="fresh")
+        _, h_BTD = model.read(params, state, batch.tokens_BT, start="fresh")
         loss_BT = token_loss(h_BTD, head_SD, batch.targets_BT, size)
         return Answers(token_prediction(h_BTD, head_SD, size), loss_BT)
 
@@ -130,7 +131,7 @@ def answer(model: Any, params: PyTree, batch: Batch, cfg: Config) -> Answers:
         )
         return state, Answers(token_prediction(h_BCD, head_SD, size), taught.loss_BT)
 
-    grid = aligned_grid(rows, tokens, cfg.teach.chunk, None)
+    grid = Rows(rows, tokens, start="aligned").grid(cfg.teach.chunk, jnp.zeros((rows,), jnp.int32))
     parts = Batch(*(to_chunks(grid, x) for x in batch))
     _, answers = jax.lax.scan(chunk, state, parts)
     return Answers(*(from_chunks(grid, x) for x in answers))

@@ -113,7 +113,7 @@ def test_every_generator_receives_an_outer_gradient() -> None:
     @jax.grad
     def gradient(params: PyTree) -> Array:
         state = model.init_state(params, B)
-        _, out = model.apply(params, state, tokens[:, :-1], origin="any")
+        _, out = model.apply(params, state, tokens[:, :-1], start="any")
         chosen = jnp.take_along_axis(jax.nn.log_softmax(out), tokens[:, 1:, None], axis=-1)
         return -jnp.mean(chosen)
 

@@ -16,7 +16,8 @@ from nested_jax.layers.basic import rms_norm, rotary, unbox
 from nested_jax.layers.heads import Gate, HeadOutput, Projections, from_heads
 from nested_jax.layers.titans import MemoryWeights, memory_inputs, memory_spec
 from nested_jax.layers.titans_mac import MemoryAsContext
-from nested_jax.models.stream import empty_context, make_span
+from nested_jax.models.stream import empty_context, make_call
+from nested_jax.ops.chunking import Rows
 from nested_jax.ops.memory_arch import memory_read
 from nested_jax.ops.memory_reference import memory_reference
 from nested_jax.ops.memory_state import init_state
@@ -35,15 +36,15 @@ def config(**fields: Any) -> ModelConfig:
 
 def build(cfg: ModelConfig) -> tuple[MemoryAsContext, PyTree, Array, Any]:
     layer = MemoryAsContext(cfg)
-    span = make_span(empty_context(cfg, B, 1), T)
+    call = make_call(cfg, empty_context(cfg, B, 1), Rows(B, T))
     x_BTD = jax.random.normal(jax.random.key(1), (B, T, cfg.dim))
 
     def visit(module: MemoryAsContext) -> Any:
-        return module(module.init_state(B, 1), x_BTD, span, None)
+        return module(module.init_state(B, 1), x_BTD, call)
 
     params = unbox(layer.init(jax.random.key(0), method=visit)["params"])
     noise = lambda p: p + 0.1 * jax.random.normal(jax.random.key(2), p.shape)  # noqa: E731
-    return layer, jax.tree.map(noise, params), x_BTD, span
+    return layer, jax.tree.map(noise, params), x_BTD, call
 
 
 def project(w_DHK: Array, x_BTD: Array) -> Array:
@@ -118,12 +119,12 @@ def by_hand(cfg: ModelConfig, p: PyTree, x_BTD: Array) -> tuple[Array, Any]:
 def test_equals_a_loop_over_tokens(fields: dict[str, Any]) -> None:
     """Two whole segments and half of one; chunks of half a segment, and of a whole one."""
     cfg = config(**fields)
-    layer, params, x_BTD, span = build(cfg)
+    layer, params, x_BTD, call = build(cfg)
 
     @jax.jit
     def run(params: PyTree) -> Any:
         def visit(module: MemoryAsContext) -> Any:
-            return module(module.init_state(B, 1), x_BTD, span, None)
+            return module(module.init_state(B, 1), x_BTD, call)
 
         return layer.apply({"params": params}, method=visit)
 

@@ -1,6 +1,6 @@
 """One semantics for every kind of block, through the public API.
 
-The default tier compiles three programs a kind: the training pass (`origin="fresh"`), one that
+The default tier compiles three programs a kind: the training pass (`start="fresh"`), one that
 takes rows of any length with documents that start inside, and the decoding step.
 """
 
@@ -113,7 +113,7 @@ def build(block: str, dtype: str = "float32", layers: int = 1) -> Built:
         params,
         jax.random.randint(jax.random.key(1), (ROWS, T), 0, SYMBOLS),
         fresh,
-        jax.jit(partial(model.apply, origin="fresh")),
+        jax.jit(partial(model.apply, start="fresh")),
         jax.jit(lambda p, s, x, starts, n: model.apply(p, s, x, starts_BT=starts, lengths_B=n)),
         jax.jit(model.apply),
     )

@@ -60,7 +60,7 @@ def test_a_model_with_a_decoder_answers_for_all_places_what_the_last_one_knows()
 
     def answers(params: Any) -> Any:
         state = model.init_state(params, B, T)
-        logits_BTS = model.apply(params, state, tokens_BT, origin="fresh")[1]
+        logits_BTS = model.apply(params, state, tokens_BT, start="fresh")[1]
         return logits_BTS[:, 0, 1].sum(), logits_BTS
 
     (_, logits_BTS), grads = jax.jit(jax.value_and_grad(answers, has_aux=True))(params)

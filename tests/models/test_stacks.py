@@ -11,9 +11,9 @@ from helpers import assert_close
 
 import nested_jax
 from nested_jax.config import ModelConfig, from_config_dict
-from nested_jax.layers.attention import attention_mask
 from nested_jax.models.stacks import run_prefix, run_suffix
-from nested_jax.models.stream import make_span
+from nested_jax.models.stream import make_call
+from nested_jax.ops.chunking import Rows
 from nested_jax.types import Array, PyTree
 
 LAYERS, ROWS, T, D = 4, 2, 5, 12
@@ -45,26 +45,26 @@ def test_stacks_equal_a_loop_over_blocks(taught: int, remat: str) -> None:
     state = model.init_state(params, ROWS)
     deltas = noise(model.deltas(state), 1)
     x_BTD, taps_LBTD = noise((jnp.zeros((ROWS, T, D)), jnp.zeros((taught, ROWS, T, D))), 2)
-    span = make_span(state.now.context, T)
+    call = make_call(cfg, state.now.context, Rows(ROWS, T))
 
     def stacks(params: PyTree, deltas: PyTree, x_BTD: Array, taps_LBTD: Array) -> Any:
-        entered, x_BTD = run_prefix(cfg, params, state, x_BTD, span)
+        entered, x_BTD = run_prefix(cfg, params, state, x_BTD, call)
         cursor, out = run_suffix(
-            cfg, params, entered.now, x_BTD, span, deltas, taps_LBTD, collect=True
+            cfg, params, entered.now, x_BTD, call, deltas, taps_LBTD, collect=True
         )
         parts = (entered.prefix, entered.entry, cursor.suffix)
         mixers = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *(p for p in parts if p))
         return out.x_BTD, out.recall_B, out.cms_in_LBTD, mixers
 
     def loop(params: PyTree, deltas: PyTree, x_BTD: Array, taps_LBTD: Array) -> Any:
-        mask, mixers, recalls, cms_in = attention_mask(cfg, span), [], [], []
+        mixers, recalls, cms_in = [], [], []
         fresh = jax.tree.map(lambda x: x[:, 0], state.entry)
         for i in range(LAYERS):
             j = i - (LAYERS - taught)  # among the taught blocks
             name, index = ("prefix", i) if j < 0 else ("suffix", j)
             p = {"params": jax.tree.map(lambda w: w[index], params[name])}  # noqa: B023
             own = None if j < 0 else jax.tree.map(lambda d: d[:, index], deltas)  # noqa: B023
-            out: Any = model.block(name).apply(p, fresh, x_BTD, span, mask, own)
+            out: Any = model.block(name).apply(p, fresh, x_BTD, call, own)
             mixers.append(out.state)
             x_BTD = out.x_BTD
             if j >= 0:

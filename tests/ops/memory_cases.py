@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from helpers import assert_close
 
+from nested_jax.ops.chunking import Rows, where_rows
 from nested_jax.ops.memory_arch import matrix_shapes
 from nested_jax.ops.memory_reference import memory_reference
 from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState, where_rows
+from nested_jax.ops.memory_state import MemoryInputs, MemoryState
 
 B, CHUNK, K, V, H, F = 2, 3, 4, 5, 6, 7  # pairwise different: no swapped axis passes
 T = 3 * CHUNK + 5
@@ -121,24 +122,26 @@ def fresh_state(spec: MemorySpec, dtype: Any) -> MemoryState:
 
 
 def value_and_grads(spec: MemorySpec, memory: Callable[..., Any]) -> Callable[..., Any]:
-    """Return f(state, inputs, **masks) -> (state, y, gradients w.r.t. every leaf of both).
+    """Return f(state, inputs, **rows) -> (state, y, gradients w.r.t. every leaf of both).
 
-    The scalar weighs every output and every leaf of the end state differently. The anchor of a row
-    on a boundary is its `fast`, also for the gradients.
+    `rows` has fields of `Rows`, and `initial`. The scalar weighs every output and every leaf of the
+    end state differently. The anchor of a row on a boundary is its `fast`, also for the gradients.
     """
 
-    def loss(weights: tuple[Any, ...], inputs: MemoryInputs, phase_B: Any, masks: dict[str, Any]):
+    def loss(weights: tuple[Any, ...], inputs: MemoryInputs, phase_B: Any, fields: dict[str, Any]):
+        initial = fields.pop("initial", None)
+        rows = Rows(*inputs.q_BTHK.shape[:2], **fields)
         fast, other, momentum = weights
         anchor = where_rows(phase_B == 0, fast, other)
-        after, y = memory(spec, MemoryState(fast, anchor, momentum, phase_B), inputs, **masks)
+        after, y = memory(spec, MemoryState(fast, anchor, momentum, phase_B), inputs, rows, initial)
         leaves = [y, *jax.tree.leaves(after[:3])]
         total = sum(jnp.sum(jnp.sin((i + 1.0) * x)) for i, x in enumerate(leaves))
         return total, (after, y)
 
-    def run(state: MemoryState, inputs: MemoryInputs, **masks: Any) -> tuple[Any, ...]:
+    def run(state: MemoryState, inputs: MemoryInputs, **rows: Any) -> tuple[Any, ...]:
         weights = tuple(state[:3])
         (_, (after, y)), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
-            weights, inputs, state.phase_B, masks
+            weights, inputs, state.phase_B, rows
         )
         return after, y, grads
 

@@ -15,10 +15,9 @@ from helpers import assert_close, assert_equal
 
 from nested_jax.ops.chunking import (
     ChunkGrid,
-    aligned_grid,
+    Rows,
     from_chunks,
     group_size,
-    phased_grid,
     remat_scan,
     segment_grid,
     split_slots,
@@ -84,8 +83,9 @@ def test_group_size_divides_where_a_divisor_is_near() -> None:
 
 
 GRIDS = {
-    "phased": lambda t, c, p, n: phased_grid(t, c, p, n),
-    "segments": lambda t, c, p, n: segment_grid(t, c, p, n, aligned=False),
+    "phased": lambda rows, c, p: rows.grid(c, p),
+    "whole chunks": lambda rows, c, p: rows.grid(c, p, whole=True),
+    "segments": segment_grid,
 }
 
 
@@ -95,7 +95,7 @@ def test_every_token_has_one_slot_of_its_own_chunk(layout: str, tokens: int) -> 
     """Rows in three phases and of three lengths, one of them empty."""
     chunk, phase, lengths = 4, [0, 3, 2], [tokens, max(tokens - 1, 1), 0]
     phase_B, lengths_B = jnp.asarray(phase, jnp.int32), jnp.asarray(lengths, jnp.int32)
-    grid: ChunkGrid = GRIDS[layout](tokens, chunk, phase_B, lengths_B)
+    grid: ChunkGrid = GRIDS[layout](Rows(B, tokens, lengths_B), chunk, phase_B)
     token_BT = 1 + jnp.arange(B * tokens, dtype=jnp.int32).reshape(B, tokens)
     laid = to_chunks(grid, token_BT)
     assert grid.exists_BS is not None
@@ -118,7 +118,8 @@ def test_every_token_has_one_slot_of_its_own_chunk(layout: str, tokens: int) -> 
 def test_whole_aligned_rows_are_only_reshaped() -> None:
     x_BTD = jnp.arange(B * 12 * D, dtype=jnp.float32).reshape(B, 12, D)
     phase_B = jnp.zeros((B,), jnp.int32)
-    for grid in (aligned_grid(B, 12, 4, None), segment_grid(12, 4, phase_B, None, aligned=True)):
+    rows = Rows(B, 12, start="aligned")
+    for grid in (rows.grid(4, phase_B), segment_grid(rows, 4, phase_B)):
         assert grid.token_BS is None
         assert grid.exists_BS is None
         assert_equal(to_chunks(grid, x_BTD)[1, 2], x_BTD[2, 4:8])

@@ -30,6 +30,7 @@ from memory_cases import (
     value_and_grads,
 )
 
+from nested_jax.ops.chunking import Rows
 from nested_jax.ops.memory_chunked import memory_chunked
 from nested_jax.ops.memory_reference import memory_reference
 from nested_jax.ops.memory_spec import MemorySpec
@@ -63,8 +64,9 @@ def cases(quick: set[str]) -> list[Any]:
     ]
 
 
-def compiled(spec: MemorySpec, **options: Any) -> Any:
-    return jax.jit(value_and_grads(spec, partial(memory_chunked, remat=False, **options)))
+def compiled(spec: MemorySpec, **rows: Any) -> Any:
+    run = value_and_grads(spec, partial(memory_chunked, remat=False))
+    return jax.jit(partial(run, **rows))
 
 
 def compare(spec: MemorySpec, dtype: Any, rtol: float, grad_rtol: float) -> None:
@@ -135,7 +137,9 @@ def test_a_start_equals_a_fresh_sequence(float64: None) -> None:
     start = 2
     starts = jnp.zeros((B, T), bool).at[:, start].set(True)
     run = jax.jit(partial(memory_chunked, MLP))
-    after, y_BTHV = run(state, inputs, starts_BT=starts, initial=initial)
+    after, y_BTHV = jax.jit(
+        lambda s, x, starts: memory_chunked(MLP, s, x, Rows(B, T, starts_BT=starts), initial)
+    )(state, inputs, starts)
     alone, tail_BTHV = run(initial, jax.tree.map(lambda x: x[:, start:], inputs))
     assert_close(y_BTHV[:, start:], tail_BTHV, 1e-12)
     assert_close(after, alone, 1e-12)
@@ -148,7 +152,7 @@ def test_aligned_is_phase_zero(tokens: int, float64: None) -> None:
         make_state(LINEAR, jnp.float64, phase=(0, 0)),
         make_inputs(LINEAR, T, jnp.float64),
     )
-    got = compiled(LINEAR, aligned=True)(state, first(inputs, tokens))
+    got = compiled(LINEAR, start="aligned")(state, first(inputs, tokens))
     assert_same(got, expected(LINEAR, state, inputs, tokens))
 
 
@@ -189,7 +193,7 @@ def test_token_by_token(spec: MemorySpec, float64: None) -> None:
 
 
 def chained(
-    cuts: tuple[int, ...], spec: MemorySpec, state: MemoryState, inputs: Any
+    cuts: tuple[int, ...], spec: MemorySpec, state: MemoryState, inputs: Any, *_: Any
 ) -> tuple[MemoryState, Any]:
     """Run the pieces between the cuts one after the other."""
     outputs = []
@@ -263,8 +267,8 @@ def test_errors_name_what_is_wrong() -> None:
         run(state._replace(momentum=()), inputs)
     with pytest.raises(ValueError, match=r"initial.*belongs to starts_BT"):
         run(state, inputs, initial=state)
-    with pytest.raises(ValueError, match="lengths_B"):
-        run(state, inputs, lengths_B=jnp.zeros((3,), jnp.int32))
+    with pytest.raises(ValueError, match=r"rows=\(2, 6\): wants \(2, 5\), as the inputs"):
+        run(state, inputs, Rows(B, 6))
     wide = MemoryState(*(make_state(MemorySpec(arch="mlp", residual=False), jnp.float32)))
     narrow = make_inputs(MemorySpec(arch="linear"), 5, jnp.float32)
     with pytest.raises(ValueError, match=f"equal key and value widths, got K={K}, V=5"):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from helpers import assert_close
 
+from nested_jax.ops.chunking import Rows
 from nested_jax.ops.memory_spec import MemorySpec
 from nested_jax.ops.normalize import l2_normalize
 from nested_jax.ops.self_modifying import (
@@ -86,12 +87,10 @@ def draw(
     return (readout, generators0, memory0), SelfModInputs(x, **given, momentum=momentum)
 
 
-def run(run_op: Any, spec: SelfModSpec, slow: PyTree, inputs: SelfModInputs, **kw: Any) -> Any:
+def run(run_op: Any, spec: SelfModSpec, slow: PyTree, inputs: SelfModInputs) -> Any:
     readout, generators0, memory0 = slow
     state = init_self_modifying(spec, generators0, memory0, B)
-    if "starts_BT" in kw:
-        kw["initial"] = state
-    return run_op(spec, readout, state, inputs, **kw)
+    return run_op(spec, readout, state, inputs)
 
 
 def piece(inputs: SelfModInputs, start: int, stop: int) -> SelfModInputs:
@@ -137,7 +136,7 @@ def test_chunked_equals_reference_in_values_and_gradients(name: str, float64: No
                 for m, (f, a, s) in zip(state, memories, strict=True)
             )
         )
-        after, y = run_op(spec, readout, start, inputs, lengths_B=lengths_B)
+        after, y = run_op(spec, readout, start, inputs, Rows(B, 13, lengths_B))
         weigh = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
         ends = jax.tree.leaves((after[0][:3], after[1][:3]))
         return jnp.sum(weigh * y) + sum(jnp.sum(jnp.sin(w)) for w in ends), (after, y)
