@@ -542,6 +542,10 @@ def test_initial_loss_is_near_uniform(size):
         (lambda m, p, s, t, y, c: m.apply(p, s._replace(fast=()), t), "is of another model"),
         (lambda m, p, s, t, y, c: m.apply(p, s, t.astype(jnp.float32)), "wants integers"),
         (lambda m, p, s, t, y, c: m.init_state(p, 0), "batch_size=0"),
+        (lambda m, p, s, t, y, c: m.apply(p, s, t, start="frsh"), "start='frsh': known: any, al"),
+        (lambda m, p, s, t, y, c: m.read(p, s, t, start="frsh"), "start='frsh': known: any, al"),
+        (lambda m, p, s, t, y, c: teach(m, p, s, t, y, c, start="frsh"), "start='frsh': known"),
+        (lambda m, p, s, t, y, c: m.apply(p, s, t, lengths_B=y), r"lengths_B: got int32\[2, 8\]"),
     ],
 )
 def test_bad_input(call, message):

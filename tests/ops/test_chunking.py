@@ -124,3 +124,43 @@ def test_whole_aligned_rows_are_only_reshaped() -> None:
         assert grid.exists_BS is None
         assert_equal(to_chunks(grid, x_BTD)[1, 2], x_BTD[2, 4:8])
         assert_equal(from_chunks(grid, to_chunks(grid, x_BTD)), x_BTD)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"start": "frsh"}, r"start='frsh': known: any, aligned, fresh"),
+        (
+            {"lengths_B": jnp.zeros((4,), jnp.int32)},
+            r"lengths_B: got int32\[4\], wants integer\[3\]",
+        ),
+        ({"lengths_B": jnp.zeros((3,))}, r"lengths_B: got float32\[3\], wants integer\[3\]"),
+        ({"lengths_B": [1, 2, 3]}, r"lengths_B: got list, wants integer\[3\]"),
+        (
+            {"starts_BT": jnp.zeros((3, 5), bool)},
+            r"starts_BT: got bool\[3, 5\], wants bool\[3, 9\]",
+        ),
+        ({"starts_BT": jnp.zeros((3, 9))}, r"starts_BT: got float32\[3, 9\], wants bool\[3, 9\]"),
+    ],
+)
+def test_rows_name_what_is_wrong(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Rows(B, 9, **fields)
+
+
+def test_a_row_without_tokens_is_left_where_it_is() -> None:
+    """Its phase, its mask and its state, also where a document is said to start."""
+    starts_BT = jnp.zeros((B, 5), bool).at[:, 0].set(True)
+    rows = Rows(B, 5, jnp.asarray([5, 0, 2], jnp.int32), starts_BT)
+    assert rows.phase(jnp.asarray([3, 3, 3], jnp.int32)).tolist() == [0, 3, 0]
+    assert rows.mask(jnp.ones((B, 5))).sum(axis=1).tolist() == [5, 0, 2]
+    assert rows.keep_idle(jnp.ones(B), jnp.zeros(B)).tolist() == [1, 0, 1]
+    assert rows.grid(4, jnp.asarray([0, 3, 0], jnp.int32)).end_B.tolist() == [5, 3, 2]
+
+
+def test_fresh_rows_start_from_the_initial_state() -> None:
+    initial, state = jnp.ones(B), jnp.zeros(B)
+    some = Rows(B, 5, fresh_B=jnp.asarray([True, False, True]))
+    assert some.start_state(initial, state).tolist() == [1, 0, 1]
+    assert Rows(B, 5, start="fresh").start_state(initial, state).tolist() == [1, 1, 1]
+    assert Rows(B, 5).start_state(initial, state).tolist() == [0, 0, 0]
