@@ -42,7 +42,8 @@ BLOCKS: dict[str, dict[str, Any]] = {
 
 def make_config(model: dict[str, Any], tokens: int) -> Config:
     fields = SIZE | {"max_len": tokens} | model
-    return from_config_dict({"model": fields, "data": {"seq_len": tokens}})
+    data = {"seq_len": tokens, "align": tokens}  # a row is one document, whatever the chunks
+    return from_config_dict({"model": fields, "data": data})
 
 
 def count(cfg: Config) -> int:

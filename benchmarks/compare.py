@@ -39,6 +39,20 @@ def optimizer(name: str, *more: str) -> tuple[str, ...]:
 
 CHARACTERS = "configs/char_lstm.py"
 COMPARISONS = {
+    "writes": Comparison(
+        "configs/pilot.py:smoke",
+        {
+            "writes": (),
+            "writes off": ("--config.teach.mode=off",),
+            # A Transformer with the MLP of the CMS levels together, and full attention.
+            "transformer": (
+                "--config.model.block=transformer",
+                "--config.teach.mode=off",
+                "--config.model.mlp_hidden=512",
+                "--config.model.window=0",
+            ),
+        },
+    ),
     "optimizers": Comparison(
         "configs/pilot.py:smoke",
         {
