@@ -172,7 +172,7 @@ def run_coverage(args: argparse.Namespace) -> int:
         report["baseline"] = args.baseline
         report["violations"] = corpus_tokenizer.coverage_violations(
             report,
-            json.loads(Path(args.baseline).read_text()),
+            Path(args.baseline),
             avg_tokens_tolerance=args.avg_tokens_tolerance,
             single_token_drop_tolerance=args.single_token_drop_tolerance,
             two_token_drop_tolerance=args.two_token_drop_tolerance,

@@ -7,14 +7,16 @@ and a list of sources. Unknown fields and wrong types are errors that name the n
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from nested_jax.config.fields import convert
-from nested_jax.config.schema import from_dict
+from nested_jax.config.schema import from_dict, unknown_fields
 from nested_jax.errors import require
 
 ENV_FIELDS = {  # KEY_SUFFIX of the environment -> field of a source
@@ -63,7 +65,8 @@ class SourceSpec:
         )
         for field in ("limit", "sample_limit", "min_chars", "max_chars"):
             require(getattr(self, field) >= 0, field, getattr(self, field), "wants 0 or more")
-        require(self.weight > 0, "weight", self.weight, "wants a weight above 0")
+        fits = 0 < self.weight < math.inf
+        require(fits, "weight", self.weight, "wants a finite weight above 0")
         for field in ("lang_threshold", "max_bad"):
             require(0 <= getattr(self, field) <= 1, field, getattr(self, field), "wants [0, 1]")
 
@@ -94,16 +97,33 @@ def load_manifest(spec: str) -> Manifest:
     if module_spec is None or module_spec.loader is None:
         raise ValueError(f"manifest {spec!r}: wants a Python file, FILE.py")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_manifest"):
-        raise ValueError(f"{file}: a manifest defines get_manifest(arg=None)")
-    return make_manifest(module.get_manifest(arg or None), str(file))
+    try:
+        module_spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_manifest", None)):
+            raise ValueError("a manifest defines get_manifest(arg=None)")
+        data = module.get_manifest(arg or None)
+    except Exception as error:  # of a user's program: whatever it raises is bad input
+        raise ValueError(f"{last_place(error, file)}: {type(error).__name__}: {error}") from error
+    return make_manifest(data, str(file))
+
+
+def last_place(error: Exception, file: Path) -> str:
+    """Return FILE:LINE of the last line of `file` that an error went through, or is about."""
+    walked = traceback.walk_tb(error.__traceback__)
+    here = file.resolve()
+    lines = [at for frame, at in walked if Path(frame.f_code.co_filename).resolve() == here]
+    if isinstance(error, SyntaxError) and error.lineno:
+        lines.append(error.lineno)
+    return ":".join(map(str, [file, *lines[-1:]]))
 
 
 def make_manifest(data: Mapping[str, Any], where: str) -> Manifest:
     """Convert plain nested data into a manifest, strictly, with the environment applied."""
     if not isinstance(data, Mapping) or not isinstance(data.get("sources"), (list, tuple)):
         raise ValueError(f"{where}: wants {{'name': ..., 'sources': [{{...}}, ...]}}")
+    for i, source in enumerate(data["sources"]):
+        require(isinstance(source, Mapping), f"{where}: sources[{i}]", source, "wants {...}")
+    unknown_fields(f"{where}: ", data, {"name": str, "sources": tuple})
     sources = tuple(
         from_environment(from_dict(source, SourceSpec, f"{where}: sources[{i}]."))
         for i, source in enumerate(data["sources"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nested_jax.data.manifest import Manifest, SourceSpec
+from nested_jax.data.records import checked_row
 from nested_jax.data.shards import (
     FORMAT,
     INDEX,
@@ -22,10 +23,11 @@ from nested_jax.data.shards import (
     read_json,
 )
 from nested_jax.data.splits import SPLITS
+from nested_jax.errors import require
 from nested_jax.files import file_sha256, write_json
 
 COUNTS = ("tokens", "documents", "bytes")
-SOURCE_KEYS = {"name", "key", "shards_dir", "weight", "index_sha256"}
+SOURCE_KEYS = {"name": str, "key": str, "shards_dir": str, "weight": float, "index_sha256": str}
 
 
 def shard_folder(spec: SourceSpec, root: Path) -> Path:
@@ -94,12 +96,14 @@ def open_mixture(path: Path) -> TokenStore:
     Raises:
       ValueError: no such file, not a mixture, shards that are not the ones it was made of.
     """
-    mixture = read_json(path, {"format", "name", "tokenizer", "sources"}, "a mixture")
+    mixture = read_json(path, name=str, tokenizer=dict, sources=list)
+    checked_row(mixture["tokenizer"], f"{path}: tokenizer", sha256=str)
     stores, shards, weights, piece_bytes = {}, [], {}, {}
-    for entry in mixture["sources"]:
-        if not isinstance(entry, dict) or not entry.keys() >= SOURCE_KEYS:
-            raise ValueError(f"{path}: every source wants the keys {sorted(SOURCE_KEYS)}")
-        name = entry["name"]
+    for number, entry in enumerate(mixture["sources"]):
+        where = f"{path}: sources[{number}]"
+        name = checked_row(entry, where, **SOURCE_KEYS)["name"]
+        require(name not in stores, f"{where}: name", name, "is there already")
+        require(entry["weight"] > 0, f"{where}: weight", entry["weight"], "wants one above 0")
         store = stores[name] = open_source(path, entry)
         check_tokenizer(store.tokenizer, store.tokenizer_path, mixture["tokenizer"]["sha256"], path)
         folder = store.root.resolve()

@@ -70,6 +70,7 @@ def open_data(cfg: DataConfig, report: Report = ignore) -> TokenStore:
       ValueError: a source that is none, with where it was looked for; damaged or foreign shards;
         prepared shards of another kind of tokenizer than ``data.tokenizer``.
     """
+    require(bool(cfg.source), "data.source", cfg.source, "wants 'stdlib', a folder or a file")
     path, cache = Path(cfg.source).expanduser(), cache_root(cfg.cache_dir)
     if cfg.source == "stdlib":
         store = stdlib_store(cache, cfg.vocab_size, report, tokenizer=cfg.tokenizer)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.splits import split_of_name
 from nested_jax.data.streams import bounded_lines, open_stream
+from nested_jax.errors import require
 
 MAX_DOCUMENT_BYTES = 64 << 20  # a longer line is counted as `giant` and left out
 MAX_ARRAY_BYTES = 256 << 20  # a JSON array is held whole
@@ -276,8 +278,8 @@ def skip_space(text: str, place: int) -> int:
     return place
 
 
-def checked_row(row: Any, where: str, **columns: type) -> dict[str, Any]:
-    """Return a row that is an object with the given columns, each of its type.
+def checked_row(row: Any, where: str, /, **columns: type) -> dict[str, Any]:
+    """Return a row that is an object with the given columns, each of its type; float is finite.
 
     Raises:
       ValueError: what it is, or lacks, with its place.
@@ -291,9 +293,38 @@ def checked_row(row: Any, where: str, **columns: type) -> dict[str, Any]:
         )
     for name, wanted in columns.items():
         value = row[name]
-        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-            raise ValueError(f"{where}: {name}={value!r:.80}: wants {wanted.__name__}")
+        fits = isinstance(value, (float, int) if wanted is float else wanted)
+        if wanted is float:
+            fits = fits and math.isfinite(value)
+        if not fits or (isinstance(value, bool) and wanted is not bool):
+            raise ValueError(f"{where}: {name}={repr(value)[:80]}: wants {wanted.__name__}")
     return row
+
+
+def not_of_source(output: Path, files: Iterable[Path]) -> None:
+    """Raise where a file that is to be written is a folder, or one of those that are read."""
+    require(not output.is_dir(), "output", str(output), "is a folder; wants a file")
+    for file in files:
+        same = output.exists() and output.samefile(file)
+        require(not same, "output", str(output), "is the source itself; wants another file")
+
+
+def read_object(path: Path, **columns: type) -> dict[str, Any]:
+    """Return the JSON object that a file is, with the given keys.
+
+    Raises:
+      ValueError: no such file, not JSON, not the object that is wanted.
+    """
+    try:
+        return checked_row(json.loads(path.read_text(encoding="utf8")), str(path), **columns)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 ({error})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: is not JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: is not JSON (nested too deeply)") from error
 
 
 def row_record(

@@ -8,20 +8,24 @@ The index is written last: a folder without one is not a dataset.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
+from nested_jax.config.schema import unknown_fields
+from nested_jax.data.records import checked_row, read_object
+from nested_jax.data.splits import SPLITS
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from nested_jax.errors import require
 from nested_jax.files import file_sha256, whole_file, write_bytes, write_json
 
 FORMAT = 1  # of the files and of the index
 INDEX = "index.json"
 TOKENIZER = "tokenizer.model"
+DTYPES = ("uint16", "uint32")
 HASH_BYTES = 256 << 20  # shards up to this size in all are hashed whenever they are opened
 
 Report = Callable[[str], None]
@@ -93,7 +97,7 @@ def byte_lengths(tokenizer: Tokenizer, piece_bytes: Mapping[str, int]) -> np.nda
 
 def token_dtype(vocab_size: int) -> str:
     """Return the smallest dtype that holds every token id."""
-    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+    return DTYPES[vocab_size > 1 << 16]
 
 
 def write_shard(
@@ -193,24 +197,34 @@ def read_index(root: Path) -> dict[str, Any]:
             f"data.source={str(root)!r}: no {INDEX} there; give a folder written by "
             "`python -m nested_jax.data shard`, or 'stdlib' for the embedded text"
         )
-    wanted = {"format", "dtype", "tokenizer", "shards", "source"}
-    return read_json(path, wanted, "an index of shards")
+    index = read_json(path, dtype=str, tokenizer=dict, shards=list, source=dict)
+    require(index["dtype"] in DTYPES, f"{path}: dtype", index["dtype"], f"wants one of {DTYPES}")
+    checked_row(index["tokenizer"], f"{path}: tokenizer", file=str, sha256=str)
+    require(bool(index["shards"]), f"{path}: shards", [], "wants at least one")
+    for number, row in enumerate(index["shards"]):
+        check_record(row, f"{path}: shards[{number}]")
+    return index
 
 
-def read_json(path: Path, wanted: set[str], what: str) -> dict[str, Any]:
-    """Return the JSON object of a file that has the wanted keys and the format of this version.
+def check_record(row: Any, where: str) -> None:
+    """Raise unless a row of the index is the record of a shard."""
+    fields = get_type_hints(Shard)
+    checked_row(row, where, **fields)
+    unknown_fields(f"{where}.", row, fields)
+    require(row["split"] in SPLITS, f"{where}: split", row["split"], f"wants one of {SPLITS}")
+    plain = Path(row["file"]).name == row["file"] and row["file"].endswith(".bin")
+    require(plain, f"{where}: file", row["file"], "wants NAME.bin, in the folder of the index")
+    for name in ("tokens", "documents", "bytes", "target_bytes"):
+        require(row[name] >= 0, f"{where}: {name}", row[name], "wants 0 or more")
+
+
+def read_json(path: Path, **columns: type) -> dict[str, Any]:
+    """Return the JSON object of a file with the given keys and the format of this version.
 
     Raises:
       ValueError: no such file, not JSON, not the object that is wanted, another format.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(data, dict) or not wanted <= data.keys():
-        raise ValueError(f"{path}: not {what}; wants the keys {sorted(wanted)}")
+    data = read_object(path, format=int, **columns)
     if data["format"] != FORMAT:
         raise ValueError(
             f"{path}: format={data['format']!r}, this version reads format {FORMAT}; "

@@ -104,7 +104,7 @@ def test_one_tokenizer_for_all(mixture: Path, tokenizer: Tokenizer, tmp_path: Pa
 
 
 def test_not_a_mixture(tmp_path: Path, mixture: Path) -> None:
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(ValueError, match="is not JSON"):
         prepare(DataConfig(source=str(Path(__file__))))
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match="not a mixture; wants the keys"):

@@ -77,7 +77,7 @@ def test_bad_index(store: TokenStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="format=99, this version reads format 1"):
         open_store(store.root)
     (store.root / INDEX).write_text('{"format": 1, "sha')
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(ValueError, match="is not JSON"):
         open_store(store.root)
     (store.root / INDEX).write_text('{"format": 1}')
     with pytest.raises(ValueError, match="not an index of shards"):

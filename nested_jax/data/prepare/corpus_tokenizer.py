@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -14,10 +15,11 @@ from nested_jax.data.cache import Report
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.prepare.inject import SYMBOLS
 from nested_jax.data.prepare.text_sources import records
-from nested_jax.data.records import Problems
+from nested_jax.data.records import Problems, checked_row, read_object
 from nested_jax.data.shards import TOKENIZER
 from nested_jax.data.streams import text_lines
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
+from nested_jax.errors import require
 from nested_jax.files import hold, write_bytes, write_json
 
 SYMBOL_SETS = {"mul_tokens": SYMBOLS}
@@ -34,6 +36,12 @@ class TokenizerOptions:
     hard_vocab_limit: bool = True  # False: a text too small for the vocabulary gives a smaller one
     max_bytes: int = 256 << 20  # of text in all, in equal shares; it is held in memory
     symbols: tuple[str, ...] = ()  # user-defined symbols, or names of SYMBOL_SETS
+
+    def __post_init__(self) -> None:
+        share, symbols = self.character_coverage, self.symbols
+        require(0.98 <= share <= 1, "character_coverage", share, "wants a share in [0.98, 1]")
+        require(self.max_bytes >= 1, "max_bytes", self.max_bytes, "wants 1 or more")
+        require(len(set(symbols)) == len(symbols), "symbols", symbols, "wants different ones")
 
 
 def train_on_sources(
@@ -57,6 +65,12 @@ def train_on_sources(
             for text in sample(spec, share, problems[spec.name], report):
                 counts[spec.name] += 1
                 yield text
+            if not counts[spec.name]:
+                met = problems[spec.name]
+                raise ValueError(
+                    f"{spec.dataset}: no text to train on in {met.read} records; "
+                    f"{met.summary() or 'nothing was unreadable'}"
+                )
 
     symbols = [s for name in options.symbols for s in SYMBOL_SETS.get(name, (name,))]
     file = folder / TOKENIZER
@@ -112,6 +126,7 @@ def coverage(tokenizer: Tokenizer, sample_file: Path, max_lines: int) -> dict[st
     Raises:
       ValueError: a file without a word, or that is not UTF-8.
     """
+    require(max_lines >= 0, "max_lines", max_lines, "wants 0 (all) or more")
     if not sample_file.is_file():
         raise ValueError(f"sample_file={str(sample_file)!r}: no such file")
     lines, tokens, characters = 0, [], 0
@@ -142,21 +157,22 @@ def coverage(tokenizer: Tokenizer, sample_file: Path, max_lines: int) -> dict[st
 
 def coverage_violations(
     found: Mapping[str, Any],
-    baseline: Mapping[str, Any],
+    baseline_file: Path,
     *,
     avg_tokens_tolerance: float,
     single_token_drop_tolerance: float,
     two_token_drop_tolerance: float,
 ) -> list[str]:
     """Return one line for every measure that is worse than the baseline's by more than allowed."""
+    baseline = read_object(baseline_file)
     limits = (  # name, sign of "worse", tolerance
         ("avg_tokens_per_word", 1, avg_tokens_tolerance),
         ("pct_single_token_words", -1, single_token_drop_tolerance),
         ("pct_two_or_less_tokens_words", -1, two_token_drop_tolerance),
     )
-    for name, _, _ in limits:
-        if not isinstance(baseline.get(name), (int, float)):
-            raise ValueError(f"baseline: {name} is missing; wants a report of `coverage`")
+    for name, _, tolerance in limits:
+        checked_row(baseline, str(baseline_file), **{name: float})
+        require(0 <= tolerance < math.inf, f"tolerance of {name}", tolerance, "wants 0 or more")
     return [
         f"{name}: {found[name]:.4f}, baseline {baseline[name]:.4f}, tolerance {tolerance:g}"
         for name, sign, tolerance in limits

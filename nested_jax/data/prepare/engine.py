@@ -208,7 +208,10 @@ def copy_store(source: str, target: str, report: Report) -> None:
         for path in sorted(system.ls(root, detail=False)):
             if Path(path).suffix in (".bin", ".doc", ".model", ".json"):
                 system.get_file(path, str(folder / Path(path).name))
-        store = open_store(folder)
+        try:
+            store = open_store(folder)
+        except ValueError as error:
+            raise ValueError(f"source={source!r}: {error}") from error
         files = [f for shard in store.shards for f in (shard.file, shard.offsets_file)]
         if "://" in target:
             put(folder, target, [*files, TOKENIZER, INDEX])

@@ -32,8 +32,8 @@ from nested_jax.data.prepare.filters import (
 )
 from nested_jax.data.prepare.overlap import eval_ngrams, overlaps
 from nested_jax.data.prepare.parallel import blocks, ordered_map
-from nested_jax.data.prepare.text_sources import fingerprint, plan_hash, records
-from nested_jax.data.records import Limit, Problems, Record
+from nested_jax.data.prepare.text_sources import fingerprint, local_files, plan_hash, records
+from nested_jax.data.records import Limit, Problems, Record, not_of_source
 from nested_jax.data.streams import find_files
 from nested_jax.errors import require
 from nested_jax.files import hold, whole_file, write_json
@@ -129,6 +129,7 @@ def filter_source(
         nothing is kept.
     """
     check_language(spec.lang)
+    not_of_source(output, local_files(spec))
     evaluation = eval_ngrams(options.eval_files)
     result = FilterReport(spec.name, spec.dataset, str(output))
     if options.eval_files:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from typing import Any, get_type_hints
 
 from nested_jax.data.manifest import SourceSpec, from_environment, load_manifest, parse
@@ -52,6 +53,24 @@ def add(parser: argparse.ArgumentParser, *flags: str, **options: Any) -> None:
     parser.add_argument(*flags, **options)
 
 
+def positive(text: str) -> int:
+    """Return the number of a flag that wants 1 or more."""
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r}: wants 1 or more")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """Return the number of a flag that wants a share."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: wants a share in [0, 1]")
+    return number
+
+
 def worker_flag(parser: argparse.ArgumentParser) -> None:
     add(parser, "--workers", type=int, default=1, help="processes; they do not change the output")
 
@@ -82,7 +101,7 @@ def shard_flags(parser: argparse.ArgumentParser) -> None:
     defaults = ShardOptions()
     add(parser, "--block-chars", type=int, default=defaults.block_chars, help="text of a shard")
     add(parser, "--held-out", type=float, default=defaults.held_out, help="share of valid, of test")
-    add(parser, "--seq-len", type=int, default=2048, help="of the rows that the log counts")
+    add(parser, "--seq-len", type=positive, default=2048, help="of the rows that the log counts")
     injection_flags(parser)
 
 
@@ -130,7 +149,7 @@ def recipe_flags(parser: argparse.ArgumentParser) -> None:
     add(parser, "--retrain-tokenizer", action="store_true")
     add(parser, "--tokenizer-model", default="", help="use this one, train none")
     add(parser, "--symbols", nargs="*", default=[], help="user-defined symbols, or mul_tokens")
-    add(parser, "--overlap-threshold", type=float, default=0.05)
+    add(parser, "--overlap-threshold", type=share, default=0.05)
     filter_flags(parser)
     shard_flags(parser)
 
@@ -176,7 +195,7 @@ def mixture_flags(parser: argparse.ArgumentParser) -> None:
 def validate_flags(parser: argparse.ArgumentParser) -> None:
     add(parser, "--manifest", required=True, help="a mixture.json, or a folder of shards")
     add(parser, "--output", default="")
-    add(parser, "--overlap-threshold", type=float, default=0.05)
+    add(parser, "--overlap-threshold", type=share, default=0.05)
 
 
 def stats_flags(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from nested_jax.data.records import checked_row, json_rows
+from nested_jax.data.records import checked_row, json_rows, not_of_source
 from nested_jax.data.tokenizers.tokenizer import Tokenizer
 from nested_jax.errors import require
 from nested_jax.files import whole_file
@@ -53,6 +53,8 @@ class Injection:
             self.condition,
             "wants baseline or mul_tokens",
         )
+        fits = -(2**63) <= self.seed < 2**63
+        require(fits, "inject_seed", self.seed, "wants a number of 64 bits")
         require(0 <= self.rate <= 1, "rate", self.rate, "wants a share in [0, 1]")
 
     @property
@@ -151,6 +153,7 @@ def rewrite_file(
     counts: Counter[str] = Counter(documents=0)
     if not source.is_file():
         raise ValueError(f"input={str(source)!r}: no such file")
+    not_of_source(output, [source])
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as out:
         for where, row in json_rows(source):
@@ -162,4 +165,5 @@ def rewrite_file(
                 counts.update(found)
             counts["documents"] += 1
             out.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        require(counts["documents"] > 0, "input", str(source), "has no record")
     return dict(counts)

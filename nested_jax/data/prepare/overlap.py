@@ -14,6 +14,7 @@ import numpy as np
 from nested_jax.data.prepare.filters import ngram_hashes, words_of
 from nested_jax.data.records import json_rows
 from nested_jax.data.streams import find_files
+from nested_jax.errors import require
 
 NGRAM = 13  # words
 
@@ -36,11 +37,13 @@ def eval_ngrams(paths: Sequence[str]) -> EvalNgrams:
     files = sorted({file for path in paths for file in find_files(path)})
     found, strings, short = [np.empty(0, np.uint64)], 0, 0
     for file in files:
+        before = strings
         for text in (text for _, row in json_rows(file) for text in strings_of(row)):
             grams = ngram_hashes(words_of(text).hashes, NGRAM)
             strings += 1
             short += len(grams) == 0
             found.append(grams)
+        require(strings > before, "eval_files", str(file), "has no text")
     return EvalNgrams(
         np.unique(np.concatenate(found)), tuple(str(file) for file in files), strings, short
     )

@@ -100,6 +100,9 @@ def run_recipe(
       ValueError: what the stages raise.
     """
     sources = with_limits(present(manifest.sources, report), limits)
+    mixed = with_weights(sources, options.mixture_config)
+    if options.tokenizer_model:
+        load_tokenizer(options.tokenizer_model)
     with hold_folder(options.out):
         ready = {spec.name: spec for spec in sources if has_own_shards(spec)}
         unread: dict[str, str] = {}
@@ -108,15 +111,6 @@ def run_recipe(
         ]
         tokenizer_path = tokenizer_stage(filtered, options, report)
         folders = shard_stage(filtered, ready, tokenizer_path, options, report)
-        weights = (
-            {s.name: s for s in load_manifest(options.mixture_config).sources}
-            if (options.mixture_config)
-            else {}
-        )
-        mixed = [
-            replace(spec, weight=weights[spec.name].weight) if spec.name in weights else spec
-            for spec in sources
-        ]
         mixture = options.out / "mixture.json"
         write_mixture(Manifest(manifest.name, tuple(mixed)), folders, mixture)
         report("[validate] every shard, and what the sources share")
@@ -164,6 +158,12 @@ def with_limits(sources: Sequence[SourceSpec], limits: Mapping[str, int]) -> lis
     ]
 
 
+def with_weights(sources: Sequence[SourceSpec], manifest: str) -> list[SourceSpec]:
+    """Return the sources with the weights that another manifest gives them by name."""
+    given = {spec.name: spec.weight for spec in load_manifest(manifest).sources} if manifest else {}
+    return [replace(spec, weight=given.get(spec.name, spec.weight)) for spec in sources]
+
+
 def has_own_shards(spec: SourceSpec) -> bool:
     """Return whether NL_SHARD_DIR_KEY names shards that are ready."""
     folder = os.environ.get(f"NL_SHARD_DIR_{spec.env_key}")
@@ -205,7 +205,6 @@ def filtered_source(spec: SourceSpec, output: Path) -> SourceSpec:
 def tokenizer_stage(sources: Sequence[SourceSpec], options: RecipeOptions, report: Report) -> Path:
     """Return the tokenizer: the one that is given, the one that is there, or a new one."""
     if options.tokenizer_model and not options.retrain_tokenizer:
-        load_tokenizer(options.tokenizer_model)
         return Path(options.tokenizer_model)
     folder = Path(options.tokenizer_output_dir or options.out / "tokenizer")
     path = folder / TOKENIZER

@@ -9,8 +9,7 @@ where it was; the index comes last, so nothing half-written is ever taken for wh
 from __future__ import annotations
 
 import functools
-import itertools
-import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,15 +23,15 @@ from nested_jax.data.manifest import SourceSpec, spec_dict
 from nested_jax.data.prepare.inject import Injection, check_symbols, inject, original_bytes
 from nested_jax.data.prepare.parallel import blocks, ordered_map
 from nested_jax.data.prepare.text_sources import fingerprint, plan_hash, records
-from nested_jax.data.records import Limit, Problems, Record
+from nested_jax.data.records import Limit, Problems, Record, read_object
 from nested_jax.data.shards import (
     FORMAT,
     INDEX,
     Shard,
     TokenStore,
     byte_lengths,
+    check_record,
     open_store,
-    read_index,
     write_index,
     write_shard,
 )
@@ -44,6 +43,7 @@ from nested_jax.files import PARTIAL, hold_folder, write_json
 PROGRESS = ".progress"  # folder of the records of finished blocks, until the index is there
 ENCODE_CHARS = 1 << 20  # of documents that are encoded at a time
 PLAN = "plan.json"
+SHARD_FILE = re.compile(rf".+-(?:{'|'.join(SPLITS)})-[0-9]{{5}}\.(?:bin|doc)")  # as written here
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,12 @@ def is_done(folder: Path, plan: str, *, force: bool) -> bool:
     """Return whether the shards of the plan are there; unlink an index of others if forced."""
     if not (folder / INDEX).is_file():
         return False
-    if read_index(folder)["source"].get("plan") == plan:
-        return True
+    try:
+        if open_store(folder).source.get("plan") == plan:
+            return True
+    except ValueError as error:
+        if not force:
+            raise ValueError(f"{error}; --force writes the shards again") from error
     require(
         force,
         "output folder",
@@ -162,20 +166,26 @@ def plan_of(spec: SourceSpec, tokenizer: Tokenizer, options: ShardOptions) -> st
 def begin_or_resume(folder: Path, plan: str, report: Report) -> dict[int, Block]:
     """Return the blocks that an earlier run with the same plan finished; clear those of others."""
     progress = folder / PROGRESS
-    if (progress / PLAN).is_file() and json.loads((progress / PLAN).read_text())["plan"] == plan:
-        done = [read_block(file) for file in sorted(progress.glob("block-*.json"))]
-        report(f"[shard] going on in {folder}: {len(done)} blocks are done")
-        return {block.number: block for block in done}
+    try:
+        if read_object(progress / PLAN, plan=str)["plan"] == plan:
+            done = [read_block(file) for file in sorted(progress.glob("block-*.json"))]
+            report(f"[shard] going on in {folder}: {len(done)} blocks are done")
+            return {block.number: block for block in done}
+    except ValueError:  # none, or damaged: from the beginning
+        pass
     shutil.rmtree(progress, ignore_errors=True)
-    for file in itertools.chain(folder.glob("*.bin"), folder.glob("*.doc")):
-        file.unlink()
+    for file in folder.iterdir():
+        if SHARD_FILE.fullmatch(file.name):  # a user's own files stay
+            file.unlink()
     progress.mkdir()
     write_json(progress / PLAN, {"plan": plan})
     return {}
 
 
 def read_block(file: Path) -> Block:
-    row = json.loads(file.read_text())
+    row = read_object(file, number=int, shards=list, injected=dict)
+    for shard in row["shards"]:
+        check_record(shard, str(file))
     return Block(row["number"], [Shard(**shard) for shard in row["shards"]], row["injected"])
 
 

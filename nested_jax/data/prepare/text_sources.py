@@ -80,6 +80,12 @@ def wanted_split(spec: SourceSpec) -> str:
     return split
 
 
+def local_files(spec: SourceSpec) -> list[Path]:
+    """Return the files that a source reads; none where it is no local text."""
+    local = spec.dataset and spec.dataset.partition(":")[0] not in ("stdlib", "hf")
+    return find_files(spec.dataset, spec.data_files) if local else []
+
+
 def fingerprint(spec: SourceSpec) -> list[Any]:
     """Return what identifies the text of a source, without reading it: files, sizes and times."""
     if spec.dataset.partition(":")[0] == "stdlib":

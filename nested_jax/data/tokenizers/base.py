@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
+CONTROL = ("<pad>", "<unk>", "<s>", "</s>")  # by id
 
 
 class Tokenizer(Protocol):

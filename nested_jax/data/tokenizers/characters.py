@@ -16,14 +16,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from nested_jax.data.tokenizers.base import EOS_ID, Tokenizer
+from nested_jax.data.tokenizers.base import CONTROL, EOS_ID, Tokenizer
 from nested_jax.errors import require
 
 MAGIC = b'{"characters":'  # begins the file of such a tokenizer
 FIRST_BYTE = EOS_ID + 1
 FIRST_CHARACTER = FIRST_BYTE + 256
 UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
-CONTROL = ("<pad>", "<unk>", "<s>", "</s>")
 
 
 class CharTokenizer(Tokenizer):

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import sentencepiece as spm
 
-from nested_jax.data.tokenizers.base import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
+from nested_jax.data.tokenizers.base import BOS_ID, CONTROL, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from nested_jax.errors import require
 
 SPACE = "\u2581"  # SentencePiece writes a space as this character
 MIN_VOCAB = 4 + 256 + 11  # control pieces, bytes, required characters
+MAX_VOCAB = 1 << 20
 LINE_BYTES = 16_384  # longest training sentence; SentencePiece drops what is longer
 PIECE_CHARS = 2_000  # of a text that are encoded at once
 MAX_CHARS = 200_000  # at most: encoding takes some 100 bytes of memory a character
@@ -146,6 +147,9 @@ def train_tokenizer(
     floor = MIN_VOCAB + len(symbols)
     require(vocab_size >= floor, "vocab_size", vocab_size, f"wants at least {floor} symbols")
     require(model_type in ("bpe", "unigram"), "model_type", model_type, "wants bpe or unigram")
+    require(vocab_size <= MAX_VOCAB, "vocab_size", vocab_size, f"wants at most {MAX_VOCAB} symbols")
+    reserved = [symbol for symbol in symbols if symbol in CONTROL]
+    require(not reserved, "symbols", reserved, "are control tokens of every tokenizer")
     spaced = [symbol for symbol in symbols if not symbol or symbol.split() != [symbol]]
     require(not spaced, "symbols", spaced, "wants symbols without white space")
     model = io.BytesIO()
