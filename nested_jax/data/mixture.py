@@ -96,7 +96,7 @@ def open_mixture(path: Path) -> TokenStore:
     Raises:
       ValueError: no such file, not a mixture, shards that are not the ones it was made of.
     """
-    mixture = read_json(path, name=str, tokenizer=dict, sources=list)
+    mixture = read_json(path, "a mixture", name=str, tokenizer=dict, sources=list)
     checked_row(mixture["tokenizer"], f"{path}: tokenizer", sha256=str)
     stores, shards, weights, piece_bytes = {}, [], {}, {}
     for number, entry in enumerate(mixture["sources"]):

@@ -197,7 +197,9 @@ def read_index(root: Path) -> dict[str, Any]:
             f"data.source={str(root)!r}: no {INDEX} there; give a folder written by "
             "`python -m nested_jax.data shard`, or 'stdlib' for the embedded text"
         )
-    index = read_json(path, dtype=str, tokenizer=dict, shards=list, source=dict)
+    index = read_json(
+        path, "an index of shards", dtype=str, tokenizer=dict, shards=list, source=dict
+    )
     require(index["dtype"] in DTYPES, f"{path}: dtype", index["dtype"], f"wants one of {DTYPES}")
     checked_row(index["tokenizer"], f"{path}: tokenizer", file=str, sha256=str)
     require(bool(index["shards"]), f"{path}: shards", [], "wants at least one")
@@ -218,13 +220,16 @@ def check_record(row: Any, where: str) -> None:
         require(row[name] >= 0, f"{where}: {name}", row[name], "wants 0 or more")
 
 
-def read_json(path: Path, **columns: type) -> dict[str, Any]:
+def read_json(path: Path, what: str, /, **columns: type) -> dict[str, Any]:
     """Return the JSON object of a file with the given keys and the format of this version.
 
     Raises:
       ValueError: no such file, not JSON, not the object that is wanted, another format.
     """
-    data = read_object(path, format=int, **columns)
+    try:
+        data = read_object(path, format=int, **columns)
+    except ValueError as error:
+        raise ValueError(f"{error}; wants {what}") from error
     if data["format"] != FORMAT:
         raise ValueError(
             f"{path}: format={data['format']!r}, this version reads format {FORMAT}; "

@@ -107,12 +107,14 @@ def test_not_a_mixture(tmp_path: Path, mixture: Path) -> None:
     with pytest.raises(ValueError, match="is not JSON"):
         prepare(DataConfig(source=str(Path(__file__))))
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ValueError, match="not a mixture; wants the keys"):
+    with pytest.raises(
+        ValueError, match=r"x.json: lacks format, name, tokenizer, sources.*wants a mixture"
+    ):
         prepare(DataConfig(source=str(tmp_path / "x.json")))
     data = json.loads(mixture.read_text())
     del data["sources"][0]["weight"]
     mixture.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match="every source wants the keys"):
+    with pytest.raises(ValueError, match=r"sources\[0\]: lacks weight"):
         open_mixture(mixture)
 
 
