@@ -23,9 +23,9 @@ import numpy as np
 # Every import from the package stands here: a file that moves is followed in this place only.
 from nested_jax import Batch, Config, build_model, load_config
 from nested_jax.config import BLOCKS, ModelConfig, from_config_dict, parse_overrides
-from nested_jax.conversion import to_dict
-from nested_jax.train_state import new_state
-from nested_jax.train_step import make_program, new_carry, train_step
+from nested_jax.config.schema import to_dict
+from nested_jax.train.state import new_state
+from nested_jax.train.step import make_program, new_carry, train_step
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 3
