@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little: unoptimised machine code saves a quarter of their time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+from quick_compile import quick_environment
+
+os.environ.update(quick_environment())
 
 import jax
 import pytest
@@ -18,6 +18,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+
+pytest_plugins = ["durations"]
 
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 16_384  # a quarter of the 65,530 that Linux grants a process

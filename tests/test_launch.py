@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from tiny import (
     HOPE,
     ROOT,
     TIMINGS,
-    compile_cache,
     environment,
     launch,
     launch_two,
@@ -46,12 +44,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def config(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(tmp_path_factory.mktemp("config"), data)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cached() -> Iterator[None]:
-    with compile_cache():
-        yield
 
 
 # --- refusals ------------------------------------------------------------------------------------

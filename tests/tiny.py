@@ -8,23 +8,18 @@ import random
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
+from quick_compile import ROOT, xla_flags
 
 from nested_jax.config import Config, from_config_dict
 from nested_jax.data.shards import write_index, write_shard
 from nested_jax.data.tokenizers.tokenizer import train_tokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
 WORDS = "alpha beta gamma delta value index tensor memory level chunk write read".split()  # noqa: SIM905
 VOCAB = 320
-# Runs of one configuration compile once, whichever process they are in.
-COMPILE_CACHE = tempfile.TemporaryDirectory(prefix="nested-jax-tests-")
 TIMINGS = ("tokens_per_s", "step_s", "flops_per_s", "mfu")  # the lines differ in nothing else
 
 
@@ -95,26 +90,13 @@ def write_fields(folder: Path, fields: Mapping[str, Any]) -> Path:
     return file
 
 
-@contextmanager
-def compile_cache() -> Iterator[None]:
-    """Use `COMPILE_CACHE` in this process."""
-    jax.config.update("jax_compilation_cache_dir", COMPILE_CACHE.name)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_compilation_cache_dir", None)
-
-
 def environment(devices: int = 1) -> dict[str, str]:
-    """Return the environment of a process that compiles quickly, and once with all others."""
-    environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    environ["JAX_COMPILATION_CACHE_DIR"] = COMPILE_CACHE.name
-    environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-    # Half the compile time; the same in every start, so runs stay comparable bit for bit.
-    quick = "--xla_backend_optimization_level=0"
-    environ["XLA_FLAGS"] = f"{quick} --xla_force_host_platform_device_count={devices}"
-    return environ
+    """Return the environment of a process that compiles like the tests, on so many devices.
+
+    The flags are the same in every start, so runs stay comparable bit for bit.
+    """
+    count = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": f"{xla_flags()} {count}"}
 
 
 def launch(config: Path, workdir: Path, *flags: str, devices: int = 1) -> subprocess.Popen[str]:

@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_root import untrained, write_root
-from tiny import HOPE, ROOT, compile_cache, environment, read_lines, tiny_config, write_data
+from tiny import HOPE, ROOT, environment, read_lines, tiny_config, write_data
 
 from eval.__main__ import main
 from eval.core.cli import evaluate
@@ -45,9 +44,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with compile_cache():
-        yield Place(tmp_path_factory.mktemp("place"))
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers import assert_close, assert_equal
-from tiny import compile_cache, launch, launch_two, read_lines, synthetic_text, write_fields
+from tiny import launch, launch_two, read_lines, synthetic_text, write_fields
 
 from nested_jax import generate
 from nested_jax.config import Config, MeshConfig, from_config_dict, load_config
@@ -35,12 +34,6 @@ STEPS = 8
 
 class CrashError(Exception):
     """Stands for a kill."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cached() -> Iterator[None]:
-    with compile_cache():
-        yield
 
 
 @pytest.fixture(scope="module")

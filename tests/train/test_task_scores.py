@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from test_trainer import assert_same_run, at
-from tiny import compile_cache, read_lines
+from tiny import read_lines
 
 from nested_jax.config import from_config_dict, load_config
 from nested_jax.data.pipeline import make_train_iterator, prepare
@@ -27,12 +26,6 @@ from nested_jax.types import Batch
 ROOT = Path(__file__).resolve().parents[2]
 PARITY = "formal,language=parity,max_length=12"
 LONGER = "formal,language=parity,min_length=13,max_length=21"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cached() -> Iterator[None]:
-    with compile_cache():
-        yield
 
 
 def fields(**changes: Any) -> dict[str, Any]:

@@ -8,14 +8,14 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 from helpers import assert_close, assert_equal
-from tiny import HOPE, VOCAB, compile_cache, read_lines, tiny_config, write_data
+from tiny import HOPE, VOCAB, read_lines, tiny_config, write_data
 
 from nested_jax.config import from_config_dict
 from nested_jax.errors import NotWrittenError
@@ -35,12 +35,6 @@ class CrashError(Exception):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("tiny") / "data")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cached() -> Iterator[None]:
-    with compile_cache():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from helpers import assert_equal
 from test_scoring import tokenizer
-from tiny import compile_cache
 
 from eval.core.memory import MemorizeOptions, Memorizer
 from eval.core.memory_paths import keep_memories, sequence_change
@@ -25,12 +24,6 @@ from nested_jax.models.lm import build_model
 
 TEXTS = [list(range(5, 26)), list(range(40, 50)), list(range(7, 40))]
 REQUESTS = [Request((5, 6, 7), (8, 9)), Request((40, 41), (42,)), Request((7, 8), (9, 10, 11))]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cached():
-    with compile_cache():
-        yield
 
 
 @cache

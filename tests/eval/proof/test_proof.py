@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import compile_cache
 
 from eval.__main__ import main as eval_main
 from eval.proof import command as proof
@@ -38,12 +36,6 @@ from nested_jax.data.synthetic.rows import task_of
 from nested_jax.files import try_flock, write_json
 
 TINY = Budget(languages("Parity"), ("transformer", "hope frozen"), 2, 8, (3e-3,), (0,))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cached() -> Iterator[None]:
-    with compile_cache():
-        yield
 
 
 @pytest.fixture

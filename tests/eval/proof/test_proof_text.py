@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tiny import compile_cache
 
 import launch as launcher
 from eval.proof import command as proof
@@ -152,13 +151,12 @@ def test_parts_add_up_to_the_held_out_loss(writes: str, folder: Path) -> None:
     overrides = {"data.source": str(folder), "data.cache_dir": str(folder.parent / "cache")}
     overrides["model.layers"] = 1
     cfg = load_config(f"configs/real_text.py:test,writes={writes},rows=4", overrides)
-    with compile_cache():
-        model = build_model(cfg.model)
-        params = jax.jit(model.init)(jax.random.key(0))
-        got = measure(params, cfg)
-        step = jax.jit(lambda p, b: loss_fn(model, p, b, cfg)[1])
-        (batch,) = valid_batches(cfg.data, batch_size=4, align=cfg.align)
-        want = step(params, Batch(**batch))
+    model = build_model(cfg.model)
+    params = jax.jit(model.init)(jax.random.key(0))
+    got = measure(params, cfg)
+    step = jax.jit(lambda p, b: loss_fn(model, p, b, cfg)[1])
+    (batch,) = valid_batches(cfg.data, batch_size=4, align=cfg.align)
+    want = step(params, Batch(**batch))
     assert sum(got.tokens) == float(want["tokens"])
     np.testing.assert_allclose(sum(got.nats) / sum(got.tokens), float(want["loss"]), rtol=1e-5)
 
