@@ -196,7 +196,7 @@ def prepare(cfg: ModelConfig) -> tuple[Any, np.ndarray]:
     @jax.jit
     def read(params: Any, text_BT: jax.Array) -> jax.Array:
         state = model.init_state(params, ROWS, capacity=T)
-        return model.apply(params, state, text_BT, origin="fresh")[1]
+        return model.apply(params, state, text_BT, start="fresh")[1]
 
     text = np.random.default_rng(11).integers(0, SYMBOLS, (ROWS, T)).astype(np.int32)
     return params, np.asarray(read(params, jnp.asarray(text)))
