@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -72,6 +73,17 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, (json.dumps(data, indent=2) + "\n").encode())
+
+
+def replace_file(draft: Path, path: Path, report: Report) -> None:
+    """Give `draft` the name `path`; a file of that name with other contents is set aside, aloud."""
+    if path.exists() and file_sha256(path) != file_sha256(draft):
+        when = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y%m%d-%H%M%S")
+        names = (path.with_name(f"{path.name}.{when}.{number}") for number in count())
+        aside = next(name for name in names if not name.exists())
+        path.rename(aside)
+        report(f"{path} was there with other contents; they are in {aside.name} now")
+    os.replace(draft, path)
 
 
 # --- hashes --------------------------------------------------------------------------------------

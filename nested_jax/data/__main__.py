@@ -195,7 +195,7 @@ def run_inject(args: argparse.Namespace) -> int:
 
 
 def run_engine_command(args: argparse.Namespace) -> int:
-    """Filter and shard on Ray, one task a file, writing to any fsspec path."""
+    """Filter and shard on Ray, one task per file, writing to any fsspec path."""
     options = EngineOptions(
         args.output_url,
         Path(args.tokenizer_path),

@@ -19,7 +19,7 @@ import numpy as np
 from nested_jax.data.shards import Shard, TokenStore
 from nested_jax.errors import require
 
-CACHED_SHARDS = 1024  # shards that are open at once: 16 bytes a document
+CACHED_SHARDS = 1024  # shards that are open at once: 16 bytes per document
 
 Row = dict[str, np.ndarray]
 
@@ -54,7 +54,7 @@ class PackedSource:
 
     Args:
       shards: in the order of the concatenation.
-      seq_len: tokens a row, a multiple of `align`.
+      seq_len: tokens per row, a multiple of `align`.
     """
 
     def __init__(

@@ -42,10 +42,10 @@ class DatasetInfo(NamedTuple):
     tokenizer_sha256: str  # of synthetic tasks: the hash of their settings
     eos_id: int  # -1: there is none
     pad_id: int
-    bytes_per_token: float  # UTF-8 bytes a target of the valid split, exactly
+    bytes_per_token: float  # UTF-8 bytes per target of the valid split, exactly
     tokens: dict[str, dict[str, int]]  # segment -> split -> tokens
     documents: dict[str, dict[str, int]]  # segment -> split -> documents
-    piece_byte_lengths: np.ndarray  # [vocab_size] int64, bytes a token stands for; EOS is 0
+    piece_byte_lengths: np.ndarray  # [vocab_size] int64, bytes that a token stands for; EOS is 0
     root: Path
 
 
@@ -150,7 +150,7 @@ class LocalBatches:
     """A random-access source of one process's share of every global batch: a contiguous part."""
 
     sources: tuple[RowSource, ...]
-    order: Any  # endless row numbers, by index; the rows of the sources are numbered in turn
+    order: Any  # endless row numbers, by index; the rows of the first source come first
     batch_size: int  # rows of the global batch
     process_index: int
     process_count: int

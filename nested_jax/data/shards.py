@@ -38,7 +38,7 @@ class Shard:
     segment: str
     split: str
     file: str  # NAME.bin; the offsets are in NAME.doc
-    tokens: int  # with one EOS a document
+    tokens: int  # with one EOS per document
     documents: int
     bytes: int  # UTF-8 bytes of the text
     target_bytes: int  # bytes of the tokens that are targets: all but the first of each document
@@ -59,7 +59,7 @@ class TokenStore:
     tokenizer: Tokenizer
     tokenizer_path: Path
     shards: tuple[Shard, ...]
-    weights: dict[str, float]  # sampling weight a segment; empty is in proportion to tokens
+    weights: dict[str, float]  # sampling weight per segment; empty is in proportion to tokens
     source: dict[str, Any]  # how it was made, for reports
 
     @property
@@ -112,7 +112,7 @@ def write_shard(
     """Write one shard from the token ids of its documents (without EOS, which is added).
 
     Args:
-      lengths_S: bytes of the original text behind every token id; None is the tokenizer's.
+      lengths_S: bytes of the original text that each token id stands for; None is the tokenizer's.
 
     Both files appear whole and are on the disk before the record is returned, so that an index
     never names a shard that a crash could still lose.

@@ -7,20 +7,20 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from nested_jax.data.cache import Report
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.prepare.inject import SYMBOLS
-from nested_jax.data.prepare.text_sources import records
+from nested_jax.data.prepare.text_sources import fingerprint, plan_hash, records
 from nested_jax.data.records import Problems, checked_row, read_object
 from nested_jax.data.shards import TOKENIZER
 from nested_jax.data.streams import text_lines
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from nested_jax.errors import require
-from nested_jax.files import hold, write_bytes, write_json
+from nested_jax.files import PARTIAL, hold, replace_file, write_bytes, write_json
 
 SYMBOL_SETS = {"mul_tokens": SYMBOLS}
 HISTOGRAM = 20  # piece lengths that the coverage report lists
@@ -85,8 +85,11 @@ def train_on_sources(
             hard_vocab_limit=options.hard_vocab_limit,
             max_bytes=options.max_bytes,
         )
-        write_bytes(file, tokenizer.model)
+        draft = file.with_name(f"{TOKENIZER}{PARTIAL}")
+        write_bytes(draft, tokenizer.model)
+        replace_file(draft, file, report)
         log = {
+            "plan": tokenizer_plan(sources, options),
             "model": str(file),
             "sha256": tokenizer.hash,
             "vocab_size": tokenizer.vocab_size,
@@ -102,6 +105,11 @@ def train_on_sources(
         + "".join(unread)
     )
     return tokenizer
+
+
+def tokenizer_plan(sources: Sequence[SourceSpec], options: TokenizerOptions) -> str:
+    """Return a hash of all that decides a tokenizer."""
+    return plan_hash(asdict(options), [fingerprint(spec) for spec in sources])
 
 
 def sample(spec: SourceSpec, max_bytes: int, problems: Problems, report: Report) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Beyond one machine: the same filter and shard functions as tasks of Ray Data.
 
-    files -> blocks that passed the rules, with signatures   (one task a file; stays in the cluster)
-          -> duplicates over all signatures                  (here; 520 bytes a document)
-          -> shards of what is left, to any fsspec path      (one task a block)
+    files -> blocks that passed the rules, with signatures   (one task per file, in the cluster)
+          -> duplicates over all signatures                  (here; 520 bytes per document)
+          -> shards of what is left, to any fsspec path      (one task per block)
           -> the index, last
 
 docs/data.md argues the choice of Ray Data. Blocks end at the ends of files, so shards hold other

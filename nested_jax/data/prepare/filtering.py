@@ -32,11 +32,17 @@ from nested_jax.data.prepare.filters import (
 )
 from nested_jax.data.prepare.overlap import eval_ngrams, overlaps
 from nested_jax.data.prepare.parallel import blocks, ordered_map
-from nested_jax.data.prepare.text_sources import fingerprint, local_files, plan_hash, records
+from nested_jax.data.prepare.text_sources import (
+    fingerprint,
+    local_files,
+    plan_hash,
+    records,
+    stats_of,
+)
 from nested_jax.data.records import Limit, Problems, Record, not_of_source
 from nested_jax.data.streams import find_files
 from nested_jax.errors import require
-from nested_jax.files import hold, whole_file, write_json
+from nested_jax.files import hold, replace_file, whole_file, write_json
 
 BLOCK_CHARS = 2 << 20  # of documents that one worker gets at a time
 
@@ -120,8 +126,8 @@ def filter_source(
 ) -> FilterReport:
     """Filter one source into ``output`` (JSON lines: text, split) and ``output.report.json``.
 
-    The output appears whole or not at all. The same input and options give the same bytes, whatever
-    the number of workers.
+    The output appears whole or not at all, and other contents that were there are set aside. The
+    same input and options give the same bytes, whatever the number of workers.
 
     Raises:
       HeldError: another process writes this output.
@@ -142,7 +148,8 @@ def filter_source(
         folder = Path(name)
         judge_block = partial(judge, ngrams=evaluation.hashes)
         spool(spec, folder, judge_block, options, result, report)
-        write_kept(folder, output, options, result)
+        write_kept(folder, options, result)
+        replace_file(folder / "kept", output, report)
         body = {
             **vars(result),
             "plan": filter_plan(spec, options),
@@ -156,9 +163,9 @@ def filter_source(
 
 def filter_plan(spec: SourceSpec, options: FilterOptions) -> str:
     """Return a hash of all that decides the output of `filter_source`."""
-    tasks = [find_files(path) for path in options.eval_files]
+    tasks = sorted({file for path in options.eval_files for file in find_files(path)})
     settings = {**asdict(options), "workers": None}
-    return plan_hash(fingerprint(spec), settings, [str(f) for files in tasks for f in files])
+    return plan_hash(fingerprint(spec), settings, stats_of(tasks))
 
 
 def report_path(output: Path) -> Path:
@@ -202,15 +209,15 @@ def json_line(record: Record) -> bytes:
     return (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
 
-def write_kept(folder: Path, output: Path, options: FilterOptions, result: FilterReport) -> None:
-    """Copy the spooled documents that are no duplicates to the output, in one rename."""
+def write_kept(folder: Path, options: FilterOptions, result: FilterReport) -> None:
+    """Copy the spooled documents that are no duplicates to ``folder/kept``."""
     size = (folder / "signatures").stat().st_size
     entries = np.memmap(folder / "signatures", ENTRY, "r") if size else np.empty(0, ENTRY)
     duplicates = find_duplicates(entries, options.similarity, options.dedup_window)
     result.dropped["exact_duplicate"] += int(duplicates.exact.sum())
     result.dropped["near_duplicate"] += int(duplicates.near.sum())
     drop = duplicates.exact | duplicates.near
-    with open(folder / "texts", "rb") as texts, whole_file(output) as kept:
+    with open(folder / "texts", "rb") as texts, whole_file(folder / "kept") as kept:
         for number, line in enumerate(texts):
             if not drop[number]:
                 count_kept(line, result)

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from nested_jax.data.records import checked_row, json_rows, not_of_source
 from nested_jax.data.tokenizers.tokenizer import Tokenizer
 from nested_jax.errors import require
-from nested_jax.files import whole_file
+from nested_jax.files import PARTIAL, Report, replace_file, whole_file
 
 FORMS = ("{} * {}", "{}*{}", "{} x {}", "{}x{}", "{} \u00d7 {}", "{}\u00d7{}", "{} times {}")
 PRODUCTS = tuple(f"<mul_{a}_{b}>" for a in range(10) for b in range(10))
@@ -143,7 +143,13 @@ def original_bytes() -> dict[str, int]:
 
 
 def rewrite_file(
-    source: Path, output: Path, injection: Injection, *, column: str, restoring: bool
+    source: Path,
+    output: Path,
+    injection: Injection,
+    report: Report = print,
+    *,
+    column: str,
+    restoring: bool,
 ) -> dict[str, int]:
     """Inject into, or restore, the texts of a JSON lines file; return the counts.
 
@@ -155,7 +161,8 @@ def rewrite_file(
         raise ValueError(f"input={str(source)!r}: no such file")
     not_of_source(output, [source])
     output.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(output) as out:
+    draft = output.with_name(f".{output.name}{PARTIAL}")
+    with whole_file(draft) as out:
         for where, row in json_rows(source):
             text = checked_row(row, where, **{column: str})[column]
             if restoring:
@@ -166,4 +173,5 @@ def rewrite_file(
             counts["documents"] += 1
             out.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
         require(counts["documents"] > 0, "input", str(source), "has no record")
+    replace_file(draft, output, report)
     return dict(counts)

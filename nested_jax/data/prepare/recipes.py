@@ -18,9 +18,14 @@ from nested_jax.data.cache import Report
 from nested_jax.data.manifest import Manifest, SourceSpec, load_manifest, parse
 from nested_jax.data.mixture import open_mixture, shard_folder, write_mixture
 from nested_jax.data.prepare.audit import validate
-from nested_jax.data.prepare.corpus_tokenizer import TokenizerOptions, train_on_sources
+from nested_jax.data.prepare.corpus_tokenizer import (
+    TokenizerOptions,
+    tokenizer_plan,
+    train_on_sources,
+)
 from nested_jax.data.prepare.filtering import FilterOptions, filter_plan, filter_source, report_path
 from nested_jax.data.prepare.shard_corpus import ShardOptions, shard_source, shard_stats
+from nested_jax.data.records import read_object
 from nested_jax.data.shards import INDEX, TOKENIZER, open_store
 from nested_jax.data.text.stdlib_text import collect, stdlib_root
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
@@ -64,7 +69,7 @@ ENV_OPTIONS = (
 
 
 class Prepared(NamedTuple):
-    """What a recipe leaves behind."""
+    """What a recipe has made."""
 
     mixture: Path
     tokenizer: Path
@@ -94,7 +99,7 @@ def run_recipe(
     """Prepare the mixture of a manifest below ``options.out``.
 
     Args:
-      limits: documents a source, by its name or key; "" is all others.
+      limits: documents per source, by its name or key; "" is all others.
     Raises:
       HeldError: another process prepares data there.
       ValueError: what the stages raise.
@@ -183,6 +188,7 @@ def filter_stage(
             unread[spec.name] = done["unread"]
             return filtered_source(spec, output)
         report(f"[filter] {spec.name}: settings or source changed, filtering again")
+        output.unlink()  # of this recipe, and in place of it; elsewhere an old file is set aside
     unread[spec.name] = filter_source(spec, output, options.filtering, report).unread
     return filtered_source(spec, output)
 
@@ -190,9 +196,8 @@ def filter_stage(
 def read_report(path: Path) -> dict[str, Any]:
     """Return what an earlier filter reported; no plan where it is damaged or of an old version."""
     try:
-        found = json.loads(path.read_text())
-        return {"plan": found["plan"], "unread": found["unread"]}
-    except (ValueError, KeyError, TypeError):
+        return read_object(path, plan=str, unread=str)
+    except ValueError:
         return {"plan": None, "unread": ""}
 
 
@@ -208,18 +213,26 @@ def tokenizer_stage(sources: Sequence[SourceSpec], options: RecipeOptions, repor
         return Path(options.tokenizer_model)
     folder = Path(options.tokenizer_output_dir or options.out / "tokenizer")
     path = folder / TOKENIZER
-    if path.is_file() and not options.retrain_tokenizer:
-        if load_tokenizer(path).vocab_size == options.vocab_size:
-            report(f"[tokenizer] keeping {path} (--retrain-tokenizer trains it again)")
-            return path
-        report(f"[tokenizer] {path} has another vocabulary size, training it again")
     if options.tokenizer_manifest:
         sources = load_manifest(options.tokenizer_manifest).sources
     settings = TokenizerOptions(vocab_size=options.vocab_size, symbols=options.symbols)
+    if path.is_file() and not options.retrain_tokenizer:
+        if trained_as(folder) == tokenizer_plan(sources, settings):
+            report(f"[tokenizer] keeping {path} (--retrain-tokenizer trains it again)")
+            return path
+        report(f"[tokenizer] {path} is of other text or settings, training again")
     train_on_sources(sources, folder, settings, report)
     if options.tokenizer_log:
         write_json(Path(options.tokenizer_log), json.loads((folder / "tokenizer.json").read_text()))
     return path
+
+
+def trained_as(folder: Path) -> str:
+    """Return the plan of the tokenizer that is there; "" where it is not known."""
+    try:
+        return read_object(folder / "tokenizer.json", plan=str)["plan"]
+    except ValueError:
+        return ""
 
 
 def shard_stage(

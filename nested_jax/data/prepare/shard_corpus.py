@@ -1,6 +1,6 @@
 """The sharder: one source in, a folder of token shards out.
 
-The stream of documents is cut into blocks, and each block becomes shards of its own (one a split),
+The stream of documents is cut into blocks, and each block becomes shards of its own, one per split,
 tokenized and written by a worker process. Cuts depend on the stream alone, so the output is the
 same whatever the number of workers; a block that is done is recorded, so a killed run goes on
 where it was; the index comes last, so nothing half-written is ever taken for whole.

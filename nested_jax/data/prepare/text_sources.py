@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -100,9 +101,9 @@ def fingerprint(spec: SourceSpec) -> list[Any]:
     return [READING, {**spec_dict(spec), **unused}, inputs]
 
 
-def stats_of(files: Sequence[Path], root: Path) -> list[tuple[str, int, int]]:
-    """Return the name below `root`, the size and the time of every file."""
-    stats = [(file.relative_to(root).as_posix(), file.stat()) for file in files]
+def stats_of(files: Sequence[Path], root: Path = Path()) -> list[tuple[str, int, int]]:
+    """Return the name as seen from `root`, the size and the time of every file."""
+    stats = [(os.path.relpath(file, root), file.stat()) for file in files]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 

@@ -74,7 +74,7 @@ def read_texts(path: Path) -> list[Text]:
 
 
 def cut(text: str) -> list[Text]:
-    """Cut one text into its splits, each at the first line end behind its share."""
+    """Cut one text into its splits, each at the first line end after its share."""
     texts, start = [], 0
     for split, share in CUT.items():
         end = len(text)
@@ -125,7 +125,7 @@ def write_texts(
     path: str,
     report: Report,
 ) -> None:
-    """Train the tokenizer on the train split and write one shard a split."""
+    """Train the tokenizer on the train split and write one shard per split."""
     learned = [text.text for text in texts if text.split == "train"]
     random.Random(0).shuffle(learned)  # a tokenizer that reads only a part reads a fair one
     tokenizer = train(learned)

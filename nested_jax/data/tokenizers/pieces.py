@@ -23,7 +23,7 @@ MIN_VOCAB = 4 + 256 + 11  # control pieces, bytes, required characters
 MAX_VOCAB = 1 << 20
 LINE_BYTES = 16_384  # longest training sentence; SentencePiece drops what is longer
 PIECE_CHARS = 2_000  # of a text that are encoded at once
-MAX_CHARS = 200_000  # at most: encoding takes some 100 bytes of memory a character
+MAX_CHARS = 200_000  # at most: encoding takes some 100 bytes of memory per character
 BOUNDARY = re.compile(r"(?<=\n)|(?<=[^ ])(?= )")  # pieces begin with a space or hold none
 
 
