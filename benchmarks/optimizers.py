@@ -29,7 +29,7 @@ import optax
 
 from nested_jax.config import OptimConfig, load_config, parse_overrides
 from nested_jax.models.lm import build_model
-from nested_jax.optim import make_optimizer, tree_dims
+from nested_jax.optim import M3, make_optimizer, tree_dims
 from nested_jax.train.state import new_state
 from nested_jax.train.step import make_program, train_step
 from nested_jax.types import Batch, ParamInfo, PyTree
@@ -173,7 +173,7 @@ def main() -> None:
         return
     info = transformer_info(args.layers, args.dim, args.heads, args.mlp, args.vocab)
     times = measure(info, args.repeats)
-    flop = newton_schulz_flop(info, OptimConfig().newton_schulz_steps)
+    flop = newton_schulz_flop(info, M3().steps)
     parameters = sum(math.prod(leaf.shape) for leaf in info.values())
     for name in NAMES:
         print(

@@ -236,7 +236,7 @@ class Teacher:
             ended_B = complete_B & (level.tokens_B >= cms.periods[i])
             if flush:
                 ended_B = level.tokens_B > 0
-            level, event = write_level(cms, level, rates[i], ended_B)
+            level, event = write_level(cms, i, level, rates[i], ended_B)
             written.append(level)
             events.append(event)
         if cms.chain == "nested":

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 
 from eval.proof.suites import Budget, Case, Model, Suite
-from nested_jax.config import Config, from_config_dict, load_config, parse_overrides
+from nested_jax.config import Config, from_saved, load_config, parse_overrides
 from nested_jax.config.schema import difference, to_dict
 from nested_jax.errors import ROOT, require
 from nested_jax.files import owner_of, try_flock, write_json
@@ -224,7 +224,7 @@ def difference_of(record: dict[str, Any], cell: Cell) -> list[str]:
     """Return what differs; of the run that it began with, the cell counts, not where it lies."""
     begun = record["train"]["init_from"]
     record = {**record, "train": {**record["train"], "init_from": ""}}
-    changed = difference(from_config_dict(record), cell.load())
+    changed = difference(from_saved(record), cell.load())
     before = cell.before.folder if cell.before else ""
     if not (begun.endswith(f"/{before}") if before else begun == ""):
         changed.append(f"config.train.init_from: {begun!r} -> {before!r}")

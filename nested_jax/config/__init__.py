@@ -4,7 +4,7 @@ An unknown field, a wrong type and a combination that cannot work are ``ValueErr
 is allocated.
 """
 
-from nested_jax.config.load import from_config_dict, load_config, parse_overrides
+from nested_jax.config.load import from_config_dict, from_saved, load_config, parse_overrides
 from nested_jax.config.model import BLOCKS, CMSConfig, MemoryConfig, ModelConfig
 from nested_jax.config.run import (
     Config,
@@ -31,6 +31,7 @@ __all__ = [
     "TrainConfig",
     "check_teach",
     "from_config_dict",
+    "from_saved",
     "load_config",
     "parse_overrides",
 ]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import math
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
+from nested_jax.config.legacy import upgrade
 from nested_jax.config.run import Config
 from nested_jax.config.schema import from_dict
 
@@ -28,6 +31,22 @@ def from_config_dict(config: ml_collections.ConfigDict | Mapping[str, Any]) -> C
     """
     data = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
     return from_dict(data, Config)
+
+
+def from_saved(saved: Mapping[str, Any]) -> Config:
+    """Convert the configuration that this or an earlier version saved beside its checkpoints.
+
+    Raises:
+      ValueError: a removed field has another value than the code has now.
+    """
+    data = upgrade(saved)
+    if "read_threads" not in saved.get("data", {}):
+        return from_config_dict(data)
+    # Documents started at multiples of the largest chunk of the model, which is in data.align now.
+    rows = data["data"]
+    any_chunk = from_config_dict({**data, "data": {**rows, "align": rows["seq_len"]}})
+    align = 0 if any_chunk.data.is_synthetic else math.lcm(rows["align"] or 1, any_chunk.chunk)
+    return replace(any_chunk, data=replace(any_chunk.data, align=align))
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:

@@ -91,11 +91,10 @@ class CMSConfig(Block):
     periods: tuple[Count, ...] = (64, 256)  # tokens between a level's writes, the fastest first
     chain: Literal["sequential", "nested", "independent"] = "sequential"  # how levels are arranged
     hidden: Size = 0  # hidden width of a level; 0 takes model.mlp_hidden
-    inner_lr: tuple[Amount, ...] = (0.005,)  # rate a token of summed loss; one, or one a level
+    inner_lr: tuple[Amount, ...] = (0.005,)  # per token of summed loss; one, or one per level
     learned_rate: bool = True  # every matrix of a level learns a factor on its rate
-    optimizer: Literal["sgd", "momentum", "dgd", "adam", "muon"] = "sgd"  # of a level
-    momentum: Share = 0.9  # of the inner `momentum`, `adam` and `muon`, a write
-    keep: Factor = 1.0  # retention of a fast weight at a write: 1 forgets nothing
+    optimizer: tuple[Literal["sgd", "momentum", "dgd", "adam", "muon"], ...] = ("sgd",)  # likewise
+    momentum: tuple[Share, ...] = (0.9,)  # of `momentum`, `adam` and `muon`, per write; likewise
     fast_layers: Annotated[int, Range(least=-1)] = 1  # last blocks, with written levels; -1 is all
     fast_rank: Size = 0  # rank of a fast weight's delta; 0 is full
     surprise: tuple[Amount, ...] = ()  # weight of each level's auxiliary loss; () has no heads
@@ -106,13 +105,20 @@ class CMSConfig(Block):
         for fast, slow in pairwise(self.periods):
             want = f"each must be a multiple of the one before; {slow} is no multiple of {fast}"
             require(slow % fast == 0, "model.cms.periods", self.periods, want)
-        want = f"wants one rate, or one for each of the {levels} periods"
-        require(len(self.inner_lr) in (1, levels), "model.cms.inner_lr", self.inner_lr, want)
+        for name in ("inner_lr", "optimizer", "momentum"):
+            value, want = getattr(self, name), f"wants one, or one for each of the {levels} periods"
+            require(len(value) in (1, levels), f"model.cms.{name}", value, want)
         want = f"wants a weight for each of the {levels} periods, or () for no heads"
         require(len(self.surprise) in (0, levels), "model.cms.surprise", self.surprise, want)
 
     def level_lr(self, level: int) -> float:
-        return self.inner_lr[level] if len(self.inner_lr) > 1 else self.inner_lr[0]
+        return self.inner_lr[level % len(self.inner_lr)]
+
+    def level_optimizer(self, level: int) -> str:
+        return self.optimizer[level % len(self.optimizer)]
+
+    def level_momentum(self, level: int) -> float:
+        return self.momentum[level % len(self.momentum)]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from nested_jax.config.fields import (
     Range,
     Share,
     Size,
-    Small,
     place,
 )
 from nested_jax.config.model import ModelConfig
@@ -32,14 +31,18 @@ class TeachConfig(Block):
     scale: Amount = 1.0  # factor on the teach signal
     clip: Amount = 0.0  # L2 bound of the teach signal a token; 0 is none
     warmup_steps: Size = 0  # outer steps over which `scale` rises from 0
-    decay_start: Size = 0  # outer step at which `scale` starts to fall
-    decay_steps: Size = 0  # outer steps over which it falls to 0; 0 never falls
+    decay: tuple[Size, ...] = ()  # (start, steps) of the fall of `scale` to 0; () never falls
     surprise_metric: Literal["l2", "loss", "entropy"] = "loss"  # mean over the chunk's tokens
     surprise_threshold: Amount | None = None  # a chunk below it is not written; None writes all
     meta_gradient: Literal["through", "stop"] | Count = "through"  # int: the last k chunks
     levels: tuple[Size, ...] | None = None  # CMS levels that may be written, 0 the fastest
     layers: tuple[Size, ...] | None = None  # blocks that may be written; None all
     remat: Free[Literal["none", "chunk", "sqrt"]] = "chunk"  # what backward recomputes
+
+    def check(self) -> None:
+        fits = len(self.decay) in (0, 2) and (not self.decay or self.decay[1] > 0)
+        want = "wants (start, steps) with 1 step or more, or () for none"
+        require(fits, "teach.decay", self.decay, want)
 
 
 @dataclass(frozen=True)
@@ -54,22 +57,14 @@ class OptimConfig(Block):
     weight_decay: Amount = 0.1  # decoupled; on matrices and embeddings only
     beta1: Share = 0.9  # first-moment decay
     beta2: Share = 0.95  # second-moment decay
-    eps: Small = 1e-8  # of Adam's and M3's denominator
     clip_norm: Amount = 1.0  # global gradient norm; 0 is none
     periods: tuple[Count, ...] = (1,)  # outer steps between updates of each level; the last repeats
     period_mode: Literal["mean", "sum", "last"] = "mean"  # of the gradients of a period
-    period_lr: Literal["scaled", "same"] = "scaled"  # scaled: learning_rate / period
     param_policy: Literal["all", "exclude_memory", "only_memory"] = "all"  # what is trained
-    muon_learning_rate: Positive = 0.02  # of the hidden matrices, unless name is adamw
+    matrix_learning_rate: Positive = 0.02  # of the hidden matrices, unless name is adamw
     muon_momentum: Share = 0.95
-    muon_heads: Literal["joint", "per_head"] = "joint"  # one matrix, or one a head
-    newton_schulz_steps: Count = 5
-    m3_form: Literal["ema", "literal"] = "ema"  # NL Alg. 1 as printed never decays its accumulators
-    m3_beta3: Share = 0.9  # slow momentum
-    m3_alpha: Amount = 1.0  # weight of the slow momentum
     m3_period: Count = 16  # steps between updates of the slow momentum
     variant: str = "preconditioned"  # of deep_momentum, see optim/deep_momentum.py
-    max_bad_updates: Count = 25  # non-finite updates in a row that count as diverged
 
     def check(self) -> None:
         require(len(self.periods) > 0, "optim.periods", self.periods, "wants at least one period")
@@ -104,8 +99,6 @@ class DataConfig(Block):
     # 64 and seq_len. Every chunk of a model divides it; equal for all models that are compared
     segments: tuple[str, ...] = ()  # segments of the source that are used; () is all
     weights: tuple[Positive, ...] = ()  # sampling weight of each; () is in proportion to tokens
-    read_threads: Free[Count] = 2  # threads that read rows
-    prefetch: Free[Size] = 16  # rows read ahead
     valid_rows: Count = 64  # rows of the fixed held-out set
 
     def check(self) -> None:
@@ -156,9 +149,6 @@ class TrainConfig(Block):
     async_save: Free[bool] = True  # write checkpoints in the background
     profile_steps: Free[Size] = 0  # steps traced by the profiler, from step 10
     check_writes: Free[bool] = True  # a level that was to be written and was not ends the run
-    divergence_margin: Free[Annotated[float, Range()]] = (
-        0.5  # nats above ln(vocab) after warm-up that end the run
-    )
     tensorboard: Free[bool] = False  # write TensorBoard events (extra `log`)
     wandb: Free[str] = ""  # W&B project; "" is off (extra `log`, mode from WANDB_MODE)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from nested_jax.config.fields import Block, block_of, convert, hints, is_free
+from nested_jax.config.legacy import advice
 
 T = TypeVar("T")
 
@@ -37,7 +38,8 @@ def unknown_fields(path: str, data: Mapping[str, Any], known: Mapping[str, Any])
             hint = (
                 f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(sorted(known))}"
             )
-            raise ValueError(f"{path}{name}={data[name]!r}: unknown field; {hint}")
+            hint = advice(f"{path}{name}") or f"unknown field; {hint}"
+            raise ValueError(f"{path}{name}={data[name]!r}: {hint}")
 
 
 def to_dict(config: Block) -> dict[str, Any]:

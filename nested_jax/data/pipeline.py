@@ -30,6 +30,7 @@ from nested_jax.data.text.plain_text import text_files, text_store
 from nested_jax.data.text.stdlib_build import stdlib_store
 from nested_jax.errors import require
 
+READ_THREADS, PREFETCH = 2, 16  # threads that read rows, rows read ahead
 VALID_SEED = 20_251_107  # of the fixed held-out set: a constant, so that runs can be compared
 SOURCES: dict[str, type[PackedSource]] = {"rows": PackedSource, "stream": StreamSource}
 
@@ -232,9 +233,9 @@ def make_train_iterator(
     local = LocalBatches(sources, order, batch_size, process_index, process_count)
     batches = grain.MapDataset.source(local)
     options = grain.ReadOptions(
-        num_threads=cfg.read_threads,
-        # grain wants at least one batch ahead a thread
-        prefetch_buffer_size=max(cfg.read_threads, cfg.prefetch * process_count // batch_size),
+        num_threads=READ_THREADS,
+        # grain wants at least one batch ahead per thread
+        prefetch_buffer_size=max(READ_THREADS, PREFETCH * process_count // batch_size),
     )
     return BatchIterator(iter(batches.to_iter_dataset(options)))
 

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nested_jax.config import Config, from_config_dict
+from nested_jax.config import Config, from_saved
 from nested_jax.config.schema import to_dict
 from nested_jax.errors import require
 from nested_jax.files import write_json
@@ -110,7 +110,7 @@ def load_exported(folder: str | Path) -> tuple[PyTree, Config]:
         require((folder / name).is_file(), "folder", str(folder), f"wants a {name}")
     config = json.loads((folder / "config.json").read_text("utf8"))
     config.pop("step", None)
-    return unflat(import_safetensors().load_file(folder / WEIGHTS)), from_config_dict(config)
+    return unflat(import_safetensors().load_file(folder / WEIGHTS)), from_saved(config)
 
 
 def copy_tokenizer(checkpoint: Path, out: Path) -> None:

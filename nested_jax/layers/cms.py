@@ -179,20 +179,18 @@ class CMS(Layer):
     ) -> tuple[Array, Array]:
         """Return y with what a level adds to it, and the level's recall; x is the chain's input."""
         source = x_BTD if self.cfg.cms.chain == "independent" else y_BTD
-        out_BTD, recall_B = self._level(self.norms[level](source), self.weights[level], added)
+        out_BTD, recall_B = self._level(level, self.norms[level](source), added)
         if self.cfg.cms.chain == "independent":
             out_BTD = out_BTD * self.combine_M[level].astype(out_BTD.dtype)
         return y_BTD + out_BTD, recall_B
 
-    def _level(
-        self, x_BTD: Array, base: MLPWeights, added: MLPWeights | None
-    ) -> tuple[Array, Array]:
-        weights = base
+    def _level(self, level: int, x_BTD: Array, added: MLPWeights | None) -> tuple[Array, Array]:
+        base = weights = self.weights[level]
         if added is not None:
             weights = MLPWeights(*(w[None] + a for w, a in zip(base, added, strict=True)))
         z_BTF = swiglu_hidden(weights, x_BTD)
         recall_B = no_recall(x_BTD)
-        if added is not None and self.cfg.cms.optimizer == "dgd":
+        if added is not None and self.cfg.cms.level_optimizer(level) == "dgd":
             recall_B = sum(
                 (_recall(x, a) for x, a in zip((x_BTD, x_BTD, z_BTF), added, strict=True)), recall_B
             )

@@ -137,7 +137,10 @@ class LanguageModel:
         later = jax.tree.map(lambda x: x[:, 1:], suffix) if self.cfg.fast_layers > 1 else ()
         now = StreamPosition(context, later)
         deltas = self._over_layers(params, "suffix", "init_deltas", batch_size)
-        fast = tuple(init_level(self.cfg.cms, layers_second(d), batch_size) for d in deltas)
+        fast = tuple(
+            init_level(self.cfg.cms, i, layers_second(delta), batch_size)
+            for i, delta in enumerate(deltas)
+        )
         return State(prefix, entry, now, fast, self._open_chunk(now, batch_size))
 
     def _init_mixers(self, params: PyTree, name: str, batch: int, capacity: int) -> PyTree:

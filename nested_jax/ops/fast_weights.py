@@ -38,31 +38,30 @@ class InnerRule(NamedTuple):
 
     moments: int
     direction: Callable[
-        [tuple[PyTree, ...], PyTree, Array, CMSConfig], tuple[tuple[PyTree, ...], PyTree]
+        [tuple[PyTree, ...], PyTree, Array, float], tuple[tuple[PyTree, ...], PyTree]
     ]
 
 
 def _sgd(
-    moments: tuple[PyTree, ...], grads: PyTree, count_B: Array, cfg: CMSConfig
+    moments: tuple[PyTree, ...], grads: PyTree, count_B: Array, beta: float
 ) -> tuple[tuple[PyTree, ...], PyTree]:
-    del count_B, cfg
+    del count_B, beta
     return moments, grads
 
 
 def _momentum(
-    moments: tuple[PyTree, ...], grads: PyTree, count_B: Array, cfg: CMSConfig
+    moments: tuple[PyTree, ...], grads: PyTree, count_B: Array, beta: float
 ) -> tuple[tuple[PyTree, ...], PyTree]:
     """m <- beta m + g (heavy ball)."""
     del count_B
-    m = jax.tree.map(lambda m, g: cfg.momentum * m + g, moments[0], grads)
+    m = jax.tree.map(lambda m, g: beta * m + g, moments[0], grads)
     return (m,), m
 
 
 def _adam(
-    moments: tuple[PyTree, ...], grads: PyTree, count_B: Array, cfg: CMSConfig
+    moments: tuple[PyTree, ...], grads: PyTree, count_B: Array, beta: float
 ) -> tuple[tuple[PyTree, ...], PyTree]:
     """Adam with both decays at `momentum`, bias-corrected by the writes since the reset."""
-    beta = cfg.momentum
     m = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, moments[0], grads)
     v = jax.tree.map(lambda v, g: beta * v + (1 - beta) * g * g, moments[1], grads)
 
@@ -75,10 +74,10 @@ def _adam(
 
 
 def _muon(
-    moments: tuple[PyTree, ...], grads: PyTree, count_B: Array, cfg: CMSConfig
+    moments: tuple[PyTree, ...], grads: PyTree, count_B: Array, beta: float
 ) -> tuple[tuple[PyTree, ...], PyTree]:
     """The orthogonalised momentum of every matrix (Jordan 2024)."""
-    moments, m = _momentum(moments, grads, count_B, cfg)
+    moments, m = _momentum(moments, grads, count_B, beta)
     return moments, jax.tree.map(newton_schulz, m)
 
 
@@ -93,11 +92,11 @@ INNER_RULES: dict[str, InnerRule] = {
 }
 
 
-def init_level(cfg: CMSConfig, delta: PyTree, batch: int) -> LevelState:
-    """Return the state of a level never written; `delta` gives structure and shapes."""
+def init_level(cfg: CMSConfig, level: int, delta: PyTree, batch: int) -> LevelState:
+    """Return the state of level number `level`, never written; `delta` gives the shapes."""
     zeros = jax.tree.map(jnp.zeros_like, delta)
     count = jnp.zeros((batch,), jnp.int32)
-    moments = (zeros,) * INNER_RULES[cfg.optimizer].moments
+    moments = (zeros,) * INNER_RULES[cfg.level_optimizer(level)].moments
     return LevelState(zeros, zeros, moments, count, count, count, count)
 
 
@@ -122,20 +121,21 @@ class WriteEvents(NamedTuple):
 
 
 def write_level(
-    cfg: CMSConfig, level: LevelState, rates: PyTree, ended_B: Array
+    cfg: CMSConfig, number: int, level: LevelState, rates: PyTree, ended_B: Array
 ) -> tuple[LevelState, WriteEvents]:
     """Step the rows whose period ended; a row without an accepted chunk stays bit-identical.
 
+    `number` counts the levels, 0 the fastest, and says which inner optimizer this one has.
     `rates` has the structure of the deltas and leaves [L]: the rate of each matrix of each layer.
     """
     wrote_B = ended_B & (level.accepted_B > 0)
     blocked_B = ended_B & (level.accepted_B == 0) & (level.supervised_B > 0)
-    rule = INNER_RULES[cfg.optimizer]
-    moments, direction = rule.direction(level.moments, level.pending, level.writes_B, cfg)
+    rule, beta = INNER_RULES[cfg.level_optimizer(number)], cfg.level_momentum(number)
+    moments, direction = rule.direction(level.moments, level.pending, level.writes_B, beta)
 
     def step(delta: Array, d: Array, rate_L: Array) -> Array:
         rate = rate_L.reshape((1, -1) + (1,) * (delta.ndim - 2))
-        return cfg.keep * delta - rate * d
+        return delta - rate * d
 
     delta = jax.tree.map(step, level.delta, direction, rates)
     zero = jnp.zeros_like(level.tokens_B)

@@ -97,22 +97,6 @@ def scale_by_deep_momentum(
     return optax.GradientTransformation(init, update)
 
 
-def deep_momentum(
-    learning_rate: optax.ScalarOrSchedule,
-    variant: str = "preconditioned",
-    beta: float = 0.9,
-    *,
-    weight_decay: float = 0.0,
-    dims: PyTree | None = None,
-) -> optax.GradientTransformation:
-    """Deep momentum with decoupled weight decay, for matrices only; see the `scale_by` form."""
-    return optax.chain(
-        scale_by_deep_momentum(variant, beta, dims=dims),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-
-
 def identity(x: Array) -> Array:
     return x
 

@@ -56,18 +56,3 @@ def scale_by_delta_gradient(
         return cast_like(map_matrices(step, dims, updates, params), updates), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
-
-
-def delta_gradient_descent(
-    learning_rate: optax.ScalarOrSchedule,
-    form: Form = "unit",
-    *,
-    weight_decay: float = 0.0,
-    dims: PyTree | None = None,
-) -> optax.GradientTransformation:
-    """Delta gradient descent for trees of matrices only; see `scale_by_delta_gradient`."""
-    return optax.chain(
-        scale_by_delta_gradient(form, dims=dims),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-    )

@@ -67,19 +67,3 @@ def scale_by_delta_momentum(
         return cast_like(new, updates), DeltaMomentumState(momentum)
 
     return optax.GradientTransformation(init, update)
-
-
-def delta_momentum(
-    learning_rate: optax.ScalarOrSchedule,
-    alpha: float = 0.9,
-    form: Form = "unit",
-    *,
-    weight_decay: float = 0.0,
-    dims: PyTree | None = None,
-) -> optax.GradientTransformation:
-    """Delta momentum with decoupled weight decay, for matrices only; see the `scale_by` form."""
-    return optax.chain(
-        scale_by_delta_momentum(alpha, form, dims=dims),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-    )

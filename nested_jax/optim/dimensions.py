@@ -8,7 +8,6 @@ Layers apply a weight as ``x @ W``: the input axes come first. `matrix_dims` rea
 3. Of more than two left, "embed" (the residual stream) is one side and must be the first or the
    last of them; the others together are the other side: ("embed", "heads", "head_width") is
    [embed, heads * head_width] and ("heads", "head_width", "embed") is [heads * head_width, embed].
-   Under ``heads="per_head"`` an axis of heads is a batch axis: one [embed, head_width] for each.
 4. Three left, one an axis of heads and none "embed", is one matrix a head (block diagonal).
 
 Everything else is a `ValueError`: a weight is never orthogonalised along guessed axes.
@@ -19,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,6 @@ from nested_jax.types import Array, ParamInfo, PyTree
 
 BATCH_AXES = ("layers", "levels", "gates")
 HEAD_AXES = ("heads", "kv_heads")
-Heads = Literal["joint", "per_head"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class MatrixDims:
         return rows, math.prod(shape[axis] for axis in self.outputs)
 
 
-def matrix_dims(info: ParamInfo, heads: Heads = "joint") -> MatrixDims:
+def matrix_dims(info: ParamInfo) -> MatrixDims:
     """Return the dimension numbers of a `matrix` by the rule of this module.
 
     Raises:
@@ -60,7 +58,7 @@ def matrix_dims(info: ParamInfo, heads: Heads = "joint") -> MatrixDims:
     left = [i for i in range(len(info.axes)) if i not in batch]
     head_axes = [i for i in left if info.axes[i] in HEAD_AXES]
     embed = [i for i in left if info.axes[i] == "embed"]
-    if len(left) > 2 and (heads == "per_head" or (len(left) == 3 and not embed)):
+    if len(left) == 3 and not embed:
         batch += head_axes
         left = [i for i in left if i not in head_axes]
     if len(left) == 2 or (len(left) > 2 and embed == left[:1]):
@@ -82,7 +80,7 @@ def last_two(ndim: int) -> MatrixDims:
     return MatrixDims(tuple(range(ndim - 2)), (ndim - 2,), (ndim - 1,))
 
 
-def tree_dims(info: PyTree, heads: Heads = "joint") -> PyTree:
+def tree_dims(info: PyTree) -> PyTree:
     """Return a tree with `MatrixDims` for every leaf of kind "matrix" and None for the others.
 
     Raises:
@@ -93,7 +91,7 @@ def tree_dims(info: PyTree, heads: Heads = "joint") -> PyTree:
         if leaf.kind != "matrix":
             return None
         try:
-            return matrix_dims(leaf, heads)
+            return matrix_dims(leaf)
         except ValueError as error:
             raise ValueError(f"parameter {jax.tree_util.keystr(path)}: {error}") from error
 

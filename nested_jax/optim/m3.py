@@ -31,12 +31,9 @@ class M3:
     eps: float = 1e-8
     steps: int = 5  # Newton-Schulz iterations
     form: Literal["ema", "literal"] = "ema"
-    precondition: Literal["elementwise", "none"] = "elementwise"  # division by sqrt(V)
 
     def __post_init__(self) -> None:
         require(self.form in ACCUMULATE, "form", self.form, f"wants one of {tuple(ACCUMULATE)}")
-        known = ("elementwise", "none")
-        require(self.precondition in known, "precondition", self.precondition, f"wants {known}")
         require(self.period >= 1, "period", self.period, "wants 1 or more steps")
 
 
@@ -72,8 +69,6 @@ def scale_by_m3(
     V is bias-corrected, and the step of every matrix is rescaled to the norm that a Muon step has
     there, so that V and alpha decide the direction and a learning rate of Muon's size fits.
 
-    With alpha = 0 and ``precondition="none"`` the `ema` form is Muon without Nesterov.
-
     Args:
       dims: tree of `MatrixDims`; None takes the last two axes of every leaf as [in, out].
     """
@@ -86,9 +81,7 @@ def scale_by_m3(
 
     def step(fast: Array, slow_direction: Array, variance: Array) -> Array:
         orthogonal = newton_schulz(fast, hyper.steps)
-        raw = orthogonal + hyper.alpha * slow_direction
-        if hyper.precondition == "elementwise":
-            raw = raw / (jnp.sqrt(variance) + hyper.eps)
+        raw = (orthogonal + hyper.alpha * slow_direction) / (jnp.sqrt(variance) + hyper.eps)
         return rescale(raw, orthogonal)
 
     def write_slow(slow: PyTree, window: PyTree) -> tuple[PyTree, PyTree, PyTree]:
@@ -116,21 +109,6 @@ def scale_by_m3(
         return cast_like(new, updates), M3State(count, fast, second, slow, window, direction)
 
     return optax.GradientTransformation(init, update)
-
-
-def m3(
-    learning_rate: optax.ScalarOrSchedule,
-    hyper: M3 | None = None,
-    *,
-    weight_decay: float = 0.0,
-    dims: PyTree | None = None,
-) -> optax.GradientTransformation:
-    """M3 with decoupled weight decay, for trees of matrices only; see `scale_by_m3`."""
-    return optax.chain(
-        scale_by_m3(hyper, dims=dims),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-    )
 
 
 def unbiased(second: PyTree, count: Array, hyper: M3) -> PyTree:

@@ -66,23 +66,6 @@ def scale_by_muon(
     return optax.GradientTransformation(init, update)
 
 
-def muon(
-    learning_rate: optax.ScalarOrSchedule,
-    momentum: float = 0.95,
-    *,
-    steps: int = 5,
-    nesterov: bool = True,
-    weight_decay: float = 0.0,
-    dims: PyTree | None = None,
-) -> optax.GradientTransformation:
-    """Muon with decoupled weight decay, for trees of matrices only; see `scale_by_muon`."""
-    return optax.chain(
-        scale_by_muon(momentum, steps=steps, nesterov=nesterov, dims=dims),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-
-
 def orthogonal_step(x: Array, steps: int) -> Array:
     """Return the orthogonal factor of each matrix of [..., in, out], with elements of RMS 0.2."""
     return spectral_factor(x) * newton_schulz(x, steps)

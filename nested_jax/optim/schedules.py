@@ -44,13 +44,14 @@ def make_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
 def teach_scale(cfg: TeachConfig, step: Array | int) -> Array:
     """Return the scale of the teach signal at outer `step`, float32.
 
-    scale * min(1, n / warmup_steps) * clip(1 - (n - decay_start) / decay_steps, 0, 1) with
-    n = step + 1; a factor whose length is 0 steps is 1.
+    scale * min(1, n / warmup_steps) * clip(1 - (n - start) / steps, 0, 1) with n = step + 1 and
+    (start, steps) = decay; the factors are 1 without a warm-up or decay.
     """
     n = jnp.asarray(step).astype(jnp.float32) + 1.0
     scale = jnp.full_like(n, cfg.scale)
     if cfg.warmup_steps > 0:
         scale = scale * jnp.minimum(n / cfg.warmup_steps, 1.0)
-    if cfg.decay_steps > 0:
-        scale = scale * jnp.clip(1.0 - (n - cfg.decay_start) / cfg.decay_steps, 0.0, 1.0)
+    if cfg.decay:
+        start, steps = cfg.decay
+        scale = scale * jnp.clip(1.0 - (n - start) / steps, 0.0, 1.0)
     return scale

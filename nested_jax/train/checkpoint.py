@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from nested_jax.config import Config, TrainConfig, from_config_dict
+from nested_jax.config import Config, TrainConfig, from_saved
 from nested_jax.config.schema import difference, to_dict
 from nested_jax.models.lm import build_model
 from nested_jax.sharding import agree
@@ -225,7 +225,7 @@ def damage() -> Iterator[None]:
 
 def check_fits(meta: dict[str, Any], cfg: Config, tokenizer_sha256: str) -> None:
     """Raise unless a run of `cfg` may go on from the checkpoint of `meta`."""
-    changed = difference(from_config_dict(meta["config"]), cfg, free=False)
+    changed = difference(from_saved(meta["config"]), cfg, free=False)
     if changed:
         raise ValueError(
             f"the workdir holds checkpoint {meta['step']} of another configuration "
@@ -267,7 +267,7 @@ def load_checkpoint(path: str | Path) -> tuple[PyTree, Config, int]:
     with ocp.CheckpointManager(folder, options=options) as manager:
         try:
             _, meta = read_json(manager, step)
-            cfg: Config = from_config_dict(meta["config"])
+            cfg: Config = from_saved(meta["config"])
             params = read_arrays(manager, step, {"params": abstract_params(cfg)}, meta)["params"]
         except DamagedError as error:
             raise ValueError(

@@ -178,7 +178,7 @@ class Run:
         (step, metrics), self.pending = self.pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.stop_signal = int(values.pop("signal"))
-        check_step(self.plan.cfg, step, values)
+        check_step(step, values)
         self.meter.add(values)
         self.display.advance(step)
         if step % self.train.log_every == 0 or step == self.train.steps:

@@ -26,7 +26,7 @@ SIZES = ["test", "smoke", "pilot", "mid", "target"]
         ({"model": {"dim": 100, "heads": 3}}, r"model\.heads=3: must divide model\.dim=100"),
         ({"model": {"heads": 4, "kv_heads": 3}}, r"model\.kv_heads=3: must divide"),
         ({"model": {"cms": {"periods": (4, 6)}}}, r"6 is no multiple of 4"),
-        ({"model": {"cms": {"inner_lr": (1.0, 2.0, 3.0)}}}, r"wants one rate, or one for each"),
+        ({"model": {"cms": {"inner_lr": (1.0, 2.0, 3.0)}}}, r"wants one, or one for each"),
         (
             {"model": {"block": "titans_lmm", "memory": {"rule": "dgd", "erase_gate": True}}},
             r"model\.memory\.erase_gate=True: belongs to model\.block='hope'; got 'titans_lmm'",
@@ -177,4 +177,4 @@ def test_config_arguments():
 def test_difference_lists_changed_fields():
     old = Config()
     new = from_config_dict({"model": {"cms": {"momentum": 0.5}}, "seed": 3})
-    assert difference(old, new) == ["config.seed: 0 -> 3", "config.model.cms.momentum: 0.9 -> 0.5"]
+    assert difference(old, new) == ["config.seed: 0 -> 3", "config.model.cms.momentum: (0.9,) -> (0.5,)"]

@@ -64,7 +64,7 @@ def beyond(kind: type, allowed: Range) -> list[Any]:
 
 
 def test_the_table_holds_every_number():
-    assert len(NUMBERS) > 70
+    assert len(NUMBERS) > 60
     wrong = [name for name, found in NUMBERS.items() if any(len(r) != 1 for _, r in found)]
     assert not wrong, f"want one range each: {wrong}"
 
@@ -120,7 +120,7 @@ def test_what_is_made_directly_is_converted_and_checked_too():
         dataclasses.replace(Config().model, dim="wide")
     made = dataclasses.replace(Config().model.cms, periods=[4, 8], momentum=0)
     assert made.periods == (4, 8)
-    assert isinstance(made.momentum, float)
+    assert made.momentum == (0.0,)
 
 
 def test_messages_name_paths_that_exist():
@@ -150,8 +150,8 @@ def messages(tree: ast.AST) -> Iterator[str]:
 FREE = """
     train.steps train.grad_accum train.eval_every train.eval_batch_size train.eval_tasks
     train.save_every train.keep_latest train.keep_every train.log_every train.async_save
-    train.profile_steps train.check_writes train.divergence_margin train.tensorboard train.wandb
-    data.cache_dir data.read_threads data.prefetch model.remat model.attention model.loss_chunk
+    train.profile_steps train.check_writes train.tensorboard train.wandb
+    data.cache_dir model.remat model.attention model.loss_chunk
     teach.remat mesh.data mesh.fsdp mesh.model
 """.split()  # noqa: SIM905
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nested_jax.config import DataConfig
+from nested_jax.data import pipeline
 from nested_jax.data.packing import PackedSource
 from nested_jax.data.pipeline import (
     BatchIterator,
@@ -74,9 +75,15 @@ def test_the_seed_decides_the_order(store: TokenStore) -> None:
     ).any()
 
 
-def test_threads_do_not_change_the_stream(store: TokenStore) -> None:
-    cfg = config(store, read_threads=0, prefetch=0)
-    assert_same(take(train(cfg), 9), take(train(replace(cfg, read_threads=4, prefetch=64)), 9))
+def test_threads_do_not_change_the_stream(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = []
+    for threads, ahead in ((0, 0), (4, 64)):
+        monkeypatch.setattr(pipeline, "READ_THREADS", threads)
+        monkeypatch.setattr(pipeline, "PREFETCH", ahead)
+        rows.append(take(train(config(store)), 9))
+    assert_same(*rows)
 
 
 @settings(max_examples=12, deadline=None)

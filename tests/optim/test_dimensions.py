@@ -41,14 +41,6 @@ def test_the_rule(axes, want):
     assert matrix_dims(info(axes)) == MatrixDims(*want)
 
 
-def test_heads_on_their_own():
-    q, o = ("layers", "embed", "heads", "head_width"), ("layers", "heads", "head_width", "embed")
-    assert matrix_dims(info(q), "per_head") == MatrixDims((0, 2), (1,), (3,))
-    assert matrix_dims(info(o), "per_head") == MatrixDims((0, 1), (2,), (3,))
-    # A gate [embed, heads] has no width to be split from.
-    assert matrix_dims(info(("embed", "heads")), "per_head") == MatrixDims((), (0,), (1,))
-
-
 @pytest.mark.parametrize(
     "axes",
     [
@@ -71,11 +63,10 @@ def test_tree_dims_leaves_the_other_kinds_out():
 
 
 @pytest.mark.parametrize("axes", CASES)
-@pytest.mark.parametrize("heads", ["joint", "per_head"])
-def test_matrices_round_trip(axes, heads):
+def test_matrices_round_trip(axes):
     leaf = info(axes)
     x = np.arange(np.prod(leaf.shape)).reshape(leaf.shape)  # these two work on numpy as well
-    dims = matrix_dims(leaf, heads)
+    dims = matrix_dims(leaf)
     np.testing.assert_array_equal(from_matrices(to_matrices(x, dims), dims, x.shape), x)
     assert to_matrices(x, dims).shape[-2:] == dims.matrix_shape(leaf.shape)
 
@@ -99,18 +90,6 @@ def test_muon_orthogonalises_the_right_axes():
             matrix = grads[name][layer].reshape(rows, -1)
             want = 0.2 * np.sqrt(max(matrix.shape)) * newton_schulz(matrix)
             assert_close(got[name][layer].reshape(rows, -1), want, rtol=1e-4)
-
-
-def test_muon_per_head():
-    leaf = info(("layers", "embed", "heads", "head_width"))
-    grad = np.random.default_rng(0).normal(size=leaf.shape).astype(np.float32)
-    tx = scale_by_muon(dims={"q": matrix_dims(leaf, "per_head")})
-    params = {"q": jnp.asarray(grad)}
-    got = jax.device_get(jax.jit(tx.update)(params, tx.init(params))[0])
-    for layer in range(L):
-        for head in range(H):
-            want = 0.2 * np.sqrt(D) * newton_schulz(grad[layer, :, head])
-            assert_close(got["q"][layer, :, head], want, rtol=1e-4)
 
 
 def test_masked_leaves_pass_through_and_plain_vectors_are_refused():

@@ -29,10 +29,7 @@ NAMES = ("adamw", "muon", "m3", "dgd", "delta_momentum", "deep_momentum")
 
 
 def config(name):
-    # Two Newton-Schulz steps: five take longer to compile and show no more.
-    return OptimConfig(
-        name=name, periods=(1, 2), m3_period=2, warmup_steps=0, newton_schulz_steps=2
-    )
+    return OptimConfig(name=name, periods=(1, 2), m3_period=2, warmup_steps=0)
 
 
 def normal(seed):

@@ -50,7 +50,7 @@ def test_a_run_that_ends_in_its_warm_up():
     ("warmup", "start", "length"), [(0, 0, 0), (5, 0, 0), (0, 6, 4), (5, 9, 7)]
 )
 def test_teach_scale(warmup, start, length):
-    cfg = TeachConfig(scale=0.3, warmup_steps=warmup, decay_start=start, decay_steps=length)
+    cfg = TeachConfig(scale=0.3, warmup_steps=warmup, decay=(start, length) if length else ())
     scale = jax.jit(lambda step: teach_scale(cfg, step))
     for step in range(20):
         want = 0.3

@@ -256,7 +256,7 @@ def test_what_is_not_computed_may_change(saved: Checkpoints) -> None:
         "train.eval_every": 1,
         "train.save_every": 7,
         "train.log_every": 3,
-        "data.prefetch": 3,
+        "data.cache_dir": "elsewhere",
         "model.remat": "full",
     }
     cfg = tiny_config(Path("nowhere"), changes)
