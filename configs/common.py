@@ -6,6 +6,7 @@ An argument is a size, or a comma-separated list of a size and fields: ``smoke``
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
@@ -55,7 +56,10 @@ HOPE_MEMORY: dict[str, Any] = {
 
 
 def parse_arg(
-    arg: str | None, default_size: str, known: dict[str, str] = FIELDS
+    arg: str | None,
+    default_size: str,
+    known: dict[str, str] = FIELDS,
+    sizes: Iterable[str] = SIZES,
 ) -> tuple[str, dict[str, Any]]:
     """Return the size, and the fields that the argument sets; `known` says where they live.
 
@@ -75,8 +79,8 @@ def parse_arg(
             fields[known[name]] = number(text)
         else:
             raise ValueError(f"config argument {part!r}: known: size, {', '.join(known)}")
-    if size not in SIZES:
-        raise ValueError(f"config argument size={size!r}: known sizes: {', '.join(SIZES)}")
+    if size not in sizes:
+        raise ValueError(f"config argument size={size!r}: known sizes: {', '.join(sizes)}")
     return size, fields
 
 
@@ -162,18 +166,31 @@ def _large(cfg: ml_collections.ConfigDict) -> None:
 
 def finish(cfg: ml_collections.ConfigDict, fields: dict[str, Any]) -> ml_collections.ConfigDict:
     """Set the argument's fields, and lock the result."""
-    with cfg.unlocked():
-        set_fields(cfg, fields)
+    set_fields(cfg, fields)
     return cfg.lock()
 
 
 def set_fields(cfg: ml_collections.ConfigDict, fields: dict[str, Any]) -> None:
-    for name, value in fields.items():
-        *blocks, leaf = name.split(".")
-        target = cfg
-        for block in blocks:
-            target = target[block]
-        target[leaf] = value
+    """Set fields by their dotted names.
+
+    Raises:
+      ValueError: something else in the place of a number; config files calculate with these.
+    """
+    with cfg.unlocked(), cfg.ignore_type():
+        for name, value in fields.items():
+            *blocks, leaf = name.split(".")
+            target = cfg
+            for block in blocks:
+                target = target[block]
+            check_number(name, value, target.get(leaf))
+            target[leaf] = value
+
+
+def check_number(name: str, value: Any, before: Any) -> None:
+    """Raise unless a number takes the place of a number, and a whole one that of a whole one."""
+    wanted = {int: (int,), float: (int, float)}.get(type(before))
+    if wanted and type(value) not in wanted:
+        raise ValueError(f"{name}={value!r}: wants a number like {before!r}")
 
 
 def teach_on(cfg: ml_collections.ConfigDict, chunk: int, periods: tuple[int, ...]) -> None:

@@ -14,9 +14,11 @@ import ml_collections
 
 from configs import common
 
+SIZES = ("test", "smoke", "pilot", "mid", "target")
+
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    size, fields = common.parse_arg(arg, default_size="pilot")
+    size, fields = common.parse_arg(arg, default_size="pilot", sizes=SIZES)
     cfg = common.base(size)
     cfg.model.block = "hope_attention"  # attention -> CMS
     if size == "test":

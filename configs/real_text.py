@@ -42,8 +42,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         # (docs/results.md, "Why the memories of hope cost on real text").
         cfg.model.memory.inner_lr = 0.02
     cfg.data.tokenizer = "char"
-    with cfg.unlocked():
-        common.set_fields(cfg, {"optim.final_fraction": 0.0, **fields})
+    common.set_fields(cfg, {"optim.final_fraction": 0.0, **fields})
     cfg.optim.warmup_steps = max(1, cfg.train.steps // 20)
     cfg.train.eval_every = cfg.train.save_every = max(1, cfg.train.steps // 2)
     return cfg.lock()

@@ -65,8 +65,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     cfg.optim.learning_rate = 3e-3  # peak
     cfg.optim.final_fraction = 0.0  # cosine to 0, as Zoology and MAD
     cfg.mesh = ml_collections.ConfigDict({"data": -1})
-    with cfg.unlocked():
-        common.set_fields(cfg, fields)
+    common.set_fields(cfg, fields)
     steps, memory = cfg.train.steps, cfg.model.memory
     cfg.optim.warmup_steps = max(1, steps // 20)
     cfg.train.eval_every = max(1, steps // 2)
@@ -97,7 +96,10 @@ def parse(arg: str | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
         if field in FIELDS:
             fields[FIELDS[field]] = common.number(text)
         elif name in TASKS:
-            settings[field] = common.number(text)  # the task knows its fields, and refuses others
+            value = common.number(text)
+            whole = 0 if field in ("tokens", "count", "gap", "vocab") else None
+            common.check_number(field, value, settings.get(field, whole))
+            settings[field] = value  # the task knows its fields, and refuses others
         else:
             raise ValueError(f"config argument {part!r}: known: {', '.join(FIELDS)}")
     return name, settings, fields
@@ -121,7 +123,7 @@ def longest(task: str, settings: dict[str, Any]) -> int:
 
 
 def round_up(tokens: int, *multiples: int) -> int:
-    step = max(multiples)  # memory.chunk and memory.generator_chunk divide one another
+    step = max(1, *multiples)  # memory.chunk and memory.generator_chunk divide one another
     return -(-tokens // step) * step
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent  # of this repository, or of what is installed
-OURS = tuple(ROOT / name for name in ("nested_jax", "eval", "recipes", "launch.py"))
+OURS = tuple(ROOT / name for name in ("nested_jax", "eval", "recipes", "configs", "launch.py"))
 
 
 class NotWrittenError(Exception):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import jax
 import pytest
 
+from configs import common
 from nested_jax.config import Config, from_config_dict, load_config, parse_overrides
 from nested_jax.config.schema import difference, to_dict
+from nested_jax.errors import raised_here
 
 FILES = ["pilot", "mid", "target", "test", "transformer", "titan_baseline"]
 SIZES = ["test", "smoke", "pilot", "mid", "target"]
@@ -174,7 +177,62 @@ def test_config_arguments():
         load_config("configs/nothing.py")
 
 
+ARGUMENTS = {
+    "pilot": "test",
+    "mid": "size=test",
+    "target": "size=test",
+    "test": "test",
+    "transformer": "test",
+    "titan_baseline": "test",
+    "char_lstm": "test",
+    "real_text": "test",
+    "synthetic": "mqar",
+}
+NUMBERS = ("2", "-1", "0", "1.5", "128", "2e2", "1e999", "nan", "99999999999")
+VALUES = (*NUMBERS, "True", "off", "through", "lstm", "")
+
+
+def refusal(spec: str) -> ValueError | None:
+    """Return the error of a config that is refused, None for one that loads."""
+    try:
+        load_config(spec)
+    except ValueError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("file", ARGUMENTS)
+def test_every_argument_of_every_config_file_loads_or_is_refused(file):
+    """Whatever is typed: no file fails otherwise, and each field can be set."""
+    module = importlib.import_module(f"configs.{file}")
+    known = [*getattr(module, "FIELDS", common.FIELDS)]
+    settings = ["tokens", "pairs", "count", "gap", "vocab"] if file == "synthetic" else []
+    unset = set(known)
+    for name in [*known, *settings]:
+        errors = [refusal(f"configs/{file}.py:{ARGUMENTS[file]},{name}={v}") for v in VALUES]
+        assert all(error is None or raised_here(error) for error in errors), name
+        unset -= {name} if None in errors else set()
+    assert unset <= {"source", "block", "model"}  # their values are names
+
+
+@pytest.mark.parametrize("file", ARGUMENTS)
+def test_every_config_file_loads_or_refuses_every_size(file):
+    for size in (*common.SIZES, "huge"):
+        error = refusal(f"configs/{file}.py:{size}")
+        assert error is None or "known sizes" in str(error) or file == "synthetic"
+
+
+def test_fields_that_are_a_name_or_a_number():
+    assert load_config("configs/test.py:meta=2").teach.meta_gradient == 2
+    assert load_config("configs/test.py:meta=stop").teach.meta_gradient == "stop"
+    with pytest.raises(ValueError, match=r"train\.steps='many': wants a number like 12"):
+        load_config("configs/test.py:steps=many")
+
+
 def test_difference_lists_changed_fields():
     old = Config()
     new = from_config_dict({"model": {"cms": {"momentum": 0.5}}, "seed": 3})
-    assert difference(old, new) == ["config.seed: 0 -> 3", "config.model.cms.momentum: (0.9,) -> (0.5,)"]
+    assert difference(old, new) == [
+        "config.seed: 0 -> 3",
+        "config.model.cms.momentum: (0.9,) -> (0.5,)",
+    ]
