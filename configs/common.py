@@ -6,7 +6,6 @@ An argument is a size, or a comma-separated list of a size and fields: ``smoke``
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
@@ -59,7 +58,7 @@ def parse_arg(
     arg: str | None,
     default_size: str,
     known: dict[str, str] = FIELDS,
-    sizes: Iterable[str] = SIZES,
+    sizes: tuple[str, ...] = tuple(SIZES),
 ) -> tuple[str, dict[str, Any]]:
     """Return the size, and the fields that the argument sets; `known` says where they live.
 

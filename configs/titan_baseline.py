@@ -16,7 +16,7 @@ from configs import common, transformer
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    size, fields = common.parse_arg(arg, default_size="pilot", sizes=transformer.MLP_HIDDEN)
+    size, fields = common.parse_arg(arg, default_size="pilot", sizes=tuple(transformer.MLP_HIDDEN))
     cfg = common.base(size)
     cfg.model.block = "titans_lmm"
     cfg.model.mlp_hidden = transformer.MLP_HIDDEN[size]

@@ -15,7 +15,7 @@ MLP_HIDDEN = {"test": 192, "smoke": 512, "pilot": 3072, "mid": 6144, "target": 8
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    size, fields = common.parse_arg(arg, default_size="pilot", sizes=MLP_HIDDEN)
+    size, fields = common.parse_arg(arg, default_size="pilot", sizes=tuple(MLP_HIDDEN))
     cfg = common.base(size)
     cfg.model.block = "transformer"
     cfg.model.mlp_hidden = MLP_HIDDEN[size]

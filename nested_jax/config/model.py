@@ -95,6 +95,7 @@ class CMSConfig(Block):
     learned_rate: bool = True  # every matrix of a level learns a factor on its rate
     optimizer: tuple[Literal["sgd", "momentum", "dgd", "adam", "muon"], ...] = ("sgd",)  # likewise
     momentum: tuple[Share, ...] = (0.9,)  # of `momentum`, `adam` and `muon`, per write; likewise
+    keep: Factor = 1.0  # retention of a fast weight at a write: 1 forgets nothing
     fast_layers: Annotated[int, Range(least=-1)] = 1  # last blocks, with written levels; -1 is all
     fast_rank: Size = 0  # rank of a fast weight's delta; 0 is full
     surprise: tuple[Amount, ...] = ()  # weight of each level's auxiliary loss; () has no heads

@@ -16,6 +16,7 @@ from nested_jax.config.fields import (
     Range,
     Share,
     Size,
+    Small,
     place,
 )
 from nested_jax.config.model import ModelConfig
@@ -57,6 +58,7 @@ class OptimConfig(Block):
     weight_decay: Amount = 0.1  # decoupled; on matrices and embeddings only
     beta1: Share = 0.9  # first-moment decay
     beta2: Share = 0.95  # second-moment decay
+    eps: Small = 1e-8  # of the denominators of Adam, M3 and deep momentum
     clip_norm: Amount = 1.0  # global gradient norm; 0 is none
     periods: tuple[Count, ...] = (1,)  # outer steps between updates of each level; the last repeats
     period_mode: Literal["mean", "sum", "last"] = "mean"  # of the gradients of a period

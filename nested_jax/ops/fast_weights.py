@@ -135,7 +135,7 @@ def write_level(
 
     def step(delta: Array, d: Array, rate_L: Array) -> Array:
         rate = rate_L.reshape((1, -1) + (1,) * (delta.ndim - 2))
-        return delta - rate * d
+        return cfg.keep * delta - rate * d
 
     delta = jax.tree.map(step, level.delta, direction, rates)
     zero = jnp.zeros_like(level.tokens_B)

@@ -152,17 +152,17 @@ def _transform(
 
 def _rule(cfg: OptimConfig, rule: str, dims: PyTree | None) -> optax.GradientTransformation:
     if rule == "adamw":
-        return scale_by_adam(cfg.beta1, cfg.beta2)
+        return scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)
     if rule == "muon":
         return scale_by_muon(cfg.muon_momentum, dims=dims)
     if rule == "m3":
-        return scale_by_m3(M3(cfg.beta1, cfg.beta2, period=cfg.m3_period), dims=dims)
+        return scale_by_m3(M3(cfg.beta1, cfg.beta2, period=cfg.m3_period, eps=cfg.eps), dims=dims)
     if rule == "dgd":
         return scale_by_delta_gradient(dims=dims)
     if rule == "delta_momentum":
         return scale_by_delta_momentum(cfg.beta1, dims=dims)
     if rule == "deep_momentum":
-        return scale_by_deep_momentum(cfg.variant, cfg.beta1, cfg.beta2, dims=dims)
+        return scale_by_deep_momentum(cfg.variant, cfg.beta1, cfg.beta2, eps=cfg.eps, dims=dims)
     raise ValueError(f"optim.name={rule!r}: unknown rule")
 
 
