@@ -23,13 +23,13 @@ import jax
 import numpy as np
 
 from nested_jax.config import Config
-from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from nested_jax.data.tokenizers.tokenizer import Tokenizer
 from nested_jax.errors import require
 from nested_jax.machine import quiet_libraries
 from nested_jax.models.decode import Learn, Sampling, generate
 from nested_jax.models.lm import LanguageModel, build_model
 from nested_jax.teach import teach
-from nested_jax.train.checkpoint import load_checkpoint
+from nested_jax.train.opened import open_checkpoint
 from nested_jax.types import PyTree
 
 
@@ -69,21 +69,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def write(flags: argparse.Namespace) -> Iterator[str]:
     """Yield the prompt, then text as it is written."""
     require(flags.max_tokens >= 1, "--max-tokens", flags.max_tokens, "wants at least 1")
-    how = Sampling(flags.temperature, flags.top_k, flags.top_p)
+    how = Sampling(flags.temperature, flags.top_k, flags.top_p)  # checked before anything is read
     prompt = flags.prompt if flags.prompt_file is None else flags.prompt_file.read_text("utf-8")
     require(prompt != "", "--prompt", prompt, "wants some text")
-    params, cfg, _ = load_checkpoint(flags.checkpoint)
-    tokenizer = workdir_tokenizer(flags.checkpoint, cfg)
+    opened = open_checkpoint(flags.checkpoint)
+    tokenizer, cfg = opened.text_tokenizer, opened.cfg
     model = build_model(cfg.model)
-    learn = learner(model, params, cfg) if flags.adapt else None
+    learn = learner(model, opened.params, cfg) if flags.adapt else None
     tokens = np.asarray([tokenizer.encode(prompt)], np.int32)
     steps = generate(
         model,
-        params,
+        opened.params,
         tokens,
         flags.max_tokens,
         jax.random.key(flags.seed),
-        how,
+        replace(how, symbols=opened.symbols),
         learn=learn,
         chunk=cfg.teach.chunk,
     )
@@ -123,23 +123,6 @@ def learner(model: LanguageModel, params: PyTree, cfg: Config) -> Learn:
     teaching = replace(cfg.teach, mode=mode)
     step = jax.jit(partial(teach, model, cfg=teaching))
     return lambda state, tokens, targets: step(params, state, tokens, targets)[0]
-
-
-def workdir_tokenizer(checkpoint: Path, cfg: Config) -> Tokenizer:
-    """Load the tokenizer that the run keeps beside its checkpoints.
-
-    Raises:
-      ValueError: there is none, or it has more symbols than the model.
-    """
-    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
-    tokenizer = load_tokenizer(folder / "tokenizer.model")
-    require(
-        tokenizer.vocab_size <= cfg.model.vocab_size,
-        "tokenizer",
-        str(folder / "tokenizer.model"),
-        f"has {tokenizer.vocab_size} symbols, the model {cfg.model.vocab_size}",
-    )
-    return tokenizer
 
 
 if __name__ == "__main__":

@@ -31,9 +31,10 @@ from tiny import (
 
 import launch as launcher
 from nested_jax.errors import NotWrittenError
-from nested_jax.train.checkpoint import load_checkpoint, saved_steps
+from nested_jax.train.checkpoint import load_checkpoint
 from nested_jax.train.signals import Stopped
 from nested_jax.train.stop_rules import Diverged
+from nested_jax.train.workdir import saved_steps
 
 
 @pytest.fixture(scope="module")

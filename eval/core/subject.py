@@ -17,11 +17,11 @@ from nested_jax.config import Config, MeshConfig
 from nested_jax.data.synthetic.rows import identity
 from nested_jax.data.tokenizers.tokenizer import Tokenizer
 from nested_jax.errors import require
-from nested_jax.generate import workdir_tokenizer
 from nested_jax.models.flops import count_parameters
 from nested_jax.models.lm import build_model
 from nested_jax.sharding import make_mesh
-from nested_jax.train.checkpoint import FOLDER, load_checkpoint, saved_meta
+from nested_jax.train.opened import open_checkpoint
+from nested_jax.train.workdir import locate
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,6 @@ class NoText:
         )
 
 
-def load_tokenizer_of(path: Path, cfg: Config, name: str) -> Tokenizer:
-    """Load the tokenizer that a run keeps; a run of synthetic tasks has `NoText`."""
-    if cfg.data.is_synthetic:
-        return cast(Tokenizer, NoText(name, identity(cfg.data.task)))
-    return workdir_tokenizer(path, cfg)
-
-
 def load_subject(
     path: str | Path,
     *,
@@ -102,26 +95,17 @@ def load_subject(
       ValueError: no checkpoint, a damaged one, no tokenizer beside it, or not the one it was
         trained with.
     """
-    path = Path(path)
-    run = path.absolute()
-    run = run.parent.parent if run.parent.name == FOLDER else run
+    run, _ = locate(path)
     name = verify(run)["name"] if is_bundle(run) else run.name
-    params, cfg, step = load_checkpoint(path)
-    folder = run / FOLDER / str(step)
-    tokenizer = load_tokenizer_of(path, cfg, name)
-    trained = saved_meta(folder)["tokenizer_sha256"]
-    require(
-        tokenizer.hash == trained,
-        "tokenizer",
-        str(run / "tokenizer.model"),
-        f"has SHA-256 {tokenizer.hash[:12]}; this checkpoint was trained with {trained[:12]}",
-    )
+    opened = open_checkpoint(path)
+    cfg, folder = opened.cfg, opened.saved.folder
+    tokenizer = opened.tokenizer or cast(Tokenizer, NoText(name, identity(cfg.data.task)))
     model = build_model(cfg.model)
-    scorer = Scorer(ModelReader(model, params, mesh), batch_size, batch_tokens)
+    scorer = Scorer(ModelReader(model, opened.params, mesh), batch_size, batch_tokens)
     return Subject(
         name=name,
         cfg=cfg,
-        step=step,
+        step=opened.step,
         tokenizer=tokenizer,
         scorer=scorer,
         parameters=count_parameters(model.param_info()),

@@ -12,8 +12,8 @@ from typing import Any
 
 from nested_jax.errors import require
 from nested_jax.files import file_sha256, folder_sha256, write_json
-from nested_jax.train.checkpoint import FOLDER
 from nested_jax.train.integrity import seal, unseal
+from nested_jax.train.workdir import CHECKPOINTS
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -73,7 +73,7 @@ def verify(folder: Path) -> dict[str, Any]:
             str(file),
             f"is not the one of the manifest: {describe(found)}, wants {describe(wanted)}",
         )
-    for file in (folder / FOLDER).rglob("*"):
+    for file in (folder / CHECKPOINTS).rglob("*"):
         listed = file.is_dir() or file.relative_to(folder).as_posix() in body["files"]
         require(listed, "bundle file", str(file), "is not in the manifest; take it away")
     return body

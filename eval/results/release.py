@@ -24,7 +24,7 @@ from eval.results.summary import read_result
 from nested_jax import machine
 from nested_jax.errors import require
 from nested_jax.files import write_json
-from nested_jax.train.checkpoint import FOLDER
+from nested_jax.train.workdir import CHECKPOINTS
 
 TRAINING = ("config.json", "tokenizer.model", "summary.json", "metrics.jsonl")
 OPTIMIZER = ("opt", "carry")  # items of a checkpoint that only training needs
@@ -79,7 +79,7 @@ def release(
     run = subject.checkpoint.parent.parent
     draft = out.with_name(f"{out.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
-    step = Path(FOLDER) / str(subject.step)
+    step = Path(CHECKPOINTS) / str(subject.step)
     kept = shutil.ignore_patterns(*(() if resumable else OPTIMIZER))
     shutil.copytree(subject.checkpoint, draft / step, ignore=kept)
     for file in TRAINING:

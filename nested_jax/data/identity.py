@@ -1,7 +1,7 @@
-"""What a run is scored on and trained on, as two hashes: compared runs have them in common.
+"""What a run is scored on and trained on, as hashes: compared runs have two of them in common.
 
 Neither depends on the model, on the rows of an evaluation batch, on where the data lie or on the
-number of processes.
+number of processes. A checkpoint has more of them, so that a run never goes on over other data.
 """
 
 from __future__ import annotations
@@ -15,8 +15,16 @@ import numpy as np
 
 from nested_jax.config import DataConfig
 from nested_jax.data.packing import PackedSource, Row
-from nested_jax.data.pipeline import LocalBatches, RowSource, batch_order, open_rows, target_bytes
+from nested_jax.data.pipeline import (
+    LocalBatches,
+    RowSource,
+    batch_order,
+    open_data,
+    open_rows,
+    target_bytes,
+)
 from nested_jax.data.synthetic.rows import SyntheticSource
+from nested_jax.data.synthetic.rows import identity as synthetic_identity
 from nested_jax.data.synthetic.task import Example, Task
 
 ORDER_ROWS = 4096  # row numbers of the training order that are hashed
@@ -97,6 +105,35 @@ def describe(source: RowSource) -> dict[str, Any]:
         "tokenizer": source.store.tokenizer.hash,
         "seq_len": source.seq_len,
         "align": source.align,
+    }
+
+
+def data_identity(cfg: DataConfig, train_order: str) -> dict[str, str]:
+    """Return hashes of a run's data by what they are of; a run goes on only over the same.
+
+    Args:
+      train_order: `train_order_sha256` of the run.
+    """
+    if cfg.is_synthetic:
+        return {"tokenizer": synthetic_identity(cfg.task), "order of training rows": train_order}
+    store = open_data(cfg)
+    parts: dict[str, Any] = {
+        split: [
+            (shard.segment, shard.sha256, shard.offsets_sha256)
+            for shard in store.select(split, cfg.segments)
+        ]
+        for split in ("train", "valid")
+    }
+    parts["valid"].append(sorted(store.source.get("piece_bytes", {}).items()))
+    text = {
+        split: hashlib.sha256(json.dumps(part).encode()).hexdigest()
+        for split, part in parts.items()
+    }
+    return {
+        "tokenizer": store.tokenizer.hash,
+        "training text": text["train"],
+        "held-out text": text["valid"],
+        "order of training rows": train_order,
     }
 
 

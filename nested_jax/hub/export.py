@@ -30,7 +30,8 @@ from nested_jax.errors import require
 from nested_jax.files import write_json
 from nested_jax.hub.llama import Tensors, check_llama, import_safetensors, llama_config, to_llama
 from nested_jax.machine import quiet_libraries
-from nested_jax.train.checkpoint import load_checkpoint
+from nested_jax.train.opened import open_checkpoint
+from nested_jax.train.workdir import TOKENIZER
 from nested_jax.types import PyTree
 
 WEIGHTS = "model.safetensors"
@@ -60,12 +61,13 @@ def export(checkpoint: Path, out: Path, layout: str) -> int:
     """Write a checkpoint's parameters into the new folder `out`; return their number.
 
     Raises:
-      ValueError: no such checkpoint, a folder that exists, safetensors is not installed, or a model
-        that the layout cannot hold.
+      ValueError: what `open_checkpoint` raises, a folder that exists, safetensors is not
+        installed, or a model that the layout cannot hold.
     """
     library = import_safetensors()
     require(not out.exists(), "--out", str(out), "exists; wants a new folder")
-    params, cfg, step = load_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint)
+    params, cfg, step = opened.params, opened.cfg, opened.step
     if layout == "llama":
         check_llama(cfg.model)
         tensors, config = to_llama(params, cfg.model), llama_config(cfg.model)
@@ -76,7 +78,8 @@ def export(checkpoint: Path, out: Path, layout: str) -> int:
         tensors, out / WEIGHTS, metadata={"format": "np" if layout == "native" else "pt"}
     )
     write_json(out / "config.json", config)
-    copy_tokenizer(checkpoint, out)
+    if opened.tokenizer is not None:
+        shutil.copyfile(opened.workdir / TOKENIZER, out / TOKENIZER)
     return sum(x.size for x in tensors.values())
 
 
@@ -111,12 +114,6 @@ def load_exported(folder: str | Path) -> tuple[PyTree, Config]:
     config = json.loads((folder / "config.json").read_text("utf8"))
     config.pop("step", None)
     return unflat(import_safetensors().load_file(folder / WEIGHTS)), from_saved(config)
-
-
-def copy_tokenizer(checkpoint: Path, out: Path) -> None:
-    workdir = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
-    for file in workdir.glob("tokenizer.*"):
-        shutil.copyfile(file, out / file.name)
 
 
 if __name__ == "__main__":

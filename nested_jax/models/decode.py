@@ -27,15 +27,22 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0  # keep the k most probable; 0 is all
     top_p: float = 1.0  # keep the most probable whose mass reaches p (Holtzman et al. 2020)
+    symbols: int = 0  # tokens from this one on stand for nothing and are never drawn; 0: all do
 
     def __post_init__(self) -> None:
-        require(self.temperature >= 0, "temperature", self.temperature, "wants 0 or more")
+        # Below, logits that are divided by it overflow, and what is drawn is not the largest.
+        fine = self.temperature == 0 or 1e-3 <= self.temperature <= 1e3
+        want = "wants 0, which takes the most probable token, or 0.001 to 1000"
+        require(fine, "temperature", self.temperature, want)
         require(self.top_k >= 0, "top_k", self.top_k, "wants 0 (all) or a count of tokens")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "wants a probability in (0, 1]")
 
 
 def sample(logits_BS: Array, key: Array, how: Sampling) -> Array:
-    """Draw one token a sequence from float32 logits; int32 [B]."""
+    """Draw one token per sequence from float32 logits; int32 [B]."""
+    if 0 < how.symbols < logits_BS.shape[-1]:
+        known_S = np.arange(logits_BS.shape[-1]) < how.symbols
+        logits_BS = jnp.where(known_S, logits_BS, -jnp.inf)
     if how.temperature == 0:
         return jnp.argmax(logits_BS, axis=-1).astype(jnp.int32)
     logits_BS = logits_BS / how.temperature
@@ -78,7 +85,7 @@ def generate(
       prompt_BT: int32 prompts of one length, at least 1 token.
       count: tokens to generate.
       key: of the draws.
-      how: temperature, top-k, top-p.
+      how: temperature, top-k, top-p, symbols.
       learn: reads tokens and their targets and writes the fast weights (`nested_jax.teach`); it is
         given the prompt, and what was generated as soon as a chunk of it is complete.
       chunk: tokens of a teach chunk; with `learn` only.

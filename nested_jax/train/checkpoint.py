@@ -10,7 +10,8 @@ themselves. Both are checked on reading.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,16 +22,20 @@ import orbax.checkpoint as ocp
 
 from nested_jax.config import Config, TrainConfig, from_saved
 from nested_jax.config.schema import difference, to_dict
+from nested_jax.errors import require
 from nested_jax.models.lm import build_model
 from nested_jax.sharding import agree
 from nested_jax.train.integrity import fingerprint, seal, unseal
 from nested_jax.train.state import TrainState
+from nested_jax.train.workdir import CHECKPOINTS, free_name, locate, saved_steps
 from nested_jax.types import PyTree
 
-FOLDER = "checkpoints"
 # What reading a damaged folder raises: missing or cut files, bad JSON, tensorstore's DATA_LOSS.
 # AttributeError: Orbax takes what a damaged metadata file holds for what should be there.
 DAMAGE = (ValueError, KeyError, TypeError, OSError, AttributeError)
+
+
+Identity = Mapping[str, str]  # hashes of a run's data, by what they are of
 
 
 class CheckpointError(OSError):
@@ -53,7 +58,7 @@ class Checkpoints:
     """The checkpoints of one workdir; every process of a run holds one."""
 
     def __init__(self, workdir: Path, train: TrainConfig, report: Callable[[str], None]) -> None:
-        self.folder = workdir.absolute() / FOLDER
+        self.folder = workdir.absolute() / CHECKPOINTS
         self.report = report
         keep: list[Any] = [ocp.checkpoint_managers.LatestN(train.keep_latest)]
         if train.keep_every:
@@ -106,7 +111,7 @@ class Checkpoints:
         left = f"checkpoint {kept} is the newest good one" if kept is not None else "none is left"
         return CheckpointError(f"{self.folder}: saving failed, {left}: {error}")
 
-    def restore(self, abstract: TrainState, cfg: Config, tokenizer_sha256: str) -> Restored | None:
+    def restore(self, abstract: TrainState, cfg: Config, data: Identity) -> Restored | None:
         """Return the newest checkpoint that can be read, or None where there is none at all.
 
         The mesh and the number of processes may differ from the ones that saved it. A damaged
@@ -114,13 +119,14 @@ class Checkpoints:
 
         Args:
           abstract: shapes, dtypes and shardings of the state to restore into.
+          data: the identity of the run's data, see `check_data`.
         Raises:
-          ValueError: the run's configuration or tokenizer is not the checkpoint's; what differs.
+          ValueError: the run's configuration or data are not the checkpoint's; what differs.
           CheckpointError: there are checkpoints, and none can be read.
         """
         damaged: list[int] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            error, restored = self._read(step, abstract, cfg, tokenizer_sha256)
+            error, restored = self._read(step, abstract, cfg, data)
             if agree(restored is not None):
                 self._set_aside(damaged)
                 return restored
@@ -131,11 +137,12 @@ class Checkpoints:
         return None
 
     def _read(
-        self, step: int, abstract: TrainState, cfg: Config, tokenizer_sha256: str
+        self, step: int, abstract: TrainState, cfg: Config, data: Identity
     ) -> tuple[str, Restored | None]:
         try:
-            data, meta = read_json(self._manager, step)
-            check_fits(meta, cfg, tokenizer_sha256)
+            position, meta = read_json(self._manager, step)
+            check_fits(meta, cfg)
+            check_data(meta, cfg, data)
             items = read_arrays(self._manager, step, array_items(abstract), meta)
         except DamagedError as error:
             return str(error), None
@@ -145,7 +152,7 @@ class Checkpoints:
             opt_state=items["opt"],
             carry=with_empty(abstract.carry, items.get("carry", abstract.carry)),
         )
-        return "", Restored(state, data, meta)
+        return "", Restored(state, position, meta)
 
     def _set_aside(self, steps: list[int]) -> None:
         """Rename damaged folders, so that their steps can be saved again."""
@@ -223,27 +230,57 @@ def damage() -> Iterator[None]:
         raise DamagedError(f"{type(error).__name__}: {said}") from error
 
 
-def check_fits(meta: dict[str, Any], cfg: Config, tokenizer_sha256: str) -> None:
+def check_fits(meta: dict[str, Any], cfg: Config) -> None:
     """Raise unless a run of `cfg` may go on from the checkpoint of `meta`."""
-    changed = difference(from_saved(meta["config"]), cfg, free=False)
+    changed = difference(config_of(meta), cfg, free=False)
     if changed:
         raise ValueError(
             f"the workdir holds checkpoint {meta['step']} of another configuration "
             f"(checkpoint -> this run): {'; '.join(changed)}. Take another --workdir, or undo this"
         )
-    if meta["tokenizer_sha256"] != tokenizer_sha256:
+
+
+def check_data(meta: dict[str, Any], cfg: Config, data: Identity) -> None:
+    """Raise unless the run's data are those of the checkpoint of `meta`.
+
+    A curve would otherwise go on over other text. Earlier versions recorded the tokenizer alone,
+    and cut rows at multiples of the model's largest chunk.
+
+    Args:
+      data: hashes by what they are of: the tokenizer, the training text, ...
+    """
+    known = meta.get("data", {"tokenizer": meta["tokenizer_sha256"]})
+    changed = [
+        f"{name} ({str(known.get(name))[:12]} -> {data[name][:12]})"
+        for name in data
+        if (name in known or "data" in meta) and known.get(name) != data[name]
+    ]
+    if "data" not in meta and not cfg.data.is_synthetic:
+        before = math.lcm(cfg.data.align or 1, cfg.chunk)
+        if before != cfg.align:
+            changed.append(f"where rows are cut (multiples of {before} -> {cfg.align} tokens)")
+    if changed:
         raise ValueError(
-            f"the workdir holds checkpoint {meta['step']} of tokenizer "
-            f"{meta['tokenizer_sha256'][:12]}, but the data's is {tokenizer_sha256[:12]}"
+            f"the workdir holds checkpoint {meta['step']} of other data (checkpoint -> this run): "
+            f"{'; '.join(changed)}. Bring those data back, or take another --workdir, where "
+            "train.init_from can begin with its parameters"
         )
 
 
-def free_name(folder: Path, name: str) -> Path:
-    tries = (folder / (name + suffix) for suffix in ["", *(f".{i}" for i in range(1, 1000))])
-    return next(path for path in tries if not path.exists())
-
-
 # --- what was trained, for others ----------------------------------------------------------------
+
+
+class Saved(NamedTuple):
+    """One complete checkpoint: where it is, and what it says of itself."""
+
+    workdir: Path
+    step: int
+    meta: dict[str, Any]
+    cfg: Config
+
+    @property
+    def folder(self) -> Path:
+        return self.workdir / CHECKPOINTS / str(self.step)
 
 
 def load_checkpoint(path: str | Path) -> tuple[PyTree, Config, int]:
@@ -252,49 +289,76 @@ def load_checkpoint(path: str | Path) -> tuple[PyTree, Config, int]:
     Args:
       path: a workdir (``runs/x``) or one checkpoint (``runs/x/checkpoints/1000``).
     Raises:
-      ValueError: there is no checkpoint, or the one that was asked for is damaged; an evaluation
-        never falls back to another step by itself.
+      ValueError: as `find_checkpoint` and `read_params`.
     """
-    path = Path(path).absolute()
-    folder, wanted = (path.parent, path.name) if path.parent.name == FOLDER else (path / FOLDER, "")
-    steps = saved_steps(folder)
-    if not steps or (wanted and int(wanted) not in steps if wanted.isdigit() else wanted):
-        raise ValueError(
-            f"checkpoint={str(path)!r}: wants a workdir with checkpoints, found {steps}"
-        )
+    saved = find_checkpoint(path)
+    return read_params(saved), saved.cfg, saved.step
+
+
+def find_checkpoint(path: str | Path) -> Saved:
+    """Return the newest checkpoint of a workdir, or the step that `path` names; no arrays are read.
+
+    Raises:
+      ValueError: there is none, or it is damaged, or of a version whose configuration is not known
+        here. An evaluation never falls back to another step by itself.
+    """
+    workdir, wanted = locate(path)
+    steps = saved_steps(workdir / CHECKPOINTS)
+    known = wanted in map(str, steps) if wanted else bool(steps)
+    require(known, "checkpoint", str(path), f"wants a workdir with checkpoints, found {steps}")
     step = int(wanted) if wanted else steps[-1]
+    try:
+        meta = saved_meta(workdir / CHECKPOINTS / str(step))
+    except DamagedError as error:
+        raise unreadable(workdir, step, error) from error
+    return Saved(workdir, step, meta, config_of(meta))
+
+
+def read_params(saved: Saved) -> PyTree:
+    """Return the parameters of a checkpoint, on the default device.
+
+    Raises:
+      ValueError: they are damaged.
+    """
+    abstract = {"params": abstract_params(saved.cfg)}
     options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(folder, options=options) as manager:
+    with ocp.CheckpointManager(saved.workdir / CHECKPOINTS, options=options) as manager:
         try:
-            _, meta = read_json(manager, step)
-            cfg: Config = from_saved(meta["config"])
-            params = read_arrays(manager, step, {"params": abstract_params(cfg)}, meta)["params"]
+            return read_arrays(manager, saved.step, abstract, saved.meta)["params"]
         except DamagedError as error:
-            raise ValueError(
-                f"checkpoint {folder / str(step)} cannot be read ({error}); "
-                f"others are {[s for s in steps if s != step]}"
-            ) from error
-    return params, cfg, step
+            raise unreadable(saved.workdir, saved.step, error) from error
+
+
+def unreadable(workdir: Path, step: int, error: Exception) -> ValueError:
+    folder = workdir / CHECKPOINTS
+    others = [s for s in saved_steps(folder) if s != step]
+    return ValueError(f"checkpoint {folder / str(step)} cannot be read ({error}); others: {others}")
 
 
 def saved_meta(step: Path) -> dict[str, Any]:
-    """Return the item ``meta`` of one ``checkpoints/STEP``, without the arrays.
+    """Return the item ``meta`` of one ``checkpoints/STEP``.
 
     Raises:
-      ValueError: it is damaged.
+      DamagedError: it cannot be read, or is not the one that was written.
     """
-    file = step / "meta" / "metadata"  # where Orbax puts a JSON item
+    with damage():
+        return unseal(json.loads((step / "meta" / "metadata").read_text("utf-8")))
+
+
+def config_of(meta: dict[str, Any]) -> Config:
+    """Return the configuration of a checkpoint.
+
+    Raises:
+      ValueError: another version wrote it, with fields that this one does not have.
+    """
     try:
-        return unseal(json.loads(file.read_text("utf-8")))
-    except DAMAGE as error:
-        raise ValueError(f"{file}: damaged ({error})") from error
-
-
-def saved_steps(folder: Path) -> list[int]:
-    """Return the steps that have a complete checkpoint, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
+        return from_saved(meta["config"])
+    except ValueError as error:
+        by = meta.get("versions", {}).get("nested-jax", "another version")
+        raise ValueError(
+            f"checkpoint {meta['step']} is of nested-jax {by}, whose configuration is not this "
+            f"version's: {error}"
+        ) from error
 
 
 def abstract_params(cfg: Config) -> PyTree:
@@ -304,6 +368,11 @@ def abstract_params(cfg: Config) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
 
 
-def run_meta(cfg: Config, step: int, tokenizer_sha256: str) -> dict[str, Any]:
-    """Return the part of ``meta`` that `check_fits` reads."""
-    return {"step": step, "config": to_dict(cfg), "tokenizer_sha256": tokenizer_sha256}
+def run_meta(cfg: Config, step: int, data: Identity) -> dict[str, Any]:
+    """Return the part of ``meta`` that `check_fits` and `check_data` read."""
+    return {
+        "step": step,
+        "config": to_dict(cfg),
+        "tokenizer_sha256": data["tokenizer"],  # of synthetic tasks: the hash of their settings
+        "data": dict(data),
+    }

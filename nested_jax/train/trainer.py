@@ -20,7 +20,7 @@ import jax
 from nested_jax import machine
 from nested_jax.config import Config
 from nested_jax.config.schema import to_dict
-from nested_jax.data.identity import train_order_sha256
+from nested_jax.data.identity import data_identity, train_order_sha256
 from nested_jax.data.pipeline import make_train_iterator
 from nested_jax.errors import require
 from nested_jax.files import write_json
@@ -36,7 +36,7 @@ from nested_jax.train.step import train_step
 from nested_jax.train.stop_rules import check_step, check_window
 from nested_jax.train.task_scores import TaskScores
 from nested_jax.train.warm_start import first_params
-from nested_jax.train.workdir import hold_workdir
+from nested_jax.train.workdir import hold_workdir, set_aside_record
 from nested_jax.types import PyTree
 
 Evaluator = Callable[[Any, PyTree, Config, int], dict[str, float]]  # model, params, config, step
@@ -88,17 +88,20 @@ class Run:
         self.plan, self.train, self.display = plan, plan.cfg.train, display
         self.signals, self.evaluators = signals, evaluators
         self.clock = Clock()
-        self.checkpoints = Checkpoints(plan.workdir, self.train, display.say)
-        restored = self.checkpoints.restore(plan.abstract, plan.cfg, plan.data.tokenizer_sha256)
-        self.state = self.first_state(restored, params)
-        self.step = self.first = self.lap_step = int(self.state.step)
-        self.meter = Meter(**restored.meta["meter"]) if restored else Meter()
         order: Any = {
             "batch_size": self.train.batch_size,
             "align": plan.cfg.align,
             "seed": plan.cfg.seed,
         }
         self.train_order = train_order_sha256(plan.cfg.data, **order)
+        self.data = data_identity(plan.cfg.data, self.train_order)
+        if jax.process_index() == 0:
+            set_aside_record(plan.workdir, display.say)
+        self.checkpoints = Checkpoints(plan.workdir, self.train, display.say)
+        restored = self.checkpoints.restore(plan.abstract, plan.cfg, self.data)
+        self.state = self.first_state(restored, params)
+        self.step = self.first = self.lap_step = int(self.state.step)
+        self.meter = Meter(**restored.meta["meter"]) if restored else Meter()
         self.batches = make_train_iterator(
             plan.cfg.data,
             **order,
@@ -244,7 +247,7 @@ class Run:
         self.meter.seconds = self.seconds_before + self.clock.total()
         plan = self.plan
         meta = {
-            **run_meta(plan.cfg, self.step, plan.data.tokenizer_sha256),
+            **run_meta(plan.cfg, self.step, self.data),
             "meter": self.meter.state(),
             "metrics_bytes": self.metrics.sync() if self.metrics is not None else 0,
             "versions": machine.versions(),

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import jax
 
-from nested_jax.data.tokenizers.tokenizer import load_tokenizer
 from nested_jax.errors import require
-from nested_jax.train.checkpoint import FOLDER, load_checkpoint, saved_steps
+from nested_jax.train.checkpoint import Saved, find_checkpoint, read_params
+from nested_jax.train.opened import tokenizer_of
 from nested_jax.train.plan import Plan
+from nested_jax.train.workdir import CHECKPOINTS, saved_steps
 from nested_jax.types import PyTree
 
 NAME = "train.init_from"
@@ -29,26 +30,27 @@ def first_params(plan: Plan) -> PyTree | None:
         other names or shapes.
     """
     source = plan.cfg.train.init_from
-    if not source or saved_steps(plan.workdir / FOLDER):
+    if not source or saved_steps(plan.workdir / CHECKPOINTS):
         return None
     require(Path(source).is_dir(), NAME, source, "wants the folder of a run or of a step")
-    params, cfg, _ = load_checkpoint(source)
-    want = f"wants a checkpoint of model.block={plan.cfg.model.block!r}, got {cfg.model.block!r}"
-    require(cfg.model.block == plan.cfg.model.block, NAME, source, want)
-    check_tokenizer(plan, Path(source).absolute())
+    saved = find_checkpoint(source)
+    block = saved.cfg.model.block
+    want = f"wants a checkpoint of model.block={plan.cfg.model.block!r}, got {block!r}"
+    require(block == plan.cfg.model.block, NAME, source, want)
+    check_tokenizer(plan, saved)
+    params = read_params(saved)
     check_shapes(plan, params)
     return jax.device_put(params, jax.tree.map(lambda x: x.sharding, plan.abstract.params))
 
 
-def check_tokenizer(plan: Plan, source: Path) -> None:
+def check_tokenizer(plan: Plan, saved: Saved) -> None:
     """Raise if the checkpoint's symbols are not those of the data; ids of tasks have none."""
-    if plan.data.tokenizer_path is None:
+    tokenizer = tokenizer_of(saved)
+    if tokenizer is None or plan.data.tokenizer_path is None:
         return
-    run = source.parent.parent if source.parent.name == FOLDER else source
-    found = load_tokenizer(run / plan.data.tokenizer_path.name).hash
-    wanted = plan.data.tokenizer_sha256
+    found, wanted = tokenizer.hash, plan.data.tokenizer_sha256
     want = f"has tokenizer {found[:12]}, the data {wanted[:12]}"
-    require(found == wanted, NAME, str(source), want)
+    require(found == wanted, NAME, str(saved.workdir), want)
 
 
 def check_shapes(plan: Plan, params: PyTree) -> None:

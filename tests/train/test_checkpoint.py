@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from helpers import assert_equal
 from jax.sharding import NamedSharding, PartitionSpec
-from tiny import tiny_config
+from tiny import HOPE, tiny_config
 
 from nested_jax.config import Config, MeshConfig, TrainConfig
 from nested_jax.optim import scale_by_adam, skip_non_finite
@@ -27,17 +27,19 @@ from nested_jax.train.checkpoint import (
     CheckpointError,
     Checkpoints,
     DamagedError,
+    check_data,
     damage,
     run_meta,
-    saved_steps,
 )
 from nested_jax.train.state import TrainState, new_state
+from nested_jax.train.workdir import saved_steps
 
 # Where a read or a write fails, Orbax leaves tasks behind whose exceptions nobody fetches.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 KEEP = TrainConfig(keep_latest=3)
 CFG = tiny_config(Path("nowhere"))
+DATA = {"tokenizer": "hash", "training text": "a1", "held-out text": "b2"}
 SPECS = {
     "data": (MeshConfig(), PartitionSpec("data", None)),
     "fsdp": (MeshConfig(data=1, fsdp=-1), PartitionSpec(None, "fsdp")),
@@ -74,7 +76,7 @@ def abstract(state: TrainState) -> TrainState:
 
 
 def meta(step: int, cfg: Config = CFG) -> dict[str, Any]:
-    return run_meta(cfg, step, "hash")
+    return run_meta(cfg, step, DATA)
 
 
 @pytest.fixture
@@ -106,7 +108,7 @@ def saved(three: Path, tmp_path: Path, said: list[str]) -> Iterator[Checkpoints]
 @pytest.mark.parametrize("layout", ["data", "fsdp", "mixed"])
 def test_a_state_comes_back_on_any_mesh(saved: Checkpoints, layout: str) -> None:
     target = abstract(make_state(layout))
-    restored = saved.restore(target, CFG, "hash")
+    restored = saved.restore(target, CFG, DATA)
     assert restored is not None
     assert_equal(restored.state, make_state(step=6))
     assert jax.tree.map(lambda x: x.sharding, restored.state) == jax.tree.map(
@@ -118,7 +120,7 @@ def test_a_state_comes_back_on_any_mesh(saved: Checkpoints, layout: str) -> None
 
 def test_no_checkpoint_is_none(tmp_path: Path, said: list[str]) -> None:
     checkpoints = Checkpoints(tmp_path, KEEP, said.append)
-    assert checkpoints.restore(abstract(make_state()), CFG, "hash") is None
+    assert checkpoints.restore(abstract(make_state()), CFG, DATA) is None
     checkpoints.close()
 
 
@@ -172,7 +174,7 @@ def test_a_damaged_newest_is_reported_and_the_one_before_used(
     saved: Checkpoints, said: list[str], damage: Callable[[Path], None]
 ) -> None:
     damage(saved.folder / "6")
-    restored = saved.restore(abstract(make_state("fsdp")), CFG, "hash")
+    restored = saved.restore(abstract(make_state("fsdp")), CFG, DATA)
     assert restored is not None
     assert_equal(restored.state, make_state(step=4))
     assert restored.data == {"next_index": 4}
@@ -181,7 +183,7 @@ def test_a_damaged_newest_is_reported_and_the_one_before_used(
     # The run goes on from 4 and saves 6 again.
     saved.save(make_state(step=6), {"next_index": 6}, meta(6))
     saved.wait()
-    restored = saved.restore(abstract(make_state()), CFG, "hash")
+    restored = saved.restore(abstract(make_state()), CFG, DATA)
     assert restored is not None
     assert_equal(restored.state, make_state(step=6))
     assert (saved.folder / "6.damaged").is_dir()
@@ -210,7 +212,7 @@ def test_random_damage_never_restores_wrong_numbers(saved: Checkpoints) -> None:
         before = file.read_bytes()
         place = rng.randrange(len(before))
         file.write_bytes(before[:place] + bytes([before[place] ^ 16]) + before[place + 1 :])
-        restored = saved.restore(abstract(make_state()), CFG, "hash")
+        restored = saved.restore(abstract(make_state()), CFG, DATA)
         assert restored is not None
         step = int(restored.state.step)
         assert_equal(restored.state, wants[step])
@@ -224,7 +226,7 @@ def test_nothing_readable_is_an_error_and_stays_where_it_is(saved: Checkpoints) 
     for step in (2, 4, 6):
         empty_the_metadata(saved.folder / str(step))
     with pytest.raises(CheckpointError, match=r"no checkpoint can be read, tried \[6, 4, 2\]"):
-        saved.restore(abstract(make_state()), CFG, "hash")
+        saved.restore(abstract(make_state()), CFG, DATA)
     assert saved_steps(saved.folder) == [2, 4, 6]
 
 
@@ -243,7 +245,7 @@ def test_another_experiment_is_refused_with_the_difference(
 ) -> None:
     cfg = tiny_config(Path("nowhere"), changes)
     with pytest.raises(ValueError, match="checkpoint 6 of another configuration") as raised:
-        saved.restore(abstract(make_state()), cfg, "hash")
+        saved.restore(abstract(make_state()), cfg, DATA)
     assert shown in str(raised.value)
     assert str(raised.value).count("->") == 2  # the difference, and "checkpoint -> this run"
 
@@ -260,12 +262,25 @@ def test_what_is_not_computed_may_change(saved: Checkpoints) -> None:
         "model.remat": "full",
     }
     cfg = tiny_config(Path("nowhere"), changes)
-    assert saved.restore(abstract(make_state()), cfg, "hash") is not None
+    assert saved.restore(abstract(make_state()), cfg, DATA) is not None
 
 
-def test_another_tokenizer_is_refused(saved: Checkpoints) -> None:
-    with pytest.raises(ValueError, match="of tokenizer hash, but the data's is other"):
-        saved.restore(abstract(make_state()), CFG, "other")
+@pytest.mark.parametrize("name", DATA)
+def test_other_data_are_refused_with_what_differs(saved: Checkpoints, name: str) -> None:
+    with pytest.raises(ValueError, match="checkpoint 6 of other data") as raised:
+        saved.restore(abstract(make_state()), CFG, {**DATA, name: "other"})
+    assert f"{name} ({DATA[name]} -> other)" in str(raised.value)
+    assert str(raised.value).count("->") == 2  # what differs, and "checkpoint -> this run"
+
+
+def test_a_checkpoint_of_an_earlier_version_has_the_tokenizer_alone(saved: Checkpoints) -> None:
+    meta = {name: value for name, value in run_meta(CFG, 6, DATA).items() if name != "data"}
+    same = tiny_config(Path("nowhere"), {"data.align": 8, **HOPE})
+    check_data(meta, same, DATA)
+    with pytest.raises(ValueError, match=r"tokenizer \(hash -> other\)"):
+        check_data(meta, same, {**DATA, "tokenizer": "other"})
+    with pytest.raises(ValueError, match=r"where rows are cut \(multiples of 8 -> 32 tokens\)"):
+        check_data(meta, tiny_config(Path("nowhere"), HOPE), DATA)
 
 
 def test_latest_and_every_are_kept(tmp_path: Path, said: list[str]) -> None:
@@ -296,7 +311,7 @@ def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     again = Checkpoints(tmp_path, KEEP, said.append)
-    restored = again.restore(abstract(make_state()), CFG, "hash")
+    restored = again.restore(abstract(make_state()), CFG, DATA)
     assert restored is not None
     assert_equal(restored.state, make_state(step=2))
     assert saved_steps(again.folder) == [2]
@@ -312,7 +327,7 @@ def test_arrays_may_be_donated_while_they_are_written(tmp_path: Path, said: list
     for _ in range(20):
         state = step(state)
     checkpoints.wait()
-    restored = checkpoints.restore(abstract(make_state()), CFG, "hash")
+    restored = checkpoints.restore(abstract(make_state()), CFG, DATA)
     assert restored is not None
     assert_equal(restored.state, make_state(step=2))
     checkpoints.close()
