@@ -6,7 +6,6 @@ import itertools
 import json
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 from tiny import (
     VOCAB,
-    compile_cache,
     read_lines,
     synthetic_text,
     tiny_config,
@@ -40,12 +38,6 @@ WIDE = 2 * VOCAB  # symbols of a model, half of them without a piece
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("tiny") / "data")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cached() -> Iterator[None]:
-    with compile_cache():
-        yield
 
 
 @pytest.fixture(scope="module")
