@@ -10,7 +10,6 @@ themselves. Both are checked on reading.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,7 +141,7 @@ class Checkpoints:
         try:
             position, meta = read_json(self._manager, step)
             check_fits(meta, cfg)
-            check_data(meta, cfg, data)
+            check_data(meta, data)
             items = read_arrays(self._manager, step, array_items(abstract), meta)
         except DamagedError as error:
             return str(error), None
@@ -240,11 +239,10 @@ def check_fits(meta: dict[str, Any], cfg: Config) -> None:
         )
 
 
-def check_data(meta: dict[str, Any], cfg: Config, data: Identity) -> None:
+def check_data(meta: dict[str, Any], data: Identity) -> None:
     """Raise unless the run's data are those of the checkpoint of `meta`.
 
-    A curve would otherwise go on over other text. Earlier versions recorded the tokenizer alone,
-    and cut rows at multiples of the model's largest chunk.
+    A curve would otherwise go on over other text. Earlier versions recorded the tokenizer alone.
 
     Args:
       data: hashes by what they are of: the tokenizer, the training text, ...
@@ -255,10 +253,6 @@ def check_data(meta: dict[str, Any], cfg: Config, data: Identity) -> None:
         for name in data
         if (name in known or "data" in meta) and known.get(name) != data[name]
     ]
-    if "data" not in meta and not cfg.data.is_synthetic:
-        before = math.lcm(cfg.data.align or 1, cfg.chunk)
-        if before != cfg.align:
-            changed.append(f"where rows are cut (multiples of {before} -> {cfg.align} tokens)")
     if changed:
         raise ValueError(
             f"the workdir holds checkpoint {meta['step']} of other data (checkpoint -> this run): "
