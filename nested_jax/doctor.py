@@ -1,7 +1,7 @@
 """Say what this machine can run: ``python -m nested_jax.doctor [--json]``.
 
 Versions, devices and their memory, whether fused attention works, where caches are, and which of
-the configurations fit. A run's exact need is printed when its step has been compiled.
+the configurations cannot fit. Whether one does fit, `python -m nested_jax.fit` says.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 
 from nested_jax import machine
-from nested_jax.config import Config, load_config
+from nested_jax.config import MeshConfig, load_config
 from nested_jax.data.cache import cache_root
-from nested_jax.models.flops import count_parameters
-from nested_jax.models.lm import build_model
+from nested_jax.sharding import make_mesh
+from nested_jax.train.layout import lay_out
+from nested_jax.train.memory import available, lower_bound
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SIZES = ("pilot.py:smoke", "pilot.py", "mid.py", "target.py")
-COPIES = 4  # float32 trees as large as the parameters: they, their gradient, two Adam moments
 
 
 def main(arguments: list[str]) -> int:
@@ -52,7 +52,7 @@ def examine() -> dict[str, Any]:
         "backend": device.platform,
         "processes": jax.process_count(),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "host_memory_bytes": host_memory(),
+        "host_memory_bytes": machine.host_memory(),
         "device_memory_bytes": limit,
         "peak_bfloat16_flops": peak,
         "cudnn_attention": cudnn_attention(),
@@ -62,7 +62,7 @@ def examine() -> dict[str, Any]:
             "JAX_COMPILATION_CACHE_DIR",
             "off (JAX_COMPILATION_CACHE_DIR=FOLDER makes every start but the first faster)",
         ),
-        "configs": {name: fit(name, limit or host_memory()) for name in SIZES if exists(name)},
+        "configs": {name: fit(name) for name in SIZES if exists(name)},
     }
 
 
@@ -70,33 +70,17 @@ def exists(name: str) -> bool:
     return (CONFIGS / name.partition(":")[0]).is_file()
 
 
-def fit(name: str, limit: int) -> str:
-    """Return how large the training state of a config is, and over how many devices it fits."""
-    cfg = load_config(str(CONFIGS / name))
-    parameters = count_parameters(build_model(cfg.model).param_info())
-    state, rows = 4 * COPIES * parameters, fast_bytes(cfg)
-    # A fifth of the device is left for activations, which depend on batch and remat.
-    room = int(0.8 * limit) - rows
+def fit(name: str) -> str:
+    """Return how large a config is, and whether it cannot fit; that it fits only a plan says."""
+    layout = lay_out(load_config(str(CONFIGS / name)), make_mesh(MeshConfig(), jax.devices()[:1]))
     words = (
-        f"{parameters / 1e6:,.1f} M parameters, state {machine.human_bytes(state)}, "
-        f"fast weights {machine.human_bytes(rows)} a row"
+        f"{layout.parameters / 1e6:,.1f} M parameters, at least "
+        f"{machine.human_bytes(lower_bound(layout))} on one device"
     )
-    if room <= 0:
-        return f"{words}: one row does not fit a device; lower model.cms.fast_layers"
-    parts = -(-state // room)
-    return f"{words}: " + ("fits one device" if parts <= 1 else f"wants mesh.fsdp >= {parts}")
-
-
-def fast_bytes(cfg: Config) -> int:
-    """Return the bytes of what one row carries while it is trained: fast weights, inner state."""
-    model = build_model(cfg.model)
-
-    def state() -> Any:
-        params = model.init(jax.random.key(0))
-        return model.init_state(params, 1, capacity=cfg.data.seq_len)
-
-    leaves = jax.tree.leaves(jax.eval_shape(state).fast)
-    return sum(x.size * x.dtype.itemsize for x in leaves)
+    found = available()
+    if found is not None and lower_bound(layout) > found[0]:
+        return f"{words}: more than the {machine.human_bytes(found[0])} {found[1]}"
+    return f"{words}; `python -m nested_jax.fit --config configs/{name}` compiles a plan"
 
 
 def cudnn_attention() -> str:
@@ -111,10 +95,6 @@ def cudnn_attention() -> str:
         return "yes" if bool(jnp.isfinite(y.astype(jnp.float32)).all()) else "no: not finite"
     except (RuntimeError, ValueError, NotImplementedError) as error:
         return f"no: {str(error).splitlines()[0]}"
-
-
-def host_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def folder_bytes(folder: Path) -> int:

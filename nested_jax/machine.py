@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import platform
 import resource
 import subprocess
@@ -93,9 +94,17 @@ def memory_limit() -> int | None:
 def human_bytes(count: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
-            return f"{count:.3g} {unit}"
+            return f"{count:.4g} {unit}"
         count /= 1024
-    return f"{count:.3g} TiB"
+    return f"{count:.4g} TiB"
+
+
+def host_memory() -> int:
+    """Return the bytes of memory that this process may have: the machine's, or its container's."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # cgroup v2; "max" is no limit
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(total, int(text)) if text.isdigit() else total
 
 
 def quiet_libraries() -> None:

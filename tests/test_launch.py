@@ -341,7 +341,7 @@ def losses(data: Path, changes: dict[str, Any], devices: int, steps: int) -> lis
     from nested_jax.data.pipeline import make_train_iterator
     from nested_jax.models.lm import build_model
     from nested_jax.sharding import make_mesh, place_batch
-    from nested_jax.train.plan import init_state
+    from nested_jax.train.layout import init_state
     from nested_jax.train.state import create_state, place_state
     from nested_jax.train.step import make_program, train_step
 

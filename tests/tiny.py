@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -59,7 +60,7 @@ def tiny_fields(data: Path, changes: Mapping[str, Any] | None = None) -> dict[st
         target = fields
         for block in blocks:
             target = target.setdefault(block, {})
-        target[leaf] = value
+        target[leaf] = copy.deepcopy(value)  # later changes may go into a block of it
     return fields
 
 

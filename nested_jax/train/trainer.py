@@ -11,7 +11,6 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,16 @@ from nested_jax.data.identity import data_identity, train_order_sha256
 from nested_jax.data.pipeline import make_train_iterator
 from nested_jax.errors import require
 from nested_jax.files import write_json
-from nested_jax.sharding import place_batch, replicated
+from nested_jax.sharding import place_batch
+from nested_jax.train import memory
 from nested_jax.train.checkpoint import Checkpoints, Restored, run_meta
 from nested_jax.train.heldout import HeldOut, describe, trigram_baseline
+from nested_jax.train.layout import sharding_of
 from nested_jax.train.plan import Plan, make_plan
 from nested_jax.train.progress import Clock, Display
 from nested_jax.train.record import Meter, MetricsFile, Summary, Tracker, open_trackers
 from nested_jax.train.signals import Signals, Stopped
 from nested_jax.train.state import TrainState, create_state
-from nested_jax.train.step import train_step
 from nested_jax.train.stop_rules import check_step, check_window
 from nested_jax.train.task_scores import TaskScores
 from nested_jax.train.warm_start import first_params
@@ -313,21 +313,16 @@ class Run:
 
 def compile_step(plan: Plan, say: Callable[[str], None]) -> Callable[..., Any]:
     """Compile the train step ahead of time: another shape is then an error, not a recompilation."""
-    step = jax.jit(
-        partial(train_step, program=plan.program),
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(sharding_of, plan.abstract), replicated(plan.mesh)),
-    )
     say("compiling the training step")
     clock = Clock()
-    compiled = step.lower(plan.abstract, plan.batch(plan.cfg.train.batch_size)).compile()
+    compiled = plan.lower_train().compile()
     took = f"compiled in {clock.total():.1f} s"
     needs, limit = compiled.memory_analysis(), machine.memory_limit()
     if needs is None:
         say(took)
         return compiled
-    held = needs.argument_size_in_bytes
-    peak = held + needs.temp_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
+    peak, held = memory.peak_bytes(needs), memory.state_bytes(needs)
+    memory.check(plan.cfg, peak)
     of = f" of {machine.human_bytes(limit)}" if limit else ""
     say(
         f"{took}; a step needs {machine.human_bytes(peak)}{of} a device, "
@@ -344,7 +339,3 @@ def open_workdir(plan: Plan, metrics_bytes: int, display: Display) -> MetricsFil
         # A checkpoint can then be used where the data, or their cache, are not.
         shutil.copyfile(tokenizer, plan.workdir / tokenizer.name)
     return MetricsFile(plan.workdir / "metrics.jsonl", metrics_bytes, display.say)
-
-
-def sharding_of(x: Any) -> Any:
-    return x.sharding

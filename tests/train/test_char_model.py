@@ -22,7 +22,8 @@ from nested_jax.models.lm import build_model
 from nested_jax.outer_loss import document_starts
 from nested_jax.sharding import batch_sharding, make_mesh, place_batch
 from nested_jax.train.checkpoint import Checkpoints, Restored, load_checkpoint
-from nested_jax.train.plan import init_state, make_plan
+from nested_jax.train.layout import init_state
+from nested_jax.train.plan import make_plan
 from nested_jax.train.state import create_state, place_state
 from nested_jax.train.step import make_program, train_step
 from nested_jax.train.trainer import train

@@ -1,0 +1,111 @@
+"""Compile a run's steps for a mesh, and say what they need of each device."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from nested_jax.fit.cost import Estimate, estimate
+from nested_jax.fit.gpus import GPU
+from nested_jax.fit.hlo import Module, parse
+from nested_jax.train.layout import Layout
+from nested_jax.train.memory import peak_bytes, state_bytes
+
+
+@dataclass
+class Need:
+    """What one compiled step needs of one device."""
+
+    peak_bytes: int
+    state_bytes: int  # parameters, optimizer state, batch: what stays between steps
+    temporary_bytes: int
+    compile_s: float  # tracing and compiling
+    estimate: Estimate
+    buffers: list[dict[str, Any]] = field(default_factory=list)  # largest results, with their line
+
+
+@dataclass
+class Fit:
+    """A run on a mesh of one kind of card."""
+
+    gpu: GPU
+    devices: int
+    train: Need
+    evaluation: Need
+    parameters: int
+    flops: float  # model FLOPs of a step, over all devices
+    tokens: int  # of a step
+
+    @property
+    def share(self) -> float:
+        """Return the part of a card's usable memory that the larger of the steps needs."""
+        return max(self.train.peak_bytes, self.evaluation.peak_bytes) / self.gpu.usable_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.share <= 1.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.train.estimate.seconds
+
+    @property
+    def mfu(self) -> float:
+        peak = self.gpu.peak_bf16 * self.devices
+        return self.flops / peak / self.train.estimate.seconds
+
+
+def compile_fit(layout: Layout, gpu: GPU) -> Fit:
+    """Compile the training and the evaluation step of a layout; nothing runs."""
+    with jax.set_mesh(layout.mesh):
+        train = _need(layout.lower_train, gpu)
+        evaluation = _need(layout.lower_eval, gpu)
+    cfg = layout.cfg
+    return Fit(
+        gpu,
+        layout.mesh.size,
+        train,
+        evaluation,
+        layout.parameters,
+        layout.flops,
+        cfg.train.batch_size * cfg.data.seq_len,
+    )
+
+
+def _need(lower: Any, gpu: GPU) -> Need:
+    start = time.perf_counter()
+    compiled = lower().compile()
+    seconds = time.perf_counter() - start
+    module = parse(compiled.as_text())
+    needs = compiled.memory_analysis()
+    return Need(
+        peak_bytes(needs),
+        state_bytes(needs),
+        needs.temp_size_in_bytes,
+        seconds,
+        estimate(module, gpu),
+        largest_buffers(module),
+    )
+
+
+def largest_buffers(module: Module, count: int = 12) -> list[dict[str, Any]]:
+    """Return the largest results of a program: one entry per source line and shape."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    used: defaultdict[tuple[str, str], int] = defaultdict(int)
+    fused = {i.called("calls") for c in module.computations.values() for i in c.values()}
+    for name, computation in module.computations.items():
+        if name in fused:
+            continue  # values inside of a kernel are not in memory
+        for instruction in computation.values():
+            if instruction.op in ("parameter", "tuple", "get-tuple-element", "bitcast", "while"):
+                continue
+            for shape in instruction.shapes:
+                key = module.source(instruction), str(shape)
+                used[key] += 1
+                found[key] = {"bytes": shape.bytes, "shape": key[1], "source": key[0]}
+    largest = sorted(found, key=lambda key: -found[key]["bytes"])[:count]
+    return [found[key] | {"places": used[key]} for key in largest]
