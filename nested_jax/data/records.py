@@ -100,6 +100,11 @@ class Problems:
             )
         return "; ".join(parts)
 
+    def lost(self) -> str:
+        """Return how it came that nothing is there, for an error."""
+        unread = self.summary() or "nothing was unreadable"
+        return f" in {self.read} records, {self.empty} of them empty; {unread}"
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "read": self.read,

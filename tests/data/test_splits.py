@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,12 @@ import pytest
 
 from nested_jax.config import DataConfig
 from nested_jax.data.__main__ import main
+from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.pipeline import open_data
+from nested_jax.data.prepare.engine import JudgeFile
+from nested_jax.data.prepare.hf_source import choose_split
+from nested_jax.data.prepare.text_sources import order_by_split
+from nested_jax.data.records import Problems
 
 VALID = ("valid", "validation", "val", "dev", "Validation", "dev-clean", "validation_matched")
 TEST = ("test", "testing", "eval", "evaluation", "TEST", "held_out")
@@ -132,3 +138,44 @@ def test_the_split_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "split='test': no file and no record" in capsys.readouterr().err
     assert main([*command, "gold"]) == 2
     assert "split='gold': wants a name of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted", "fallback", "chosen"),
+    [
+        (["train", "validation", "test"], "valid", "", ("validation", "valid")),
+        (["train", "dev"], "validation", "", ("dev", "valid")),
+        (["train_sft", "test_sft"], "", "", ("train_sft", "train")),
+        (["validation", "test"], "", "", ("validation", "valid")),  # loudly, and not trained on
+        (["validation", "test"], "", "test", ("test", None)),  # asked for in place of train
+        (["unsupervised"], "unsupervised", "", ("unsupervised", None)),
+    ],
+)
+def test_splits_of_the_hub(
+    known: list[str],
+    wanted: str,
+    fallback: str,
+    chosen: tuple[str, str | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FALLBACK_SPLIT", fallback)
+    said: list[str] = []
+    spec = SourceSpec(dataset="hf:some/name", split=wanted)
+    assert choose_split(known, spec, said.append) == chosen
+    assert len(said) == (not wanted and known[0] == "validation")
+
+
+def test_the_engine_keeps_splits_and_problems(tmp_path: Path) -> None:
+    (tmp_path / "c/valid").mkdir(parents=True)
+    (tmp_path / "c/valid/part.jsonl").write_text(rows("held", 5) + "{broken\n")
+    (tmp_path / "c/part.jsonl").write_text("{broken\n")  # of which nothing is left
+    spec = SourceSpec(dataset=str(tmp_path / "c"), rules="none")
+    judge = JudgeFile(spec, 100, np.empty(0, np.uint64))
+    problems, kept = Problems(spec), []
+    for number, (path, split) in enumerate(order_by_split(spec)):
+        for row in judge({"file": number, "path": str(path), "split": split or ""}):
+            problems.merge(pickle.loads(row["problems"]))
+            kept += pickle.loads(row["texts"])
+    assert [record.split for record in kept] == ["valid"] * 5
+    first = f"first {tmp_path}/c/valid/part.jsonl:6"
+    assert f"could not read 2 of 7 records (28.6%): 2 broken_json, {first}" in problems.summary()

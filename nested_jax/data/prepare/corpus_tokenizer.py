@@ -66,11 +66,7 @@ def train_on_sources(
                 counts[spec.name] += 1
                 yield text
             if not counts[spec.name]:
-                met = problems[spec.name]
-                raise ValueError(
-                    f"{spec.dataset}: no text to train on in {met.read} records; "
-                    f"{met.summary() or 'nothing was unreadable'}"
-                )
+                raise ValueError(f"{spec.dataset}: no text to train on{problems[spec.name].lost()}")
 
     symbols = [s for name in options.symbols for s in SYMBOL_SETS.get(name, (name,))]
     file = folder / TOKENIZER
@@ -99,10 +95,11 @@ def train_on_sources(
             ],
         }
         write_json(folder / "tokenizer.json", log)
-    unread = [f"; {name}: {met.summary()}" for name, met in problems.items() if met.summary()]
+    unread = "".join(
+        f"; {name}: {met.summary()}" for name, met in problems.items() if met.summary()
+    )
     report(
-        f"[tokenizer] {tokenizer.vocab_size} symbols, {tokenizer.hash[:12]}, in {folder}"
-        + "".join(unread)
+        f"[tokenizer] {tokenizer.vocab_size} symbols, {tokenizer.hash[:12]}, in {folder}{unread}"
     )
     return tokenizer
 

@@ -12,10 +12,10 @@ runs of documents than the local sharder's; the documents are the same.
 from __future__ import annotations
 
 import pickle
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from nested_jax.data.shards import INDEX, TOKENIZER, Shard, open_store, write_in
 from nested_jax.data.splits import SPLITS
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
 from nested_jax.errors import import_extra
+from nested_jax.files import hold_folder
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,14 @@ def run_engine(spec: SourceSpec, options: EngineOptions, report: Report) -> dict
     rows = judged.map(WriteBlock(spec, options, drop)).take_all()
     rows.sort(key=place_of)
     shards = [Shard(**shard) for row in rows for shard in pickle.loads(row["shards"])]
-    if not shards:
-        raise ValueError(f"{spec.name}: nothing is left of {spec.dataset}")
     shards.sort(key=lambda shard: (SPLITS.index(shard.split), shard.file))
     problems = Problems(spec)
     dropped: Counter[str] = Counter()
     for head in heads:
         problems.merge(pickle.loads(head["problems"]))
         dropped.update(pickle.loads(head["dropped"]))
+    if not shards:
+        raise ValueError(f"{spec.dataset}: nothing is kept: {dict(dropped)}; {problems.summary()}")
     about = describe(spec, engine_plan(spec, options), problems, options.sharding, [])
     with tempfile.TemporaryDirectory() as folder:
         write_index(Path(folder), shards, tokenizer, about)
@@ -197,7 +198,8 @@ def copy_store(source: str, target: str, report: Report) -> None:
     """Copy a folder of shards from one fsspec path to another, the index last; verify the copy.
 
     Raises:
-      ValueError: no shards at the source, or a copy that is not whole.
+      HeldError: another process writes there.
+      ValueError: no shards at the source, others at the target, or a copy that is not whole.
     """
     fsspec = import_extra("fsspec", "data", f"to copy {source}")
     system, root = fsspec.core.url_to_fs(source)
@@ -213,11 +215,12 @@ def copy_store(source: str, target: str, report: Report) -> None:
         except ValueError as error:
             raise ValueError(f"source={source!r}: {error}") from error
         files = [f for shard in store.shards for f in (shard.file, shard.offsets_file)]
-        if "://" in target:
+        system, root = fsspec.core.url_to_fs(target)
+        index = f"{root}/{INDEX}"
+        if system.exists(index) and system.cat_file(index) != (folder / INDEX).read_bytes():
+            raise ValueError(f"target={target!r}: holds other shards; name another folder")
+        with nullcontext() if "://" in target else hold_folder(Path(target)):
             put(folder, target, [*files, TOKENIZER, INDEX])
-        else:
-            Path(target).mkdir(parents=True, exist_ok=True)
-            for file in [*files, TOKENIZER, INDEX]:
-                shutil.move(folder / file, Path(target) / file)
+        if "://" not in target:
             open_store(target)
     report(f"[copy] {len(store.shards)} shards, {source} -> {target}")

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from nested_jax.data.records import checked_row, json_rows, not_of_source
 from nested_jax.data.tokenizers.tokenizer import Tokenizer
 from nested_jax.errors import require
-from nested_jax.files import PARTIAL, Report, replace_file, whole_file
+from nested_jax.files import PARTIAL, Report, hold, replace_file, whole_file
 
 FORMS = ("{} * {}", "{}*{}", "{} x {}", "{}x{}", "{} \u00d7 {}", "{}\u00d7{}", "{} times {}")
 PRODUCTS = tuple(f"<mul_{a}_{b}>" for a in range(10) for b in range(10))
@@ -162,7 +162,8 @@ def rewrite_file(
     not_of_source(output, [source])
     output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(f".{output.name}{PARTIAL}")
-    with whole_file(draft) as out:
+    lock = hold(output.with_name(f"{output.name}.lock"), str(output))
+    with lock, whole_file(draft) as out:
         for where, row in json_rows(source):
             text = checked_row(row, where, **{column: str})[column]
             if restoring:

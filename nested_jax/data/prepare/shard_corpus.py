@@ -114,10 +114,7 @@ def shard_source(
         finished = write_blocks(stream, done, task, report)
         shards = [shard for block in finished for shard in block.shards]
         if not shards:
-            raise ValueError(
-                f"{spec.dataset}: no document in {problems.read} records, {problems.empty} of them "
-                f"empty; {problems.summary() or 'nothing was unreadable'}"
-            )
+            raise ValueError(f"{spec.dataset}: no document{problems.lost()}")
         shards.sort(key=lambda shard: (SPLITS.index(shard.split), shard.file))
         about = describe(spec, plan, problems, options, finished)
         write_index(folder, shards, tokenizer, about)
