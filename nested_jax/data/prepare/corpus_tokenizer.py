@@ -95,12 +95,9 @@ def train_on_sources(
             ],
         }
         write_json(folder / "tokenizer.json", log)
-    unread = "".join(
-        f"; {name}: {met.summary()}" for name, met in problems.items() if met.summary()
-    )
-    report(
-        f"[tokenizer] {tokenizer.vocab_size} symbols, {tokenizer.hash[:12]}, in {folder}{unread}"
-    )
+    what = f"{tokenizer.vocab_size} symbols, {tokenizer.hash[:12]}, in {folder}"
+    unread = (f"{name}: {met.summary()}" for name, met in problems.items() if met.summary())
+    report("; ".join([f"[tokenizer] {what}", *unread]))
     return tokenizer
 
 

@@ -144,14 +144,8 @@ def train_tokenizer(
     Raises:
       ValueError: a vocabulary too small to hold the bytes, or too large for the text.
     """
-    floor = MIN_VOCAB + len(symbols)
-    require(vocab_size >= floor, "vocab_size", vocab_size, f"wants at least {floor} symbols")
     require(model_type in ("bpe", "unigram"), "model_type", model_type, "wants bpe or unigram")
-    require(vocab_size <= MAX_VOCAB, "vocab_size", vocab_size, f"wants at most {MAX_VOCAB} symbols")
-    reserved = [symbol for symbol in symbols if symbol in CONTROL]
-    require(not reserved, "symbols", reserved, "are control tokens of every tokenizer")
-    spaced = [symbol for symbol in symbols if not symbol or symbol.split() != [symbol]]
-    require(not spaced, "symbols", spaced, "wants symbols without white space")
+    check_symbols(vocab_size, symbols)
     model = io.BytesIO()
     try:
         spm.SentencePieceTrainer.train(
@@ -183,6 +177,17 @@ def train_tokenizer(
             f"or a smaller vocabulary ({error})"
         ) from error
     return SentencePiece(model.getvalue())
+
+
+def check_symbols(vocab_size: int, symbols: Sequence[str]) -> None:
+    """Raise unless a vocabulary of that size can hold the user-defined symbols."""
+    floor = MIN_VOCAB + len(symbols)
+    require(vocab_size >= floor, "vocab_size", vocab_size, f"wants at least {floor} symbols")
+    require(vocab_size <= MAX_VOCAB, "vocab_size", vocab_size, f"wants at most {MAX_VOCAB} symbols")
+    reserved = [symbol for symbol in symbols if symbol in CONTROL]
+    require(not reserved, "symbols", reserved, "are control tokens of every tokenizer")
+    spaced = [symbol for symbol in symbols if not symbol or symbol.split() != [symbol]]
+    require(not spaced, "symbols", spaced, "wants symbols without white space")
 
 
 def training_lines(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
