@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -10,6 +11,16 @@ import jax.numpy as jnp
 from nested_jax.ops.linear import linear
 from nested_jax.ops.normalize import state_dtype
 from nested_jax.types import Array
+
+
+def perplexity(nats_per_token: float) -> float:
+    """Return e to the mean loss; that of a model which has diverged is cut at e^700."""
+    return math.exp(min(nats_per_token, 700.0))
+
+
+def bits_per(nats: float, units: int) -> float:
+    """Return bits per byte, or per character, of a text that costs `nats` in all."""
+    return nats / math.log(2) / units
 
 
 def logits_of(h: Array, head_SD: Array) -> Array:

@@ -47,24 +47,26 @@ class Start(Protocol):
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
-    """Cut ``encode(context + continuation)`` behind ``len(encode(context))`` tokens.
+    """Return the tokens of a continuation that is scored after a context.
 
-    Spaces that end the context belong to the continuation, as in the common harness. An empty
-    context is the document separator.
+    The text is tokenized as one and cut after the tokens of the context, as in the common harness:
+    spaces that end the context belong to the continuation, and an empty context is the document
+    separator. Where a token would cross the cut ("3." and "5" as one token), both parts are
+    tokenized on their own: what is scored is always the whole continuation, and nothing else.
 
     Raises:
-      ValueError: a continuation of no token.
+      ValueError: a continuation of no character.
     """
-    spaces = len(context) - len(context.rstrip())
-    if spaces:
-        context, continuation = context[:-spaces], context[-spaces:] + continuation
+    require(continuation != "", "continuation", continuation, "wants at least one character")
+    kept = context.rstrip()
+    context, continuation = kept, context[len(kept) :] + continuation
     if not context:
-        tokens = tokenizer.encode(continuation)
-        require(len(tokens) > 0, "continuation", continuation, "wants at least one token")
-        return Request((tokenizer.eos_id,), tuple(tokens))
+        return Request((tokenizer.eos_id,), tuple(tokenizer.encode(continuation)))
     before, whole = tokenizer.encode_batch([context, context + continuation])
-    require(len(whole) > len(before), "continuation", continuation, "wants at least one token")
-    return Request(tuple(before), tuple(whole[len(before) :]))
+    after = whole[len(before) :]
+    if not after or whole[: len(before)] != before:
+        after = tokenizer.encode(continuation)
+    return Request(tuple(before), tuple(after))
 
 
 class Window(NamedTuple):

@@ -6,12 +6,18 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 Z95 = 1.959963984540054
+ROUNDS = 9999  # of random signs; all of them where there are fewer
+RESAMPLES = 2000
 
 
 def wilson(hits: float, count: int, z: float = Z95) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion (Wilson 1927); (0, 1) without trials."""
+    """Return the Wilson score interval of a proportion (Wilson 1927); (0, 1) without trials.
+
+    `hits` may be a fraction, where several answers share a rank (scipy's wants whole numbers).
+    """
     if count == 0:
         return 0.0, 1.0
     p, square = hits / count, z * z
@@ -31,40 +37,24 @@ def mean_stderr(values: Sequence[float]) -> tuple[float, float]:
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
     """Return the exact two-sided p of McNemar's test on paired right / wrong answers."""
-    only_a = sum(x and not y for x, y in zip(a, b, strict=True))
-    only_b = sum(y and not x for x, y in zip(a, b, strict=True))
-    n, k = only_a + only_b, min(only_a, only_b)
-    if n == 0:
-        return 1.0
-    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)]
-    tail = sum(math.exp(x - n * math.log(2)) for x in logs)
-    return min(1.0, 2 * tail)
+    apart = [x for x, y in zip(a, b, strict=True) if x != y]
+    return float(stats.binomtest(sum(apart), len(apart)).pvalue) if apart else 1.0
 
 
-def sign_flip(differences: Sequence[float], seed: int = 0, rounds: int = 10_000) -> float:
-    """Return the two-sided p of a paired randomization test of a mean of 0 (Fisher 1935).
-
-    Signs are flipped at random `rounds` times; all of them where there are at most 2^12.
-    """
+def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
+    """Return the two-sided p of a paired randomization test of a mean of 0 (Fisher 1935)."""
     x = np.asarray(differences, np.float64)
-    if len(x) == 0 or not x.any():
+    if len(x) < 2 or not x.any():
         return 1.0
-    if len(x) <= 12:
-        bits = np.arange(1 << len(x))[:, None] >> np.arange(len(x))[None, :] & 1
-        sums = (1 - 2 * bits) @ x
-        return float(np.mean(np.abs(sums) >= abs(x.sum()) * (1 - 1e-12)))
-    rng = np.random.default_rng(seed)
-    extreme = 0
-    for _ in range(rounds):
-        signs = rng.integers(0, 2, len(x)) * 2 - 1
-        extreme += abs(signs @ x) >= abs(x.sum()) * (1 - 1e-12)
-    return (extreme + 1) / (rounds + 1)
+    how = {"permutation_type": "samples", "n_resamples": ROUNDS, "batch": 100}
+    return float(stats.permutation_test((x,), np.mean, rng=seed, **how).pvalue)
 
 
-def bootstrap(values: Sequence[float], seed: int = 0, rounds: int = 2000) -> tuple[float, float]:
+def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean under resampling of the items."""
     x = np.asarray(values, np.float64)
-    rng = np.random.default_rng(seed)
-    means = [x[rng.integers(0, len(x), len(x))].mean() for _ in range(rounds)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    if len(x) < 2:
+        return float(x[0]), float(x[0])
+    how = {"method": "percentile", "n_resamples": RESAMPLES, "batch": 100}
+    interval = stats.bootstrap((x,), np.mean, rng=seed, **how).confidence_interval
+    return float(interval.low), float(interval.high)

@@ -10,9 +10,9 @@ from typing import Any, cast
 import jax
 from jax.sharding import Mesh
 
+from eval.core.bundle import checkpoint_hash, is_bundle, verify
 from eval.core.reader import ModelReader, Reader
 from eval.core.scoring import Scorer
-from eval.results.bundle import checkpoint_hash, is_bundle, verify
 from nested_jax.config import Config, MeshConfig
 from nested_jax.data.synthetic.rows import identity
 from nested_jax.data.tokenizers.tokenizer import Tokenizer

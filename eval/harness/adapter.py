@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -111,24 +112,40 @@ class HarnessMethods:
 def writing(options: Mapping[str, Any]) -> tuple[list[str], int, Draw]:
     """Return stop strings, tokens at most, and how tokens are drawn, of a task's options.
 
+    As in the harness, `do_sample` false or a temperature of 0 is greedy, and so is neither.
+
     Raises:
-      ValueError: an option that is not known here.
+      ValueError: an option that is not known here, or of another type; a temperature without
+        bounds or below 0.
     """
     for name in options:
         require(name in KNOWN, "generation option", name, f"wants some of {', '.join(KNOWN)}")
-    until = options.get("until") or []
-    lengths = [int(options[name]) for name in LENGTH_NAMES if options.get(name) is not None]
-    temperature = float(options.get("temperature") or 0.0)
-    if options.get("do_sample") and not temperature:
-        temperature = 1.0
-    sampled = bool(options.get("do_sample", temperature > 0))
+    given = {name: value for name, value in options.items() if value is not None}
+    until = given.get("until", [])
+    stops = [until] if isinstance(until, str) else until
+    texts = isinstance(stops, list) and all(isinstance(stop, str) for stop in stops)
+    require(texts, "generation option until", until, "wants a string or a list of strings")
+    lengths = [whole(name, given[name]) for name in LENGTH_NAMES if name in given]
+    sampled = given.get("do_sample", given.get("temperature", 0) != 0)
+    require(isinstance(sampled, bool), "generation option do_sample", sampled, "wants a boolean")
+    temperature = number("temperature", given.get("temperature", 1.0))
     how = Sampling(
         temperature=temperature if sampled else 0.0,
-        top_k=int(options.get("top_k") or 0),
-        top_p=float(options.get("top_p") or 1.0),
+        top_k=whole("top_k", given.get("top_k", 0)),
+        top_p=number("top_p", given.get("top_p", 1.0)),
     )
-    stops = [until] if isinstance(until, str) else list(until)
     return stops, lengths[0] if lengths else MAX_TOKENS, Draw(how)
+
+
+def number(name: str, value: Any) -> float:
+    right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    require(right, f"generation option {name}", value, "wants a finite number")
+    return float(value)
+
+
+def whole(name: str, value: Any) -> int:
+    require(number(name, value) == int(value), f"generation option {name}", value, "wants a count")
+    return int(value)
 
 
 @cache

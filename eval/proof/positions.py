@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.core.plots import figure, save
+from eval.core.report import mean_spread, table
 from eval.proof.cells import Result
 from nested_jax.config import Config
 from nested_jax.data.pipeline import valid_batches
@@ -40,12 +41,10 @@ class Positions(NamedTuple):
 
 def position_tables(proof: Any, chosen: Sequence[Any]) -> str:
     """Return bits a byte of every model, its loss by quarter of the row, and gains over seeds."""
-    from eval.proof.report import mean_spread, missing, table
-
     rows = []
     for one in chosen:
         if not one.results:
-            rows.append([one.model, missing(one), *[""] * QUARTERS])
+            rows.append([one.model, one.missing, *[""] * QUARTERS])
             continue
         bits = [run.summary["valid_bits_per_byte"] for run in one.results]
         parts = zip(
@@ -65,8 +64,6 @@ def position_tables(proof: Any, chosen: Sequence[Any]) -> str:
 
 def gains(proof: Any, chosen: Sequence[Any]) -> str:
     """Return what writing gains, seed by seed, for each pair of a model with writes and without."""
-    from eval.proof.report import mean_spread, table
-
     runs = {one.model: {run.cell.seed: run for run in one.results} for one in chosen}
     rows = []
     for name, base in ((n, n.split(",")[0]) for n in runs if n.endswith("writes off")):

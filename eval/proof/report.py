@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eval.core.report import mean_spread, table
 from eval.proof.cells import Cell, Result, parameters, shown
 from eval.proof.plots import draw
 from eval.proof.same_text import other_text, text_lines
+from eval.proof.positions import position_tables
 from eval.proof.suites import Budget, Published
 from nested_jax.data.synthetic.formal import Formal
 from nested_jax.data.synthetic.rows import task_of
@@ -25,6 +27,11 @@ class Chosen(NamedTuple):
     results: list[Result]  # one a seed
     failed: list[Result]  # at any rate
     refused: Sequence[Result] = ()  # of other text than those of the case
+
+    @property
+    def missing(self) -> str:
+        """What stands in the place of scores that are not there."""
+        return "other text" if self.refused else "failed"
 
     @property
     def rate(self) -> float:
@@ -69,21 +76,7 @@ def quality(runs: list[Result]) -> tuple[float, float]:
     return statistics.fmean(first), -loss
 
 
-def mean_spread(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> str:
-    """Return "mean ± sample standard deviation", or the one value there is."""
-    mean = scale * statistics.fmean(values)
-    if len(values) == 1:
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ± {scale * statistics.stdev(values):.{digits}f}"
-
-
 # --- tables --------------------------------------------------------------------------------------
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(header)
-    lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def accuracies(chosen: Sequence[Chosen], known: Iterable[str]) -> str:
@@ -97,7 +90,7 @@ def accuracies(chosen: Sequence[Chosen], known: Iterable[str]) -> str:
             return "not run"
         one = at[case, model]
         if not one.results:
-            return missing(one)
+            return one.missing
         tests = list(zip(*(score_of(run).values() for run in one.results), strict=True))
         if not tests:
             bits = [run.summary["valid_bits_per_byte"] for run in one.results]
@@ -107,11 +100,6 @@ def accuracies(chosen: Sequence[Chosen], known: Iterable[str]) -> str:
     rows = [[model, *(entry(case, model) for case in cases)] for model in models]
     tests = table(["column", "tests, in the order of the entries", "chance %"], tests_of(chosen))
     return f"{table(['accuracy %', *cases], rows)}\n\n{tests}"
-
-
-def missing(one: Chosen) -> str:
-    """Return what stands in the place of scores that are not there."""
-    return "other text" if one.refused else "failed"
 
 
 def tests_of(chosen: Sequence[Chosen]) -> list[list[str]]:
@@ -239,8 +227,6 @@ def section(
 def body(proof: Any, chosen: Sequence[Chosen]) -> str:
     if proof.suite.measure == "accuracy":
         return accuracies(chosen, proof.suite.models)
-    from eval.proof.positions import position_tables
-
     return position_tables(proof, chosen)
 
 

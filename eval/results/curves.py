@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from eval.core.same_text import (
     odd_ones,
     require_same,
 )
+from nested_jax.losses import perplexity
 
 METRICS = "metrics.jsonl"
 AXES = {"tokens": "tokens", "step": "steps", "seconds": "seconds of training"}
@@ -101,7 +101,7 @@ def read_run(text: str) -> Run:
             seconds += line["step_s"] * (line["step"] - step)
             tokens, step = line["tokens"], line["step"]
         elif line.get("valid_loss") is not None:
-            line.setdefault("valid_ppl", math.exp(min(line["valid_loss"], 700.0)))
+            line.setdefault("valid_ppl", perplexity(line["valid_loss"]))
         lines.append({**line, "tokens": tokens, "seconds": seconds})
     if not step:
         raise ValueError(f"{file}: has no training lines")

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.core.bundle import checkpoint_hash, verify, write_manifest
 from eval.core.cli import Command
 from eval.core.flags import flag
 from eval.core.report import markdown, table
 from eval.core.subject import Subject, load_subject
-from eval.results.bundle import checkpoint_hash, verify, write_manifest
 from eval.results.summary import read_result
 from nested_jax import machine
 from nested_jax.errors import require

@@ -24,6 +24,7 @@ from eval.core.memory import Memorizer, memorizer_of
 from eval.core.memory_paths import SEQUENCE
 from eval.core.subject import Subject
 from nested_jax.data.text.wikitext import articles
+from nested_jax.losses import bits_per, perplexity
 
 TEXT_FILES = {"wikitext2": "lm/wikitext2/{split}.txt.gz"}
 SEGMENTS = (
@@ -116,8 +117,8 @@ def summarize(
     loss = total / count
     return {
         "loss": loss,
-        "ppl": math.exp(min(loss, 700.0)),
-        "bits_per_byte": total / math.log(2) / size,
+        "ppl": perplexity(loss),
+        "bits_per_byte": bits_per(total, size),
         "tokens": count,
         "bytes": size,
         "n": len(docs),

@@ -9,7 +9,6 @@ is a word's. chance is the mean of 1 / choices, and majority the share of the co
 from __future__ import annotations
 
 import argparse
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from eval.core.requests import Request, Score, encode_pair
 from eval.core.stats import mean_stderr, wilson
 from eval.core.subject import Subject
 from eval.tasks.zeroshot_files import TASKS, Question
+from nested_jax.losses import perplexity
 
 
 class ListTasks(argparse.Action):
@@ -154,7 +154,7 @@ def summarize(
         nats = [-row["logprobs"][0] for row in rows]
         return {
             **found,
-            "ppl": math.exp(min(sum(nats) / len(nats), 700.0)),
+            "ppl": perplexity(sum(nats) / len(nats)),
             "chance": 0.0,
             "n": len(rows),
         }

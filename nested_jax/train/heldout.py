@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -17,6 +16,7 @@ from nested_jax.data.pipeline import open_data, target_bytes, valid_batches
 from nested_jax.data.shards import TokenStore
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
 from nested_jax.data.trigram import trigram_bits_per_byte
+from nested_jax.losses import bits_per, perplexity
 from nested_jax.sharding import Rows, batch_sharding, place_batch, process_rows, replicated
 from nested_jax.train.plan import Plan
 from nested_jax.train.state import TrainState
@@ -60,9 +60,9 @@ class HeldOut:
             tokens += float(metrics["tokens"])
         return {
             "valid_loss": nats / tokens,
-            "valid_ppl": math.exp(min(nats / tokens, 700.0)),
-            "valid_bits_per_byte": nats / math.log(2) / self.bytes,
-            "valid_bits_per_char": nats / math.log(2) / self.characters,
+            "valid_ppl": perplexity(nats / tokens),
+            "valid_bits_per_byte": bits_per(nats, self.bytes),
+            "valid_bits_per_char": bits_per(nats, self.characters),
         }
 
 

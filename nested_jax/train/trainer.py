@@ -23,6 +23,7 @@ from nested_jax.data.identity import data_identity, train_order_sha256
 from nested_jax.data.pipeline import make_train_iterator
 from nested_jax.errors import require
 from nested_jax.files import write_json
+from nested_jax.losses import perplexity
 from nested_jax.sharding import place_batch
 from nested_jax.train import memory
 from nested_jax.train.checkpoint import Checkpoints, Restored, run_meta
@@ -200,7 +201,7 @@ class Run:
             "step": step,
             "tokens": int(self.meter.totals["tokens"]),
             "loss": window["loss"],
-            "ppl": math.exp(min(window.pop("loss"), 700.0)),
+            "ppl": perplexity(window.pop("loss")),
             "learning_rate": window.pop("learning_rate"),
             "grad_norm": window.pop("grad_norm"),
             "tokens_per_s": window.pop("tokens_a_step") / step_s,

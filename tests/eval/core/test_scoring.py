@@ -156,7 +156,11 @@ def test_windows_score_every_token_once_and_fit(length, limit):
 
 def test_pairs_are_cut_where_the_harness_cuts_them():
     tok = tokenizer()
-    for context, continuation in [("the cat", " sat"), ("the cat ", "sat"), ("the c", "at sat")]:
+    for context, continuation in [
+        ("the cat", " sat"),
+        ("the cat ", "sat"),
+        ("the cat sat", ", the"),
+    ]:
         pair = encode_pair(tok, context, continuation)
         stripped = context.rstrip()
         assert list(pair.context) == tok.encode(stripped)
@@ -167,6 +171,28 @@ def test_pairs_are_cut_where_the_harness_cuts_them():
     assert encode_pair(tok, "", "the").context == (tok.eos_id,)
     with pytest.raises(ValueError, match="continuation"):
         encode_pair(tok, "the cat", "")
+
+
+TEXTS = ["the cat sat on the mat", "the  dog\n\nran at 37.5 the \u00e9tat", " the cat "]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_wherever_a_text_is_cut_the_whole_answer_is_scored_and_nothing_else(text):
+    """Where a token crosses the cut too: "the ca" and "t" have no cut between tokens."""
+    tok, alone = tokenizer(), 0
+    for at in range(len(text)):
+        context, answer = text[:at], text[at:]
+        pair = encode_pair(tok, context, answer)
+        spaces = len(context) - len(context.rstrip())
+        assert tok.decode(pair.context) == context[: len(context) - spaces]
+        assert tok.decode(pair.continuation) == context[len(context) - spaces :] + answer
+        assert pair.continuation
+        alone += [*pair.context, *pair.continuation] != tok.encode(text)
+    assert alone > 1  # cuts inside of tokens
+    reader = order_two(tok.vocab_size)
+    (score,) = Scorer(reader).loglikelihood([encode_pair(tok, "the ca", "t")])
+    want = plain(reader, Request(tuple(tok.encode("the ca")), tuple(tok.encode("t"))))
+    assert (score.logprob, score.tokens) == (pytest.approx(want[0]), 1)
 
 
 def test_a_request_that_the_model_cannot_hold_is_refused():

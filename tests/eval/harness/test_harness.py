@@ -131,8 +131,36 @@ def test_sampling_options():
     until, count, draw = writing({"do_sample": True, "temperature": 0.7, "top_p": 0.9})
     assert (until, count) == ([], harness.MAX_TOKENS)
     assert (draw.how.temperature, draw.how.top_p) == (0.7, 0.9)
-    assert writing({"do_sample": False, "temperature": 0.7})[2].how.temperature == 0
-    assert writing({"do_sample": True})[2].how.temperature == 1
+    for options, temperature in (
+        ({}, 0.0),
+        ({"temperature": 0.7}, 0.7),
+        ({"do_sample": True}, 1.0),
+        ({"do_sample": False}, 0.0),
+        ({"do_sample": None, "temperature": 0.7}, 0.7),
+        ({"do_sample": False, "temperature": 0.7}, 0.0),
+        ({"do_sample": True, "temperature": 0}, 0.0),  # greedy, as in the harness
+        ({"do_sample": True, "temperature": 0.0, "top_p": 0.9}, 0.0),
+    ):
+        assert writing(options)[2].how.temperature == temperature, options
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"temperature": -1}, "temperature=-1"),
+        ({"temperature": float("nan")}, "temperature=nan: wants a finite number"),
+        ({"temperature": "hot"}, "temperature='hot': wants a finite number"),
+        ({"do_sample": "yes"}, "do_sample='yes': wants a boolean"),
+        ({"max_gen_toks": 2.5}, "max_gen_toks=2.5: wants a count"),
+        ({"until": 7}, "until=7: wants a string or a list of strings"),
+        ({"until": [7]}, r"until=\[7\]: wants a string"),
+        ({"do_sample": True, "top_k": -1}, "top_k=-1"),
+        ({"do_sample": True, "top_p": 0}, "top_p=0"),
+    ],
+)
+def test_generation_options_that_mean_nothing_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        writing(options)
 
 
 def test_what_is_too_long_is_refused_or_cut_on_the_left():

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,14 +21,15 @@ from eval.core.datasets import DataRoot
 from eval.core.flags import choose, flag, parse_lengths
 from eval.core.memory_paths import choose_layers, choose_paths, model_paths
 from eval.core.scoring import Scorer
-from eval.core.stats import mcnemar, sign_flip, wilson
+from eval.core.stats import bootstrap, mcnemar, mean_stderr, sign_flip, wilson
 from eval.core.subject import Subject
-from eval.tasks import continual, niah, zeroshot
+from eval.tasks import continual, niah, perplexity, zeroshot
 from eval.tasks.continual import own_stages, summarize
 from eval.tasks.needles import KINDS, Haystack, make_item
 from eval.tasks.zeroshot_files import TASKS, Question
 from nested_jax.config import CMSConfig, Config, ModelConfig
 from nested_jax.data.tokenizers.tokenizer import train_tokenizer
+from nested_jax.losses import perplexity as perplexity_of
 
 WORDS = [a + b for a in ("amber", "birch", "cedar") for b in ("stone", "light", "field")]
 
@@ -138,9 +140,77 @@ def test_statistics_against_known_values():
     for count in (1, 7, 80):
         assert wilson(0, count)[0] == 0.0
         assert wilson(count, count)[1] == 1.0
+    assert mean_stderr([1.0, 3.0]) == (2.0, 1.0)  # deviation sqrt 2, over sqrt 2
+    assert mean_stderr([4.0]) == (4.0, 0.0)
+
+
+def test_paired_tests_by_hand():
+    """McNemar: of n answers that differ, k or fewer one way, twice the tail of a fair coin."""
     assert mcnemar([True] * 8, [False] * 8) == pytest.approx(2 / 256)
-    assert mcnemar([True, False], [True, False]) == 1.0
+    a, b = [True, *[False] * 9, True], [False, *[True] * 9, True]
+    assert mcnemar(a, b) == mcnemar(b, a) == pytest.approx(2 * (1 + 10) / 1024)
+    assert mcnemar([True, False], [False, True]) == 1.0
+    assert mcnemar([True, False], [True, False]) == mcnemar([], []) == 1.0
+    # Signs of 3, -1, 2: sums 4, 6, 0, 2 and their negatives; 4 of 8 are at least 4 from 0.
+    assert sign_flip([3.0, -1.0, 2.0]) == pytest.approx(4 / 8)
     assert sign_flip([1.0] * 8) == pytest.approx(2 / 256)
+    assert sign_flip([0.5]) == sign_flip([0.0] * 20) == sign_flip([]) == 1.0
+    many = np.random.default_rng(0).normal(0.02, 1.0, 400)
+    normal = 2 * (1 - NormalDist().cdf(abs(many.mean()) / (many.std() / 20)))
+    assert sign_flip(many) == pytest.approx(normal, abs=0.02)
+    assert sign_flip(many) == sign_flip(many)
+
+
+def test_the_bootstrap_by_hand():
+    """Two items, 0 and 1: means 0, 0.5 and 1 in quarters, so that both tails hold an end."""
+    assert bootstrap([0.0, 1.0]) == (0.0, 1.0)
+    assert bootstrap([0.25]) == (0.25, 0.25)
+    assert bootstrap([2.0] * 5) == (2.0, 2.0)
+    values = np.random.default_rng(0).normal(size=900)
+    low, high = bootstrap(values)
+    assert (low, high) == pytest.approx(
+        (values.mean() - 1.96 / 30, values.mean() + 1.96 / 30), abs=0.01
+    )
+
+
+def test_each_quantity_against_a_hand_count():
+    """Three questions of 2, 4 and 2 choices, of 1 to 4 characters; what the scores make of them."""
+    questions = [
+        Question("0", [("", "")] * 2, [1, 4], 1),  # sums right, per character too
+        Question("1", [("", "")] * 4, [1, 1, 1, 2], 3),  # the last per character alone
+        Question("2", [("", "")] * 2, [2, 2], 1),  # wrong both times
+    ]
+    sums = [[-5.0, -4.0], [-3.0, -3.5, -9.0, -4.0], [-1.0, -2.0]]
+    rows = zeroshot.judge(questions, [[_score(x) for x in row] for row in sums])
+    found = zeroshot.summarize("choice", questions, rows)
+    assert found["acc"] == pytest.approx(1 / 3)
+    assert found["acc_norm"] == pytest.approx(2 / 3)
+    assert found["acc_stderr"] == found["acc_norm_stderr"] == pytest.approx((2 / 3 / 2 / 3) ** 0.5)
+    assert found["margin"] == pytest.approx((1.0 - 1.0 - 1.0) / 3)
+    assert found["chance"] == pytest.approx((1 / 2 + 1 / 4 + 1 / 2) / 3)
+    assert found["majority"] == pytest.approx(2 / 3)  # answer 1 of two questions
+    assert found["n"] == 3
+    words = [Question(str(i), [("", "")], [1], 0) for i in range(2)]
+    scores = [SimpleNamespace(logprob=x, greedy=x > -1, tokens=1) for x in (-0.5, -2.5)]
+    found = zeroshot.summarize("word", words, zeroshot.judge(words, [[s] for s in scores]))
+    assert (found["acc"], found["ppl"]) == (0.5, pytest.approx(math.e**1.5))
+
+
+def test_bits_per_byte_and_perplexity_against_a_hand_count():
+    lengths = np.asarray([0, 1, 2, 4])  # bytes of the tokens
+    subject = SimpleNamespace(tokenizer=SimpleNamespace(piece_byte_lengths=lengths))
+    docs = [("a", [1, 2, 3]), ("b", [3])]
+    nats = [np.asarray([1.0, 2.0, 3.0]), np.asarray([6.0])]
+    found = perplexity.summarize(subject, docs, nats)
+    assert found == {
+        "loss": 3.0,
+        "ppl": pytest.approx(math.e**3),
+        "bits_per_byte": pytest.approx(12 / math.log(2) / 11),
+        "tokens": 4,
+        "bytes": 11,
+        "n": 2,
+    }
+    assert perplexity_of(1e6) == math.exp(700)
 
 
 def test_forgetting_of_a_known_matrix():
