@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.core.datasets import DataRoot
-from eval.core.flags import OUT, Flag, check_out, flag, parser_for, split_rest
+from eval.core.flags import OUT, Flag, flag, parser_for, split_rest
 from eval.core.items import items_sha256
 from eval.core.memory_options import MEMORY_FLAGS, memorize_options
 from eval.core.report import markdown
@@ -31,7 +31,7 @@ COMMON = (
     flag("--checkpoint", help="a workdir, or its checkpoints/STEP", type=Path),
     OUT,
     flag("--save-items", False, "keep every item in --out"),
-    flag("--plots", help="folder for plots (wants matplotlib)", type=Path),
+    flag("--plots", help="folder for plots (wants matplotlib)", makes="folder", type=Path),
     flag("--data-root", help="folder of the data files", type=Path),
     flag("--seed", 0, "of everything that is drawn", least=0),
     flag("--max-samples", 0, "items per group; 0 is all", least=0),
@@ -73,14 +73,13 @@ class Task(NamedTuple):
         """Return the flags of a command line, each in its range; nothing is loaded.
 
         Raises:
-          ValueError: no checkpoint, a number out of its range, an --out that is a folder.
+          ValueError: no checkpoint, a number out of its range, a place that cannot be written.
         """
         flags = self.parser().parse_args(arguments)
         wanted = "wants a workdir, runs/NAME, or one of its checkpoints/STEP"
         require(flags.checkpoint is not None, "--checkpoint", None, wanted)
         for each in (*COMMON, *self.flags):
             each.check(flags)
-        check_out(flags)
         if self.memorizes:
             memorize_options(flags)
         return flags

@@ -7,12 +7,13 @@ the list): ``--data-root``, else the environment variable NESTED_JAX_DATA, else 
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
+
+from nested_jax.data.records import checked_row, json_rows
+from nested_jax.data.streams import text_lines
 
 VARIABLE = "NESTED_JAX_DATA"
 DEFAULTS = (Path("data"), Path("../shared/data"))
@@ -50,30 +51,40 @@ class DataRoot:
         return any((root / n).is_file() for root in self.roots for n in (name, name[:-3]))
 
     def lines(self, name: str) -> Iterator[str]:
-        """Yield the lines of a text file."""
-        path = self.find(name)
-        if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                yield from file
-        else:
-            with open(path, encoding="utf-8") as file:
-                yield from file
-
-    def rows(self, name: str, *columns: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a JSON-lines file.
+        """Yield the lines of a text file, each with its line end.
 
         Raises:
-          ValueError: a file that is missing or no JSON lines, or a row that lacks a column.
+          ValueError: a file that is missing, damaged, empty, or not UTF-8.
+        """
+        yield from some(text_lines(self.find(name)), self.find(name))
+
+    def rows(self, name: str, **columns: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (FILE:LINE, row) of a JSON-lines file.
+
+        Args:
+          columns: the type of each column that is wanted, as ``str`` or ``list[str]``.
+        Raises:
+          ValueError: a file that is missing, damaged, empty or no JSON lines, or a row that lacks a
+            column, or has one of another type or an empty list.
         """
         path = self.find(name)
-        for number, line in enumerate(self.lines(name), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-            missing = [c for c in columns if c not in row]
-            if missing:
-                raise ValueError(f"{path}, line {number}: lacks {', '.join(missing)}")
-            yield row
+        plain = {column: get_origin(wanted) or wanted for column, wanted in columns.items()}
+        for where, row in some(json_rows(path), path):
+            checked_row(row, where, **plain)
+            for column, wanted in columns.items():
+                for inner in get_args(wanted):
+                    right = row[column] and all(type(value) is inner for value in row[column])
+                    if not right:
+                        kind = f"wants a list of {inner.__name__}, not an empty one"
+                        raise ValueError(f"{where}: {column}={row[column]!r:.80}: {kind}")
+            yield where, row
+
+
+def some(found: Iterator[Any], path: Path) -> Iterator[Any]:
+    """Yield what a file holds, and raise if that is nothing."""
+    empty = True
+    for each in found:
+        empty = False
+        yield each
+    if empty:
+        raise ValueError(f"{path}: is empty; {HOW}")

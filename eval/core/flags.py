@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ class Flag(NamedTuple):
     default: Any
     help: str
     least: float | None
+    makes: str  # file | folder: a path that is written
     how: dict[str, Any]  # of argparse.ArgumentParser.add_argument
 
     def add_to(self, parser: Any) -> None:
@@ -29,24 +31,30 @@ class Flag(NamedTuple):
         parser.add_argument(self.name, default=self.default, help=self.help, **how)
 
     def check(self, values: argparse.Namespace) -> None:
-        """Raise for a number below `least` or none at all, before anything is loaded."""
+        """Raise for a bad number, or a path that cannot be written, before anything is loaded."""
         value = getattr(values, self.name.strip("-").replace("-", "_"))
-        numbers = [x for x in (value if isinstance(value, list) else [value]) if x is not None]
-        for number in numbers:
-            if isinstance(number, float):
-                require(math.isfinite(number), self.name, number, "wants a finite number")
-            if self.least is not None:
-                require(number >= self.least, self.name, number, f"wants {self.least} or more")
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, float):
+                require(math.isfinite(each), self.name, each, "wants a finite number")
+            if self.least is not None and each is not None:
+                require(each >= self.least, self.name, each, f"wants {self.least} or more")
+            if self.makes and each is not None:
+                check_place(self.name, each, self.makes)
 
 
 def flag(
-    name: str, default: Any = None, help: str = "", least: float | None = None, **how: Any
+    name: str,
+    default: Any = None,
+    help: str = "",
+    least: float | None = None,
+    makes: str = "",
+    **how: Any,
 ) -> Flag:
     """Return a flag; `how` are arguments of argparse, which takes the type of the default."""
-    return Flag(name, default, help, least, how)
+    return Flag(name, default, help, least, makes, how)
 
 
-OUT = flag("--out", help="JSON file of the result", type=Path)
+OUT = flag("--out", help="JSON file of the result", makes="file", type=Path)
 
 
 def parser_for(
@@ -66,19 +74,14 @@ def parser_for(
     return parser
 
 
-def check_out(flags: argparse.Namespace) -> None:
-    """Make the folder of --out and the one of --plots.
-
-    Raises:
-      ValueError: --out is a folder.
-      OSError: a folder cannot be made there.
-    """
-    out, plots = getattr(flags, "out", None), getattr(flags, "plots", None)
-    if out is not None:
-        require(not out.is_dir(), "--out", str(out), "is a folder, wants a file")
-        out.parent.mkdir(parents=True, exist_ok=True)
-    if plots is not None:
-        plots.mkdir(parents=True, exist_ok=True)
+def check_place(name: str, path: Path, kind: str) -> None:
+    """Raise unless a file or a folder can be written at `path`; nothing is written yet."""
+    wrong = path.is_dir() if kind == "file" else path.exists() and not path.is_dir()
+    other = "folder" if kind == "file" else "file"
+    require(not wrong, name, str(path), f"is a {other}, wants a {kind}")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    right = above.is_dir() and os.access(above, os.W_OK)
+    require(right, name, str(path), f"cannot be made: {above} is no folder that may be written")
 
 
 def split_rest(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -122,11 +123,10 @@ def parse_mesh(text: str) -> Mesh:
     Raises:
       ValueError: not three numbers, or sizes that do not fit the devices.
     """
-    parts = text.split(",")
-    numbers = len(parts) == 3 and all(part.strip().lstrip("-").isdigit() for part in parts)
-    require(numbers, "--mesh", text, "wants DATA,FSDP,MODEL, three numbers")
+    right = re.fullmatch(r"-?[0-9]{1,6}(,-?[0-9]{1,6}){2}", text.replace(" ", ""))
+    require(right is not None, "--mesh", text, "wants DATA,FSDP,MODEL, three numbers")
     require(jax.process_count() == 1, "--mesh", text, "an evaluation runs in one process")
-    sizes = [int(part) for part in parts]
+    sizes = [int(part) for part in text.split(",")]
     wanted = math.prod(sizes)
     taken = wanted if min(sizes) > 0 and wanted <= jax.device_count() else None
     return make_mesh(MeshConfig(*sizes), jax.devices()[:taken])

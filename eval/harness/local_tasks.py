@@ -84,8 +84,8 @@ def rows_of(name: str, root: DataRoot, limit: int) -> list[dict[str, Any]]:
     else:
         task = TASKS[name]
         columns = (*task.columns, "id")
-        rows = enumerate(root.rows(task.file, *task.columns))
-        found = ({"id": str(i), **{c: row[c] for c in columns if c in row}} for i, row in rows)
+        rows = enumerate(root.rows(task.file, **task.columns))
+        found = ({"id": str(i), **{c: row[c] for c in columns if c in row}} for i, (_, row) in rows)
     return list(itertools.islice(found, limit or None))
 
 

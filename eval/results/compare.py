@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.core.cli import Command, Task, evaluate, subject_of, tasks, write_out
-from eval.core.flags import OUT, check_out, flag
+from eval.core.flags import OUT, flag
 from eval.core.items import first_difference, items_sha256
 from eval.core.report import group_table
 from eval.core.stats import bootstrap, mcnemar, sign_flip
@@ -23,7 +23,6 @@ from nested_jax.errors import require
 def act(flags: argparse.Namespace) -> int:
     known = tasks()
     require(flags.task in known, "--task", flags.task, f"wants one of {', '.join(known)}")
-    check_out(flags)
     for path in (flags.checkpoint, *flags.to):  # before the first is evaluated
         require(path.is_dir(), "checkpoint", str(path), "wants the folder of a run or of a step")
     results = [run(known[flags.task], path, flags.rest) for path in (flags.checkpoint, *flags.to)]

@@ -10,13 +10,12 @@ input.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.core.cli import Command
-from eval.core.flags import check_out, flag
+from eval.core.flags import flag
 from eval.core.plots import figure, save
 from eval.core.same_text import (
     TRAIN_ORDER,
@@ -26,9 +25,12 @@ from eval.core.same_text import (
     odd_ones,
     require_same,
 )
+from nested_jax.data.records import checked_row, json_rows
+from nested_jax.errors import require
 from nested_jax.losses import perplexity
 
 METRICS = "metrics.jsonl"
+ENDINGS = (".png", ".pdf", ".svg")
 AXES = {"tokens": "tokens", "step": "steps", "seconds": "seconds of training"}
 
 
@@ -50,6 +52,9 @@ PANELS = (
 )
 
 
+NUMBERS = ("step_s", *(field for p in PANELS for field in (p.train, p.valid) if field))
+
+
 class Run(NamedTuple):
     """A run's log: every line with its place on each axis."""
 
@@ -65,7 +70,8 @@ class Run(NamedTuple):
 
 
 def act(flags: argparse.Namespace) -> int:
-    check_out(flags)
+    ending = f"wants a name that ends with {' or '.join(ENDINGS)}"
+    require(flags.out.suffix in ENDINGS, "--out", str(flags.out), ending)
     runs = [read_run(text) for text in flags.runs]
     names = [run.name for run in runs]
     check_text(runs)
@@ -92,11 +98,12 @@ def read_run(text: str) -> Run:
     lines: list[dict[str, Any]] = []
     tokens = seconds = 0.0
     step = 0
-    for number, raw in enumerate(file.read_text("utf8").splitlines(), start=1):
-        try:
-            line = json.loads(raw)
-        except ValueError as error:
-            raise ValueError(f"{file}:{number}: not JSON ({error})") from error
+    for where, line in json_rows(file):
+        line = checked_row(line, where)
+        checked_row(line, where, **({"step": int, "tokens": int} if "step_s" in line else {}))
+        for field, value in line.items():
+            number = value is None or isinstance(value, (int, float)) or field not in NUMBERS
+            require(number, f"{where}: {field}", value, "wants a number")
         if "step_s" in line:
             seconds += line["step_s"] * (line["step"] - step)
             tokens, step = line["tokens"], line["step"]
@@ -181,7 +188,7 @@ def draw(runs: Sequence[Run], out: Path, axis: str, smooth: int) -> Path:
 
 FLAGS = (
     flag("runs", None, "a workdir, its metrics.jsonl, or NAME=RUN", nargs="+", metavar="RUN"),
-    flag("--out", None, "PNG or PDF (by its ending)", type=Path, required=True),
+    flag("--out", None, "PNG, PDF or SVG (by its ending)", makes="file", type=Path, required=True),
     flag("--x", "tokens", "seconds: of training steps", choices=tuple(AXES)),
     flag("--smooth", 1, "mean over so many log lines", least=1),
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.core.cli import Command, evaluate, options_of, subject_of, tasks, write_out
-from eval.core.flags import OUT, check_out, choose, flag
+from eval.core.flags import OUT, choose, flag
 from eval.core.report import markdown
 from eval.core.subject import Subject
 from nested_jax.errors import require
@@ -51,7 +51,6 @@ PRESETS: dict[str, dict[str, list[str]]] = {
 
 
 def act(flags: argparse.Namespace) -> int:
-    check_out(flags)
     folder = flags.out_dir or flags.checkpoint / "eval"
     chosen = plan(flags.preset, flags.tasks)
     with hold_folder(folder):
@@ -77,6 +76,7 @@ def run_suite(
     checkpoint: Path, chosen: dict[str, list[str]], rest: Sequence[str], folder: Path
 ) -> list[dict[str, Any]]:
     """Run what is not done yet, and write the summary after every task."""
+    check_rest(list(chosen), rest)
     folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     subject: Subject | None = None
@@ -100,6 +100,17 @@ def run_suite(
         text = "\n".join(markdown(r) for r in results)
         (folder / "summary.md").write_text(text, encoding="utf-8")
     return results
+
+
+def check_rest(names: Sequence[str], rest: Sequence[str]) -> None:
+    """Raise for a flag that none of the tasks has, and for words before the first flag."""
+    parsers = [tasks()[name].parser() for name in names]
+    require(
+        rest[:1] == [] or rest[0].startswith("--"), "arguments after --", rest[0], "wants flags"
+    )
+    for word in (word for word in rest if word.startswith("--")):
+        known = any(supported(parser, [word]) for parser in parsers)
+        require(known, "arguments after --", word, f"none of {', '.join(names)} has this flag")
 
 
 def supported(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str]:
@@ -129,7 +140,7 @@ def finished(file: Path, subject: Subject, flags: argparse.Namespace) -> dict[st
 
 FLAGS = (
     flag("--checkpoint", None, "a workdir, or a step of it", type=Path, required=True),
-    flag("--out-dir", None, "default: eval in the checkpoint's workdir", type=Path),
+    flag("--out-dir", None, "default: eval in the checkpoint's workdir", makes="folder", type=Path),
     OUT,
     flag("--preset", "pilot", f"one of {', '.join(PRESETS)}"),
     flag("--tasks", "all", "all, or some of the preset's"),

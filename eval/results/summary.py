@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from eval.core.cli import Command
-from eval.core.flags import check_out, flag
+from eval.core.flags import flag
 from eval.core.report import markdown
 from eval.core.same_text import ITEMS, Named, not_recorded, odd_ones
+from nested_jax.data.records import checked_row
 from nested_jax.errors import require
 
 
 def summarize(flags: argparse.Namespace) -> int:
-    check_out(flags)
     results = [read_result(file) for file in flags.files]
     text = "\n".join([*map(markdown, results), *items_lines(flags.files, results)])
     if flags.out is None:
         print(text)
     else:
+        flags.out.parent.mkdir(parents=True, exist_ok=True)
         flags.out.write_text(text, encoding="utf-8")
     return 0
 
@@ -58,11 +59,21 @@ def read_result(file: Path) -> dict[str, Any]:
     require(isinstance(result, dict), "file", str(file), "is no result of a task")
     missing = [key for key in wanted if key not in result]
     require(not missing, "file", str(file), f"is no result of a task: lacks {', '.join(missing)}")
+    about = checked_row(result["subject"], f"{file}: subject", name=str, step=int, block=str)
+    checked_row(about, f"{file}: subject", parameters=int)
+    groups = checked_row(result["metrics"], f"{file}: metrics")
+    checked_row(groups, f"{file}: metrics", **dict.fromkeys(groups, dict))
+    require(
+        isinstance(result["seconds"], (int, float)),
+        f"{file}: seconds",
+        result["seconds"],
+        "wants a number",
+    )
     return result
 
 
 FLAGS = (
     flag("files", None, "results of tasks", type=Path, nargs="+", metavar="FILE"),
-    flag("--out", None, "Markdown file; else it is printed", type=Path),
+    flag("--out", None, "Markdown file; else it is printed", makes="file", type=Path),
 )
 COMMAND = Command("summary", "Markdown of result files", __doc__, FLAGS, summarize)

@@ -22,7 +22,7 @@ from eval.core.flags import choose, flag
 from eval.core.subject import Subject
 from eval.tasks.needles import Haystack, NeedleItem, Query, insert
 from eval.tasks.niah import LENGTH_FLAGS, ask_at_lengths, draw
-from eval.tasks.stories import FILED, GENERATED, Story, filed_stories
+from eval.tasks.stories import FILE, FILED, GENERATED, Story, filed_stories
 from nested_jax.data.tokenizers.tokenizer import Tokenizer
 from nested_jax.errors import require
 
@@ -33,6 +33,8 @@ SOURCES = {"simulated": tuple(GENERATED), "file": FILED}
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
     names, root = choose(flags.tasks, SOURCES[flags.stories], "--tasks"), data_root(flags)
     filed = filed_stories(root) if flags.stories == "file" else {}
+    for name in names if flags.stories == "file" else ():
+        require(name in filed, "--tasks", name, f"{root.find(FILE)} has no story of it")
     source = "essay" if flags.haystack == "auto" else flags.haystack
 
     def make(name: str, length: int, samples: int) -> list[NeedleItem]:

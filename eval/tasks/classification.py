@@ -29,6 +29,7 @@ from eval.core.memory import Memories, Memorizer
 from eval.core.memory_options import memorize_options
 from eval.core.requests import Request, Start, encode_pair
 from eval.core.subject import Subject
+from nested_jax.data.records import checked_row
 from nested_jax.errors import require
 
 DATASETS = {"clinc150": "continual/clinc150", "banking77": "continual/banking77"}
@@ -68,6 +69,8 @@ def load_increments(root: DataRoot, flags: argparse.Namespace) -> list[Increment
     rng = np.random.default_rng(flags.seed)
     train, groups = examples(root, f"{DATASETS[flags.dataset]}/train.jsonl.gz", rng)
     test, _ = examples(root, f"{DATASETS[flags.dataset]}/test.jsonl.gz", rng)
+    missing = ", ".join(sorted(train.keys() - test.keys()))
+    require(not missing, f"--dataset {flags.dataset}, test examples of", missing, "there are none")
     labels = [str(x) for x in rng.permutation(sorted(train))]
     size = flags.task_size
     parts = [labels[i : i + size] for i in range(0, len(labels), size)]
@@ -89,10 +92,11 @@ def examples(
     """Return the texts of each intent, shuffled, and the domain of each; out of scope left out."""
     texts: dict[str, list[str]] = defaultdict(list)
     groups: dict[str, str] = {}
-    for row in root.rows(file, "text", "intent"):
+    for where, row in root.rows(file, text=str, intent=str):
         if row["intent"] != "oos":
             texts[row["intent"]].append(row["text"])
-            groups[row["intent"]] = row.get("domain", "")
+            groups[row["intent"]] = checked_row({"domain": "", **row}, where, domain=str)["domain"]
+    require(len(texts) > 0, "data file", file, "has no intent but oos, out of scope")
     return {x: [t[i] for i in rng.permutation(len(t))] for x, t in texts.items()}, groups
 
 

@@ -164,7 +164,7 @@ def write_rows(file: Path, rows: Iterable[Row]) -> None:
 
 FLAGS = (
     flag("--tasks", "all", "all, or a comma-separated list"),
-    flag("--data-root", DEFAULTS[0], "where files are made", type=Path),
+    flag("--data-root", DEFAULTS[0], "where files are made", makes="folder", type=Path),
     flag("--copies", None, "folder of copies of the Hub's repositories", type=Path),
 )
 HELP = "zero-shot files from the Hugging Face Hub"

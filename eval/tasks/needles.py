@@ -74,16 +74,15 @@ class Haystack:
     """
 
     def __init__(self, tokenizer: Tokenizer, source: str, root: DataRoot, tokens: int) -> None:
-        texts = {"noise": noise, "essay": essays, "stdlib": embedded}
-        require(source in texts, "--haystack", source, f"wants one of {', '.join(texts)}")
         self.sentences: list[tuple[int, ...]] = []
         held = 0
-        for sentence in texts[source](root):
+        for sentence in HAYSTACKS[source](root):
             encoded = tokenizer.encode(f" {sentence.strip()}")
             self.sentences.append(tuple(encoded))
             held += len(encoded)
             if held >= 2 * tokens:
                 break
+        require(held > 0, "--haystack", source, "has no sentence: its texts are empty")
 
     def cut(self, first: int, tokens: int) -> list[tuple[int, ...]]:
         """Return sentences from the `first` one on of so many tokens, the first one cut to fit."""
@@ -109,7 +108,7 @@ def noise(root: DataRoot) -> Iterator[str]:
 
 
 def essays(root: DataRoot) -> Iterator[str]:
-    for row in root.rows(BOOKS, "text"):
+    for _, row in root.rows(BOOKS, text=str):
         yield from sentences(row["text"])
 
 
@@ -120,6 +119,9 @@ def embedded(root: DataRoot) -> Iterator[str]:
 
     for name in sorted(topics):
         yield from sentences(topics[name])
+
+
+HAYSTACKS = {"noise": noise, "essay": essays, "stdlib": embedded}
 
 
 def sentences(text: str) -> Iterator[str]:
@@ -231,8 +233,12 @@ def insert(
 def needle_words(root: DataRoot) -> list[str]:
     """Return words that are keys: the word list of the data root, or a small one without it."""
     if root.has(WORDS):
-        words = [w.strip() for w in root.lines(WORDS)]
-        return [w for w in words if 5 <= len(w) <= 9 and w.isalpha() and w.islower()]
+        words = dict.fromkeys(w.strip() for w in root.lines(WORDS))
+        fit = [w for w in words if 5 <= len(w) <= 9 and w.isalpha() and w.islower()]
+        most = max(kind.keys for kind in KINDS.values())
+        wanted = f"has {len(fit)} words of 5 to 9 small letters; wants {most}"
+        require(len(fit) >= most, "data file", str(root.find(WORDS)), wanted)
+        return fit
     return list(FALLBACK)
 
 

@@ -26,7 +26,15 @@ from eval.core.memory import Memorizer, memorizer_of
 from eval.core.requests import Request, Start
 from eval.core.stats import wilson
 from eval.core.subject import Subject
-from eval.tasks.needles import KINDS, Haystack, NeedleItem, describe, make_item, needle_words
+from eval.tasks.needles import (
+    HAYSTACKS,
+    KINDS,
+    Haystack,
+    NeedleItem,
+    describe,
+    make_item,
+    needle_words,
+)
 
 SUITE = [name for name in KINDS if name != "passkey"]
 
@@ -228,7 +236,7 @@ def draw(task: str, folder: Path, found: Findings) -> list[Path]:
 LENGTH_FLAGS = (
     flag("--context-lengths", "512,1024", "tokens of a prompt"),
     flag("--samples-per-length", 100, "prompts of each", least=1),
-    flag("--haystack", "auto", "auto, noise, essay or stdlib"),
+    flag("--haystack", "auto", "what needles are hidden in", choices=("auto", *HAYSTACKS)),
     flag("--max-new-tokens", 0, "0: what the answers need", least=0),
 )
 FLAGS = (*LENGTH_FLAGS, flag("--variants", "all", f"all, or some of {', '.join(SUITE)}"))

@@ -24,6 +24,7 @@ from eval.core.memory import Memorizer, memorizer_of
 from eval.core.memory_paths import SEQUENCE
 from eval.core.subject import Subject
 from nested_jax.data.text.wikitext import articles
+from nested_jax.errors import require
 from nested_jax.losses import bits_per, perplexity
 
 TEXT_FILES = {"wikitext2": "lm/wikitext2/{split}.txt.gz"}
@@ -41,8 +42,8 @@ SEGMENTS = (
 def documents(root: DataRoot, segment: str, split: str) -> Iterator[tuple[str, str]]:
     """Yield (id, text) of a segment; WikiText is one document an article."""
     if segment not in TEXT_FILES:
-        rows = root.rows(f"lm/{segment}/{split}.jsonl.gz", "text")
-        yield from ((str(row.get("id", i)), row["text"]) for i, row in enumerate(rows))
+        rows = enumerate(root.rows(f"lm/{segment}/{split}.jsonl.gz", text=str))
+        yield from ((str(row.get("id", i)), row["text"]) for i, (_, row) in rows)
         return
     lines = root.lines(TEXT_FILES[segment].format(split=split))
     yield from ((f"{segment}-{i}", text) for i, text in enumerate(articles(lines)))
@@ -64,6 +65,7 @@ def tokenized(
         left -= len(tokens)
         if left <= 0:
             break
+    require(len(found) > 0, "data files", 0, "tokens in the texts; wants one at least")
     return found
 
 

@@ -14,8 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval.core.datasets import DataRoot
+from nested_jax.errors import require
 
 FILE = "long_context/babi/en_test.jsonl.gz"
+COLUMNS = {
+    "task": int,
+    "context": list[str],
+    "line_no": list[int],
+    "question": str,
+    "answer": str,
+    "supporting": list[int],
+}
 PEOPLE = ("Mary", "John", "Daniel", "Sandra")
 GIVERS = ("Mary", "Fred", "Bill", "Jeff")
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
@@ -193,10 +202,20 @@ FILED = tuple(f"qa{i}" for i in range(1, 21))
 
 
 def filed_stories(root: DataRoot) -> dict[str, list[Story]]:
-    """Return the original stories of every task; all answers of a task are its choices."""
+    """Return the original stories of every task; all answers of a task are its choices.
+
+    Raises:
+      ValueError: a row that is no story, by file and line.
+    """
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in root.rows(FILE, "task", "context", "line_no", "question", "answer", "supporting"):
-        rows[f"qa{row['task']}"].append(row)
+    for where, row in root.rows(FILE, **COLUMNS):
+        name, lines = f"qa{row['task']}", row["line_no"]
+        require(name in FILED, f"{where}: task", row["task"], f"wants 1 to {len(FILED)}")
+        alike = len(lines) == len(row["context"])
+        require(alike, f"{where}: line_no", lines, f"wants {len(row['context'])}, as in context")
+        there = set(row["supporting"]) <= set(lines)
+        require(there, f"{where}: supporting", row["supporting"], "wants some of line_no")
+        rows[name].append(row)
     found: dict[str, list[Story]] = {}
     for name, members in rows.items():
         choices = tuple(sorted({row["answer"] for row in members}))

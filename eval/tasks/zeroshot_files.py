@@ -1,11 +1,12 @@
 """The zero-shot tasks: files, prompts and choices, in the forms of the common harness.
 
 A question has choices, each a pair (context, continuation). CommonsenseQA and SocialIQA are asked
-in cloze form, the answer's text behind ``Answer:`` or ``A:``; small models cannot read letters.
+in cloze form, the answer's text after ``Answer:`` or ``A:``; small models cannot read letters.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,25 +31,28 @@ class ZeroShot:
     """A task: its file and columns, how a row becomes contexts and choices, what acc means."""
 
     file: str
-    columns: tuple[str, ...]
+    columns: dict[str, Any]  # and their types
     pairs: Callable[[Row], list[tuple[str, str]]]
     form: str  # as --list-tasks shows it
     kind: str = "choice"  # choice | partial (one continuation, several contexts) | word
 
     def questions(self, root: DataRoot, limit: int = 0) -> Iterator[Question]:
         """Yield the first `limit` questions of the file (0: all)."""
-        for i, row in enumerate(root.rows(self.file, *self.columns)):
-            if limit and i >= limit:
-                return
+        rows = root.rows(self.file, **self.columns)
+        for i, (where, row) in enumerate(itertools.islice(rows, limit or None)):
             pairs = self.pairs(row)
-            gold = int(row["gold"]) if self.kind != "word" else 0
-            require(0 <= gold < len(pairs), f"{self.file} row {i} gold", gold, "is no choice")
+            gold = row["gold"] if self.kind != "word" else 0
+            several = self.kind == "word" or len(pairs) > 1
+            require(several, f"{where}: choices", row.get("choices"), "wants two or more")
+            require(0 <= gold < len(pairs), f"{where}: gold", gold, "is none of the choices")
+            whole = all(answer.strip() for _, answer in pairs)
+            require(whole, f"{where}: choices", [a for _, a in pairs], "wants some text in each")
             lengths = [len(answer.lstrip(" ")) for _, answer in pairs]
             yield Question(str(row.get("id", i)), pairs, lengths, gold)
 
 
-def behind(form: str) -> Callable[[Row], list[tuple[str, str]]]:
-    """Return choices behind one prompt, each after a space."""
+def after(form: str) -> Callable[[Row], list[tuple[str, str]]]:
+    """Return choices after one prompt, each after a space."""
 
     def pairs(row: Row) -> list[tuple[str, str]]:
         prompt = form.format(**row)
@@ -58,9 +62,9 @@ def behind(form: str) -> Callable[[Row], list[tuple[str, str]]]:
 
 
 def partial_pairs(row: Row) -> list[tuple[str, str]]:
-    """Score what follows the blank, behind the sentence filled with either option (WinoGrande)."""
-    before, _, after = row["sentence"].partition("_")
-    return [(before + row[option], f" {after.strip()}") for option in ("option1", "option2")]
+    """Score what follows the blank, after the sentence filled with either option (WinoGrande)."""
+    before, _, rest = row["sentence"].partition("_")
+    return [(before + row[option], f" {rest.strip()}") for option in ("option1", "option2")]
 
 
 def word_pairs(row: Row) -> list[tuple[str, str]]:
@@ -69,11 +73,12 @@ def word_pairs(row: Row) -> list[tuple[str, str]]:
 
 def question_answer(file: str) -> ZeroShot:
     form = "Question: {query}\nAnswer:"
-    return ZeroShot(file, ("query", "choices", "gold"), behind(form), form)
+    return choices(file, form, "query")
 
 
 def choices(file: str, form: str, *columns: str) -> ZeroShot:
-    return ZeroShot(file, (*columns, "choices", "gold"), behind(form), form)
+    types = dict.fromkeys(columns, str) | {"choices": list[str], "gold": int}
+    return ZeroShot(file, types, after(form), form)
 
 
 FOLDER = "zero_shot"
@@ -82,7 +87,7 @@ TASKS: dict[str, ZeroShot] = {
     "hellaswag": choices(f"{FOLDER}/hellaswag/validation.jsonl.gz", "{query}", "query"),
     "winogrande": ZeroShot(
         f"{FOLDER}/winogrande/validation.jsonl.gz",
-        ("sentence", "option1", "option2", "gold"),
+        dict.fromkeys(("sentence", "option1", "option2"), str) | {"gold": int},
         partial_pairs,
         "{sentence to the blank}{option}",
         kind="partial",
@@ -105,7 +110,7 @@ TASKS: dict[str, ZeroShot] = {
     "openbookqa": choices(f"{FOLDER}/openbookqa/test.jsonl.gz", "{query}", "query"),
     "lambada": ZeroShot(
         f"{FOLDER}/lambada_openai/test.jsonl.gz",
-        ("context", "target"),
+        {"context": str, "target": str},
         word_pairs,
         "{context}",
         kind="word",

@@ -140,7 +140,7 @@ def test_tasks_scored_while_training_have_panels(tmp_path: Path, monkeypatch: An
         (["a", "a"], r"are not all different; wants NAME=RUN"),
         (["a", "--smooth", "0"], "--smooth=0: wants 1 or more"),
         (["empty"], "has no training lines"),
-        (["bad"], r"metrics.jsonl:1: not JSON"),
+        (["bad"], r"metrics.jsonl:1: is not JSON"),
     ],
 )
 def test_bad_input(
