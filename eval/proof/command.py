@@ -38,6 +38,7 @@ from eval.proof.cells import (
     run_cell,
     share_cores,
 )
+from eval.proof.documented import Known, beside, numbers, read_documented
 from eval.proof.positions import positions
 from eval.proof.records import add_records, read_lines, read_records
 from eval.proof.report import score_of, write_report
@@ -198,6 +199,7 @@ def run_all(
     if retry:
         recorded = {folder: each for folder, each in recorded.items() if not each.failed}
     waiting = unfinished(proof.out, cells, recorded)
+    known = read_documented(proof.name, proof.mode)
     print(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished; {jobs} at a time")
     cores: queue.SimpleQueue[tuple[int, ...]] = queue.SimpleQueue()
     for share in share_cores(jobs):
@@ -227,7 +229,8 @@ def run_all(
                 passed = time.monotonic() - begun
                 left = timedelta(seconds=round(passed / done * (len(waiting) - done)))
                 place = f"[{done + len(cells) - len(waiting)}/{len(cells)}]"
-                print(f"{place} {cell.folder}  {outcome(cell, proof.out)}  ETA {left}", flush=True)
+                said = outcome(cell, proof.out, known)
+                print(f"{place} {cell.folder}  {said}  ETA {left}", flush=True)
                 proof.write(planned)
         except BaseException:
             stop.set()
@@ -247,7 +250,8 @@ def unfinished(out: Path, cells: list[Cell], recorded: Container[str]) -> list[C
     return [cell for cell in cells if cell.folder in wanted]
 
 
-def outcome(cell: Cell, out: Path) -> str:
+def outcome(cell: Cell, out: Path, known: Known) -> str:
+    """Return what a cell left, and the documented range beside it; or why it left nothing."""
     if not finished(cell, out):
         first = cell.before
         if first and not finished(first, out):
@@ -256,10 +260,10 @@ def outcome(cell: Cell, out: Path) -> str:
     result = read_result(cell, out)
     if result.failed:
         return f"FAILED: {result.failed}"
-    scores = " / ".join(f"{100 * value:.1f}" for value in score_of(result).values())
-    summary = result.summary
-    said = f"{scores} %" if scores else f"loss {summary['valid_loss']:.4f}"
-    return f"{said}, {summary['seconds']:.0f} s"
+    percent = bool(score_of(result))
+    said = " / ".join(f"{number:.{1 if percent else 4}f}" for number in numbers(result))
+    unit = "%" if percent else "bits per byte"
+    return f"{said} {unit}, {result.summary['seconds']:.0f} s; {beside(result, known)}"
 
 
 RECORDS = (
@@ -274,7 +278,7 @@ FLAGS = (
     flag(
         "--out",
         Path("runs/proof"),
-        "where cells run, in DIR/SUITE-BUDGET",
+        "cells run in DIR/SUITE-BUDGET",
         makes="folder",
         type=Path,
     ),
@@ -284,9 +288,7 @@ FLAGS = (
     flag("--rate", [], "only this learning rate, repeatable", action="append", type=float),
     flag("--seed", [], "only this or a further seed, repeatable", 0, action="append", type=int),
     flag("--text", None, "folder of plain text for real text (default: embedded)", type=Path),
-    flag(
-        "--report", PAGE, "Markdown with the tables; plots lie beside it", makes="file", type=Path
-    ),
+    flag("--report", PAGE, "Markdown with tables; plots lie beside it", makes="file", type=Path),
     flag("--records", None, RECORDS, makes="folder", type=Path, metavar="DIR"),
     flag("--retry", False, "run cells that failed once more"),
     flag("--list", False, "print the cells and their parameters, run nothing"),

@@ -23,7 +23,7 @@ from eval.core.subject import Subject, load_subject
 from eval.results.summary import read_result
 from nested_jax import machine
 from nested_jax.errors import require
-from nested_jax.files import write_json
+from nested_jax.files import hold, write_json
 from nested_jax.train.workdir import CHECKPOINTS
 
 TRAINING = ("config.json", "tokenizer.model", "summary.json", "metrics.jsonl")
@@ -35,7 +35,9 @@ def make(flags: argparse.Namespace) -> int:
     require(not exists, "--out", str(flags.out), "exists; wants the path of a new folder")
     subject = load_subject(flags.checkpoint)
     results = load_results(flags.results, subject)
-    manifest = release(subject, results, flags.out, flags.name or subject.name, flags.resumable)
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    with hold(flags.out.with_name(f"{flags.out.name}.lock"), str(flags.out)):
+        manifest = release(subject, results, flags.out, flags.name or subject.name, flags.resumable)
     size = sum(file["bytes"] for file in manifest["files"].values())
     print(
         f"{flags.out}: {len(manifest['files'])} files, {machine.human_bytes(size)}, parameters "

@@ -19,7 +19,7 @@ from eval.core.flags import OUT, choose, flag
 from eval.core.report import markdown
 from eval.core.subject import Subject
 from nested_jax.errors import require
-from nested_jax.files import hold_folder, write_json
+from nested_jax.files import hold_folder, write_bytes
 
 PRESETS: dict[str, dict[str, list[str]]] = {
     "smoke": {
@@ -51,10 +51,12 @@ PRESETS: dict[str, dict[str, list[str]]] = {
 
 
 def act(flags: argparse.Namespace) -> int:
+    wanted = "wants the folder of a run or of a step"
+    require(flags.checkpoint.is_dir(), "--checkpoint", str(flags.checkpoint), wanted)
     folder = flags.out_dir or flags.checkpoint / "eval"
-    chosen = plan(flags.preset, flags.tasks)
+    chosen = task_flags(plan(flags.preset, flags.tasks), flags.checkpoint, flags.rest)
     with hold_folder(folder):
-        results = run_suite(flags.checkpoint, chosen, flags.rest, folder)
+        results = run_suite(chosen, folder)
     metrics = {r["task"]: r["metrics"] for r in results}
     about = {"task": "suite", "subject": results[0]["subject"], "metrics": metrics}
     write_out(flags.out, about)
@@ -72,45 +74,47 @@ def plan(preset: str, names: str) -> dict[str, list[str]]:
     return {name: known[name] for name in choose(names, known, "--tasks")}
 
 
-def run_suite(
-    checkpoint: Path, chosen: dict[str, list[str]], rest: Sequence[str], folder: Path
-) -> list[dict[str, Any]]:
+def task_flags(
+    chosen: dict[str, list[str]], checkpoint: Path, rest: Sequence[str]
+) -> dict[str, argparse.Namespace]:
+    """Return the flags of every task, those of the preset and the ones of `rest` that it has.
+
+    Raises:
+      ValueError: a flag that none of the tasks has, or a bad value of one.
+    """
+    parsers = {name: tasks()[name].parser() for name in chosen}
+    for word in rest[:1]:
+        require(word.startswith("--"), "arguments after --", word, "wants flags of the tasks")
+    for word in (word for word in rest if word.startswith("--")):
+        known = any(supported(parser, [word]) for parser in parsers.values())
+        require(known, "arguments after --", word, f"none of {', '.join(chosen)} has this flag")
+    common = ["--checkpoint", str(checkpoint)]
+    return {
+        name: tasks()[name].parse([*common, *own, *supported(parsers[name], rest)])
+        for name, own in chosen.items()
+    }
+
+
+def run_suite(chosen: dict[str, argparse.Namespace], folder: Path) -> list[dict[str, Any]]:
     """Run what is not done yet, and write the summary after every task."""
-    check_rest(list(chosen), rest)
-    folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     subject: Subject | None = None
     begun, ran = time.perf_counter(), 0
-    for i, (name, arguments) in enumerate(chosen.items()):
-        task = tasks()[name]
-        extra = [*arguments, *supported(task.parser(), rest)]
-        flags = task.parse(["--checkpoint", str(checkpoint), *extra])
+    for i, (name, flags) in enumerate(chosen.items()):
         subject = subject or subject_of(flags)
         file = folder / f"{name}.json"
         result = finished(file, subject, flags)
         if result is None:
-            result = evaluate(task, subject, flags)
-            write_json(file, json.loads(json.dumps(result)))
+            result = evaluate(tasks()[name], subject, flags)
+            write_out(file, result)
             ran += 1
             left = (time.perf_counter() - begun) / ran * (len(chosen) - i - 1)
             print(f"{name}: {result['seconds']:.0f} s, about {left:.0f} s left", flush=True)
         else:
             print(f"{name}: done before", flush=True)
         results.append(result)
-        text = "\n".join(markdown(r) for r in results)
-        (folder / "summary.md").write_text(text, encoding="utf-8")
+        write_bytes(folder / "summary.md", "\n".join(map(markdown, results)).encode())
     return results
-
-
-def check_rest(names: Sequence[str], rest: Sequence[str]) -> None:
-    """Raise for a flag that none of the tasks has, and for words before the first flag."""
-    parsers = [tasks()[name].parser() for name in names]
-    require(
-        rest[:1] == [] or rest[0].startswith("--"), "arguments after --", rest[0], "wants flags"
-    )
-    for word in (word for word in rest if word.startswith("--")):
-        known = any(supported(parser, [word]) for parser in parsers)
-        require(known, "arguments after --", word, f"none of {', '.join(names)} has this flag")
 
 
 def supported(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str]:
@@ -131,11 +135,11 @@ def finished(file: Path, subject: Subject, flags: argparse.Namespace) -> dict[st
         return None
     try:
         result = json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError:
+    except ValueError:
         return None  # not one of ours; it is written again
     options = json.loads(json.dumps(options_of(flags)))
-    same = result.get("subject") == subject.describe() and result.get("options") == options
-    return result if same else None
+    same = isinstance(result, dict) and result.get("subject") == subject.describe()
+    return result if same and result.get("options") == options else None
 
 
 FLAGS = (

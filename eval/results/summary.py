@@ -63,12 +63,8 @@ def read_result(file: Path) -> dict[str, Any]:
     checked_row(about, f"{file}: subject", parameters=int)
     groups = checked_row(result["metrics"], f"{file}: metrics")
     checked_row(groups, f"{file}: metrics", **dict.fromkeys(groups, dict))
-    require(
-        isinstance(result["seconds"], (int, float)),
-        f"{file}: seconds",
-        result["seconds"],
-        "wants a number",
-    )
+    seconds = result["seconds"]
+    require(isinstance(seconds, (int, float)), f"{file}: seconds", seconds, "wants a number")
     return result
 
 

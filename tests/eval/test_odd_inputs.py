@@ -43,9 +43,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         (odd / "other.json").write_text('{"task": "suite", "metrics": {}}')
         (odd / "latin.json").write_bytes('{"task": "caf\u00e9"}'.encode("latin-1"))
         (odd / "types.json").write_text(json.dumps(RESULT | {"subject": "me"}))
-        (odd / "groups.json").write_text(
-            json.dumps(RESULT | {"metrics": {"piqa": 3}, "seconds": "long"})
-        )
+        (odd / "subject.json").write_text(json.dumps(RESULT))
+        subject = {"name": "n", "step": 1, "block": "b", "parameters": 2}
+        groups = RESULT | {"subject": subject, "metrics": {"piqa": 3}}
+        (odd / "groups.json").write_text(json.dumps(groups))
         yield Place(root, run, odd)
 
 
@@ -134,7 +135,7 @@ COMMANDS = [
     ("suite --checkpoint ODD/missing", "checkpoint='{odd}/missing'"),
     (
         "suite --checkpoint RUN -- --nosuch 1",
-        "arguments after --='--nosuch': none of zeroshot, perplexity",
+        "--='--nosuch': none of zeroshot, perplexity",
     ),
     ("suite --checkpoint RUN -- seven", "arguments after --='seven': wants flags"),
     ("summary ODD/missing.json", "no such file"),
@@ -145,7 +146,8 @@ COMMANDS = [
     ("summary ODD/list.json", "is no result of a task"),
     ("summary ODD/other.json", "lacks subject, seconds, device"),
     ("summary ODD/types.json", "types.json: subject: is a JSON str; wants an object"),
-    ("summary ODD/groups.json", "groups.json: subject: lacks name, step, block"),
+    ("summary ODD/subject.json", "subject.json: subject: lacks name, step, block"),
+    ("summary ODD/groups.json", "groups.json: metrics: piqa=3: wants dict"),
     ("release --checkpoint RUN --out ODD/empty", "--out='{odd}/empty': exists"),
     ("release --checkpoint RUN --out ODD/r --results ODD/empty", "a folder without .json files"),
     ("release --checkpoint RUN --out ODD/r --results ODD/cut.json", "cut.json: not JSON"),
@@ -166,7 +168,7 @@ COMMANDS = [
     ("proof --list --suite text --text ODD/file", "--text='{odd}/file': wants a folder"),
     (
         "proof --suite text --quick --tables --report ODD/empty",
-        "--report='{odd}/empty': is a folder",
+        "--report='{odd}/empty': is a",
     ),
     ("proof --suite text --quick --tables --records ODD/file", "--records='{odd}/file': is a file"),
     ("proof --suite text --quick --tables --out ODD/file", "--out='{odd}/file': is a file"),

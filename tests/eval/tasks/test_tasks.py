@@ -250,9 +250,9 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path):
         list(DataRoot(tmp_path).rows("zero_shot/piqa/validation.jsonl.gz"))
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({"x": 1}) + "\n")
-    assert list(DataRoot(tmp_path).rows("a.jsonl.gz", "x")) == [{"x": 1}]
-    with pytest.raises(ValueError, match="line 1: lacks y"):
-        list(DataRoot(tmp_path).rows("a.jsonl.gz", "y"))
+    assert list(DataRoot(tmp_path).rows("a.jsonl.gz", x=int)) == [(f"{file}:1", {"x": 1})]
+    with pytest.raises(ValueError, match=r"a.jsonl:1: lacks y"):
+        list(DataRoot(tmp_path).rows("a.jsonl.gz", y=int))
 
 
 @pytest.fixture
