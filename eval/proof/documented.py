@@ -40,8 +40,9 @@ def seedless(text: str) -> str:
 def numbers(result: Result) -> list[float]:
     """Return the accuracies of a cell in %, or the bits per byte of text."""
     scores = score_of(result)
-    bits = result.summary["valid_bits_per_byte"]
-    return [100 * score for score in scores.values()] if scores else [bits]
+    if scores:
+        return [100 * score for score in scores.values()]
+    return [result.summary["valid_bits_per_byte"]]
 
 
 def beside(result: Result, known: Known) -> str:

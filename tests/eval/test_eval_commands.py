@@ -141,6 +141,41 @@ def test_a_suite_that_was_killed_goes_on(
     assert "is no result of a task" in capsys.readouterr().err
 
 
+def test_two_suites_in_one_folder_do_not_mix(place: Place, tmp_path: Path, capsys: Any) -> None:
+    """The second ends with 2 and names the first; so does a release of the same bundle."""
+    words = ["--checkpoint", str(place.plain)]
+    first = "import sys; from pathlib import Path; from nested_jax.files import hold, hold_folder\n"
+    first += f"with hold_folder(Path({str(tmp_path / 'eval')!r})):\n"
+    first += f"  with hold(Path({str(tmp_path / 'r.lock')!r}), 'r'):\n"
+    first += "    print('held', flush=True); sys.stdin.read()"
+    held = subprocess.Popen(
+        [sys.executable, "-c", first], cwd=ROOT, env=environment(), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert held.stdout
+    assert held.stdout.readline() == "held\n"
+    before = sorted(tmp_path.rglob("*"))
+    for command in (
+        ["suite", *words, "--out-dir", str(tmp_path / "eval")],
+        ["release", *words, "--out", str(tmp_path / "r")],
+    ):
+        assert main(command) == 2
+        assert f"is in use by process {held.pid} on " in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    held.communicate("")
+    assert main(["release", *words, "--out", str(tmp_path / "r")]) == 0
+
+
+def test_flags_of_every_task_are_checked_before_the_first_runs(
+    place: Place, tmp_path: Path, capsys: Any
+) -> None:
+    command = ["suite", "--checkpoint", str(place.plain), "--out-dir", str(tmp_path / "eval")]
+    assert main([*command, "--", "--data-root", str(place.root), "--doc-tokens", "-1"]) == 2
+    assert "--doc-tokens=-1: wants 0 or more" in capsys.readouterr().err
+    assert main(["suite", "--checkpoint", str(tmp_path / "none")]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_a_suite_killed_with_sigkill_ends_in_the_same_results(place: Place, tmp_path: Path) -> None:
     def start(folder: Path) -> subprocess.Popen[str]:

@@ -14,8 +14,8 @@ from helpers import assert_equal
 from test_scoring import tokenizer
 
 from eval.__main__ import main
+from eval.core import bundle
 from eval.core.subject import Subject, load_subject
-from eval.results import bundle
 from nested_jax.config import Config, from_config_dict
 from nested_jax.data.tokenizers.tokenizer import train_tokenizer
 from nested_jax.models.lm import build_model
