@@ -64,7 +64,6 @@ def test_relative_imports_and_packages_count(tree):
     assert set(imports.circle(root)) == {"eval", "eval.a", "eval.b"}
 
 
-@pytest.mark.xfail(strict=True, reason="circles that imports inside functions hide, to be opened")
 def test_imports_inside_functions_are_known():
     assert imports.late_imports(ROOT) == LATE
 
