@@ -6,9 +6,11 @@ a run that goes on may change it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
+import operator
 import types
 import typing
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -67,6 +69,11 @@ class Block:
 
     def check(self) -> None:
         """Raise where fields do not fit together."""
+
+    def require(self, ok: bool, name: str, want: str) -> None:
+        """Raise unless `ok`, naming a field below this block by its full path, and its value."""
+        if not ok:
+            raise ValueError(f"{self.path}{name}={operator.attrgetter(name)(self)!r}: {want}")
 
 
 def hints(cls: type) -> dict[str, Any]:
@@ -128,7 +135,10 @@ def fit(value: Any, hint: Any) -> Any:
                 raise OutOfRange(f"wants {mark.text(value)}")
         return value
     if origin in (typing.Union, types.UnionType):
-        return _fit_first(value, hint, args)
+        for option in args:
+            with contextlib.suppress(Misfit):
+                return fit(value, option)
+        raise _wrong(value, hint)
     if origin is tuple:
         return _fit_each(value, hint, args[0])
     if origin is Literal:
@@ -139,29 +149,14 @@ def fit(value: Any, hint: Any) -> Any:
         right = isinstance(value, hint)
     if not right:
         raise _wrong(value, hint)
-    return _float(value) if hint is float else value
-
-
-def _float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def _fit_first(value: Any, hint: Any, options: tuple[Any, ...]) -> Any:
-    for option in options:
-        try:
-            return fit(value, option)
-        except Misfit:
-            continue
-    raise _wrong(value, hint)
+    return float(value) if hint is float and abs(value) <= LARGEST else value
 
 
 def _fit_each(value: Any, hint: Any, each: Any) -> tuple[Any, ...]:
-    items = value if isinstance(value, (tuple, list)) else (value,)
     try:
-        return tuple(fit(item, each) for item in items)
+        return tuple(
+            fit(v, each) for v in (value if isinstance(value, (tuple, list)) else (value,))
+        )
     except OutOfRange as error:
         raise OutOfRange(f"each {error}") from None
     except Misfit:

@@ -5,7 +5,7 @@ A configuration that an earlier version saved beside its checkpoints holds every
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from nested_jax.errors import require
@@ -48,35 +48,19 @@ def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: a removed field has another value than the code has now.
     """
-    fields = dict(flat(saved))
+    data = {name: dict(v) if isinstance(v, Mapping) else v for name, v in saved.items()}
+
+    def pop(path: str, default: Any = None) -> Any:
+        block, _, name = path.partition(".")
+        return data.get(block, {}).pop(name, default)
+
     for old, new in RENAMED.items():
-        if old in fields:
-            fields[new] = fields.pop(old)
-    if fields.get("teach.decay_steps"):
-        fields["teach.decay"] = (fields["teach.decay_start"], fields["teach.decay_steps"])
+        if (value := pop(old)) is not None:
+            data[new.split(".")[0]][new.split(".")[1]] = value
+    if steps := pop("teach.decay_steps"):
+        data["teach"]["decay"] = (pop("teach.decay_start"), steps)
     for name, gone in REMOVED.items():
-        value = fields.pop(name, gone.value)
+        value = pop(name, gone.value)
         want = f"an earlier version saved this; the field was removed; {gone.instead}"
         require(gone.value is None or value == gone.value, name, value, want)
-    return nested(fields)
-
-
-def flat(data: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted names and values."""
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
-
-
-def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo `flat`."""
-    data: dict[str, Any] = {}
-    for path, value in fields.items():
-        *blocks, leaf = path.split(".")
-        target = data
-        for block in blocks:
-            target = target.setdefault(block, {})
-        target[leaf] = value
     return data

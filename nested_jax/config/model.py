@@ -20,7 +20,6 @@ from nested_jax.config.fields import (
     Size,
     Small,
 )
-from nested_jax.errors import require
 
 BLOCKS = (
     "transformer",
@@ -75,13 +74,12 @@ class MemoryConfig(Block):
 
     def check(self) -> None:
         want = f"wants model.memory.rule='dgd', which erases; got {self.rule!r}"
-        erases = not self.erase_gate or self.rule == "dgd"
-        require(erases, "model.memory.erase_gate", self.erase_gate, want)
+        self.require(not self.erase_gate or self.rule == "dgd", "erase_gate", want)
         for name in ("erase_init", "erase_stretch"):
-            value, want = getattr(self, name), "wants model.memory.erase_gate=True, which is off"
-            require(self.erase_gate or not value, f"model.memory.{name}", value, want)
+            want = "wants model.memory.erase_gate=True, which is off"
+            self.require(self.erase_gate or not getattr(self, name), name, want)
         want = f"wants a rate below model.memory.max_rate={self.max_rate}"
-        require(self.inner_lr < self.max_rate, "model.memory.inner_lr", self.inner_lr, want)
+        self.require(self.inner_lr < self.max_rate, "inner_lr", want)
 
 
 @dataclass(frozen=True)
@@ -102,15 +100,15 @@ class CMSConfig(Block):
 
     def check(self) -> None:
         levels = len(self.periods)
-        require(levels > 0, "model.cms.periods", self.periods, "wants at least one level")
+        self.require(levels > 0, "periods", "wants at least one level")
         for fast, slow in pairwise(self.periods):
             want = f"each must be a multiple of the one before; {slow} is no multiple of {fast}"
-            require(slow % fast == 0, "model.cms.periods", self.periods, want)
+            self.require(slow % fast == 0, "periods", want)
+        want = f"wants one, or one for each of the {levels} periods"
         for name in ("inner_lr", "optimizer", "momentum"):
-            value, want = getattr(self, name), f"wants one, or one for each of the {levels} periods"
-            require(len(value) in (1, levels), f"model.cms.{name}", value, want)
+            self.require(len(getattr(self, name)) in (1, levels), name, want)
         want = f"wants a weight for each of the {levels} periods, or () for no heads"
-        require(len(self.surprise) in (0, levels), "model.cms.surprise", self.surprise, want)
+        self.require(len(self.surprise) in (0, levels), "surprise", want)
 
     def level_lr(self, level: int) -> float:
         return self.inner_lr[level % len(self.inner_lr)]
@@ -152,39 +150,35 @@ class ModelConfig(Block):
     def check(self) -> None:
         self._check_heads()
         cudnn, persistent = self.attention == "cudnn", self.memory.persistent
-        want = "wants model.compute_dtype='bfloat16'"
-        fits = not cudnn or self.compute_dtype == "bfloat16"
-        require(fits, "model.attention", self.attention, want)
+        bfloat16, want = self.compute_dtype == "bfloat16", "wants model.compute_dtype='bfloat16'"
+        self.require(not cudnn or bfloat16, "attention", want)
         want = f"has no persistent tokens; wants model.memory.persistent=0, got {persistent}"
-        fits = not cudnn or self.persistent_tokens == 0
-        require(fits, "model.attention", self.attention, want)
-        fast, want = self.cms.fast_layers, f"wants at most model.layers={self.layers}"
-        require(fast <= self.layers, "model.cms.fast_layers", fast, want)
+        self.require(not cudnn or self.persistent_tokens == 0, "attention", want)
+        want = f"wants at most model.layers={self.layers}"
+        self.require(self.cms.fast_layers <= self.layers, "cms.fast_layers", want)
         self._check_chunks()
 
     def _check_heads(self) -> None:
         want = f"must divide model.dim={self.dim}"
-        require(self.dim % self.heads == 0, "model.heads", self.heads, want)
-        width = self.head_width
-        want = f"gives heads of width {width}; rotary positions want an even width"
-        require(width % 2 == 0, "model.heads", self.heads, want)
+        self.require(self.dim % self.heads == 0, "heads", want)
+        want = f"gives heads of width {self.head_width}; rotary positions want an even width"
+        self.require(self.head_width % 2 == 0, "heads", want)
         want = f"must divide model.heads={self.heads}"
-        require(self.heads % self.num_kv_heads == 0, "model.kv_heads", self.kv_heads, want)
+        self.require(self.heads % self.num_kv_heads == 0, "kv_heads", want)
         want = f"must divide model.dim={self.dim}, or model.memory.head_width must be given"
         divides = self.memory.head_width > 0 or self.dim % self.memory_heads == 0
-        require(divides, "model.memory.heads", self.memory.heads, want)
+        self.require(divides, "memory.heads", want)
 
     def _check_chunks(self) -> None:
-        memory, chunk, other = self.memory, self.memory.chunk, self.memory.generator_chunk
+        chunk, other = self.memory.chunk, self.memory.generator_chunk
         want = f"must divide model.memory.chunk={chunk}, or be a multiple of it"
         divides = self.block != "hope" or max(chunk, other) % min(chunk, other) == 0
-        require(divides, "model.memory.generator_chunk", other, want)
+        self.require(divides, "memory.generator_chunk", want)
         want = f"belongs to model.block='hope'; got {self.block!r}"
-        fits = self.block == "hope" or not memory.erase_gate
-        require(fits, "model.memory.erase_gate", memory.erase_gate, want)
+        self.require(self.block == "hope" or not self.memory.erase_gate, "memory.erase_gate", want)
         want = f"must be a multiple of model.memory.chunk={chunk}"
         divides = self.block != "titans_mac" or self.memory_segment % chunk == 0
-        require(divides, "model.memory.segment", memory.segment, want)
+        self.require(divides, "memory.segment", want)
 
     @property
     def head_width(self) -> int:

@@ -41,9 +41,9 @@ class TeachConfig(Block):
     remat: Free[Literal["none", "chunk", "sqrt"]] = "chunk"  # what backward recomputes
 
     def check(self) -> None:
-        fits = len(self.decay) in (0, 2) and (not self.decay or self.decay[1] > 0)
+        fits = len(self.decay) == 2 and self.decay[1] > 0
         want = "wants (start, steps) with 1 step or more, or () for none"
-        require(fits, "teach.decay", self.decay, want)
+        self.require(fits or not self.decay, "decay", want)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class OptimConfig(Block):
     variant: str = "preconditioned"  # of deep_momentum, see optim/deep_momentum.py
 
     def check(self) -> None:
-        require(len(self.periods) > 0, "optim.periods", self.periods, "wants at least one period")
+        self.require(len(self.periods) > 0, "periods", "wants at least one period")
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,10 @@ class DataConfig(Block):
 
     def check(self) -> None:
         mixed = self.task.train or self.segments
-        require(
-            len(self.weights) in (0, len(mixed)),
-            "data.weights",
-            self.weights,
-            f"wants one weight for each of {mixed} (data.task.train, or data.segments)",
-        )
-        require(
-            self.is_synthetic == bool(self.task.train),
-            "data.task.train",
-            self.task.train,
-            f"wants specs of tasks exactly if data.source is 'synthetic', got {self.source!r}",
-        )
+        want = f"wants one weight for each of {mixed} (data.task.train, or data.segments)"
+        self.require(len(self.weights) in (0, len(mixed)), "weights", want)
+        want = f"wants specs of tasks exactly if data.source is 'synthetic', got {self.source!r}"
+        self.require(self.is_synthetic == bool(self.task.train), "task.train", want)
 
     @property
     def is_synthetic(self) -> bool:
@@ -155,12 +147,8 @@ class TrainConfig(Block):
     wandb: Free[str] = ""  # W&B project; "" is off (extra `log`, mode from WANDB_MODE)
 
     def check(self) -> None:
-        require(
-            self.batch_size % self.grad_accum == 0,
-            "train.grad_accum",
-            self.grad_accum,
-            f"must divide train.batch_size={self.batch_size}",
-        )
+        want = f"must divide train.batch_size={self.batch_size}"
+        self.require(self.batch_size % self.grad_accum == 0, "grad_accum", want)
 
 
 AxisSize = Annotated[int, Range(least=1, also=-1)]
@@ -176,8 +164,10 @@ class MeshConfig(Block):
 
     def check(self) -> None:
         rest = [name for name in ("data", "fsdp", "model") if getattr(self, name) == -1]
-        want = f"wants a size, as mesh.{rest[0]} takes the devices that are left" if rest else ""
-        require(len(rest) <= 1, f"mesh.{rest[-1]}" if rest else "mesh", -1, want)
+        for name in rest[1:]:
+            self.require(
+                False, name, f"wants a size: mesh.{rest[0]} takes the devices that are left"
+            )
 
 
 @dataclass(frozen=True)
@@ -196,72 +186,48 @@ class Config(Block):
         check_teach(self.model, self.teach)
         self._check_align()
         self._check_stream()
-        self._check_answers()
-        require(
-            self.train.label_smoothing == 0 or not (self.teaches or self.model.cms.surprise),
-            "train.label_smoothing",
-            self.train.label_smoothing,
-            "is for levels that are not written; wants teach.mode='off' and model.cms.surprise=()",
+        model, surprise = self.model, self.model.cms.surprise
+        want = (
+            "is for synthetic tasks that are read as whole rows; wants data.source='synthetic', "
+            "teach.mode='off' and model.cms.surprise=()"
         )
-        require(
-            self.model.attention != "cudnn" or not self.teaches,
-            "model.attention",
-            "cudnn",
-            "is differentiable once; the inner loop differentiates twice and wants 'xla'",
+        whole_rows = self.data.is_synthetic and not self.teaches and not surprise
+        self.require(model.answers == "each" or whole_rows, "model.answers", want)
+        want = (
+            "is for levels that are not written; wants teach.mode='off' and model.cms.surprise=()"
         )
+        plain = not self.teaches and not surprise
+        self.require(self.train.label_smoothing == 0 or plain, "train.label_smoothing", want)
+        want = "is differentiable once; the inner loop differentiates twice and wants 'xla'"
+        self.require(model.attention != "cudnn" or not self.teaches, "model.attention", want)
 
     def _check_align(self) -> None:
         data, align = self.data, self.align
-        require(
-            data.seq_len % align == 0,
-            "data.seq_len",
-            data.seq_len,
-            f"must be a multiple of data.align={align}",
-        )
+        want = f"must be a multiple of data.align={align}"
+        self.require(data.seq_len % align == 0, "data.seq_len", want)
         chunks = {"model.memory (chunks and segments)": self.model.memory_chunk}
         if self.teaches:
             chunks["teach.chunk"] = self.teach.chunk
         field = "data.seq_len" if data.is_synthetic and not data.align else "data.align"
         for name, chunk in chunks.items():
-            require(
-                align % chunk == 0,
-                field,
-                align,
+            want = (
                 f"must be a multiple of {name}={chunk}; rows are cut by it, so give the same "
-                "value to every model that is compared with this one",
+                "value to every model that is compared with this one"
             )
+            require(align % chunk == 0, field, align, want)
 
     def _check_stream(self) -> None:
-        model, carry = self.model, self.train.carry
-        require(
-            carry == "none" or self.data.mode == "stream",
-            "train.carry",
-            carry,
-            f"wants data.mode='stream': rows of data.mode={self.data.mode!r} do not continue",
+        model, data, none = self.model, self.data, self.train.carry == "none"
+        want = f"wants data.mode='stream': rows of data.mode={data.mode!r} do not continue"
+        self.require(none or data.mode == "stream", "train.carry", want)
+        want = f"full attention of {model.block!r} cannot hold a whole run; wants model.window"
+        self.require(none or not model.attends or model.window > 0, "train.carry", want)
+        want = (
+            "wants a block with CMS levels that are not written, model.cms.fast_layers=0; got "
+            f"{model.block!r} with model.cms.fast_layers={model.cms.fast_layers}"
         )
-        require(
-            carry == "none" or not model.attends or model.window > 0,
-            "train.carry",
-            carry,
-            f"full attention of {model.block!r} cannot hold a whole run; wants model.window",
-        )
-        require(
-            not model.cms.surprise or (model.has_cms and model.fast_layers == 0),
-            "model.cms.surprise",
-            model.cms.surprise,
-            f"wants a block with CMS levels that are not written, model.cms.fast_layers=0; got "
-            f"{model.block!r} with model.cms.fast_layers={model.cms.fast_layers}",
-        )
-
-    def _check_answers(self) -> None:
-        whole_rows = self.data.is_synthetic and not self.teaches and not self.model.cms.surprise
-        require(
-            self.model.answers == "each" or whole_rows,
-            "model.answers",
-            self.model.answers,
-            "is for synthetic tasks that are read as whole rows; wants data.source='synthetic', "
-            "teach.mode='off' and model.cms.surprise=()",
-        )
+        unwritten = model.has_cms and model.fast_layers == 0
+        self.require(not model.cms.surprise or unwritten, "model.cms.surprise", want)
 
     @property
     def align(self) -> int:
@@ -282,18 +248,15 @@ def check_teach(model: ModelConfig, teach: TeachConfig) -> None:
     """Raise unless the inner loop fits the model that it is to teach."""
     if teach.mode == "off" or model.fast_layers == 0:
         return
-    require(
-        model.cms.periods[0] % teach.chunk == 0,
-        "teach.chunk",
-        teach.chunk,
-        f"must divide the fastest period of model.cms.periods={model.cms.periods}",
-    )
+    periods = model.cms.periods
+    want = f"must divide the fastest period of model.cms.periods={periods}"
+    teach.require(periods[0] % teach.chunk == 0, "chunk", want)
     fast = range(model.layers - model.fast_layers, model.layers)
-    for name, known in (("levels", range(len(model.cms.periods))), ("layers", fast)):
+    for name, known in (("levels", range(len(periods))), ("layers", fast)):
         chosen = getattr(teach, name)
         want = f"wants some of {tuple(known)}, which have fast weights, or None for all"
         fits = chosen is None or (len(chosen) > 0 and set(chosen) <= set(known))
-        require(fits, f"teach.{name}", chosen, want)
+        teach.require(fits, name, want)
 
 
 place(Config)

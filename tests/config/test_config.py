@@ -49,7 +49,7 @@ SIZES = ["test", "smoke", "pilot", "mid", "target"]
         ({"teach": {"meta_gradient": "half"}}, r"'through', 'stop' or int"),
         ({"teach": {"meta_gradient": 0}}, r"teach\.meta_gradient=0"),
         ({"train": {"batch_size": 6, "grad_accum": 4}}, r"must divide train\.batch_size=6"),
-        ({"mesh": {"data": -1, "fsdp": -1}}, r"mesh\.fsdp=-1: wants a size, as mesh\.data takes"),
+        ({"mesh": {"data": -1, "fsdp": -1}}, r"mesh\.fsdp=-1: wants a size: mesh\.data takes"),
         ({"data": {"segments": ("a",), "weights": (1.0, 2.0)}}, r"wants one weight for each"),
     ],
 )

@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 
 from nested_jax.config import from_config_dict, from_saved, load_config
-from nested_jax.config.legacy import REMOVED, RENAMED, flat
+from nested_jax.config.legacy import REMOVED, RENAMED
 from nested_jax.config.schema import difference, leaves, to_dict
 
 # What a run of version 0.1.0 before the bounds stood at the fields wrote beside its checkpoints.
 SAVED = json.loads((Path(__file__).parent / "saved_0.1.0.json").read_text())
+
+
+def flat(data, path=""):
+    for name, value in data.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
 
 
 def changed(**fields):
