@@ -8,13 +8,13 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from small_root import untrained, write_root
-from tiny import compile_cache, write_data
+from tiny import write_data
 
 from eval.__main__ import main
 
@@ -28,26 +28,25 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("odd")
-    with compile_cache():
-        root = write_root(folder / "root")
-        run = untrained(folder / "run", write_data(folder / "data"))
-        odd = folder / "odd"
-        odd.mkdir()
-        (odd / "file").write_text("text")
-        (odd / "empty").mkdir()
-        (odd / "empty.json").write_text("")
-        (odd / "cut.json").write_text('{"task": "zeroshot", "subj')
-        (odd / "list.json").write_text("[1, 2]")
-        (odd / "other.json").write_text('{"task": "suite", "metrics": {}}')
-        (odd / "latin.json").write_bytes('{"task": "caf\u00e9"}'.encode("latin-1"))
-        (odd / "types.json").write_text(json.dumps(RESULT | {"subject": "me"}))
-        (odd / "subject.json").write_text(json.dumps(RESULT))
-        subject = {"name": "n", "step": 1, "block": "b", "parameters": 2}
-        groups = RESULT | {"subject": subject, "metrics": {"piqa": 3}}
-        (odd / "groups.json").write_text(json.dumps(groups))
-        yield Place(root, run, odd)
+    root = write_root(folder / "root")
+    run = untrained(folder / "run", write_data(folder / "data"))
+    odd = folder / "odd"
+    odd.mkdir()
+    (odd / "file").write_text("text")
+    (odd / "empty").mkdir()
+    (odd / "empty.json").write_text("")
+    (odd / "cut.json").write_text('{"task": "zeroshot", "subj')
+    (odd / "list.json").write_text("[1, 2]")
+    (odd / "other.json").write_text('{"task": "suite", "metrics": {}}')
+    (odd / "latin.json").write_bytes('{"task": "caf\u00e9"}'.encode("latin-1"))
+    (odd / "types.json").write_text(json.dumps(RESULT | {"subject": "me"}))
+    (odd / "subject.json").write_text(json.dumps(RESULT))
+    subject = {"name": "n", "step": 1, "block": "b", "parameters": 2}
+    groups = RESULT | {"subject": subject, "metrics": {"piqa": 3}}
+    (odd / "groups.json").write_text(json.dumps(groups))
+    return Place(root, run, odd)
 
 
 RESULT = {"task": "t", "subject": {}, "metrics": {}, "seconds": 1.0, "device": "cpu"}
