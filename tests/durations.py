@@ -1,7 +1,13 @@
-"""What every test costs in processor time, written to a file on demand.
+"""What tests cost in processor time, so that the split into default and slow rests on numbers.
 
-Processor time, that of subprocesses included, hardly depends on what else the machine does;
-the time on the clock does. ``pytest --durations-to FILE`` writes the file; ``.ci/run`` does.
+Processor time, that of subprocesses included, depends little on what else the machine does; the
+time on the clock does.
+
+    pytest ... --durations-to FILE           write what the tests cost
+    pytest ... --sample N                    run N tests: of every file the cheapest, then the next
+    python tests/durations.py OLD NEW        compare two records; 1 if NEW is far above OLD
+
+``tests/durations.json`` is the record of the default suite, written by ``.ci/run``.
 """
 
 from __future__ import annotations
@@ -10,6 +16,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -19,7 +26,11 @@ from typing import Any
 
 import pytest
 
+RECORD = Path(__file__).resolve().parent / "durations.json"
 SLOWEST = 10
+LISTED = 0.5  # seconds; cheaper tests are in the sum of their file only
+# A slower processor, or one that others use as well, costs up to twice as much: no failure.
+MOST = 3.0  # times the recorded total
 COST = "cpu_s"  # name of the property of a report
 
 
@@ -29,8 +40,36 @@ def processor_seconds() -> float:
     return sum(part.ru_utime + part.ru_stime for part in used)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Costs(config), "costs")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--durations-to", metavar="FILE", help="write what every test costs")
+    parser.addoption("--durations-to", metavar="FILE", help="write what the tests cost")
+    parser.addoption("--sample", type=int, metavar="N", help="run the N cheapest, of every file")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    count = config.getoption("--sample")
+    if count is not None:
+        chosen = sample([item.nodeid for item in items], count)
+        config.hook.pytest_deselected(items=[i for i in items if i.nodeid not in chosen])
+        items[:] = [item for item in items if item.nodeid in chosen]
+
+
+def sample(names: list[str], count: int) -> set[str]:
+    """Return the cheapest test of every file, the second of every file, and so on to `count`."""
+    costs = read(RECORD)["tests"] if RECORD.exists() else {}
+    files: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names, key=lambda name: costs.get(name, 0.0)):
+        files[name.partition("::")[0]].append(name)
+    ranked = sorted(
+        (costs.get(name, 0.0) >= LISTED, rank, name)
+        for tests in files.values()
+        for rank, name in enumerate(tests)
+    )
+    return {name for _, _, name in ranked[:count]}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -60,7 +99,7 @@ class Costs:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
             if name == COST and report.when == "teardown":
-                self.costs[report.nodeid] = round(float(str(value)), 2)
+                self.costs[report.nodeid] = float(str(value))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         file = self.config.getoption("--durations-to")
@@ -68,44 +107,53 @@ class Costs:
             return
         write(Path(file), self.costs, self.config)
         terminalreporter.section("processor time")
-        terminalreporter.line(f"{sum(self.costs.values()):.0f} s in {len(self.costs)} tests")
-        for name in sorted(self.costs, key=self.costs.__getitem__, reverse=True)[:SLOWEST]:
-            terminalreporter.line(f"{self.costs[name]:8.1f} s {name}")
+        for line in described(read(Path(file))):
+            terminalreporter.line(line)
 
 
 def write(file: Path, costs: dict[str, float], config: pytest.Config) -> None:
-    """Write what made the numbers, their sums by file, and every test."""
+    """Write what made the numbers, their sums by file, and every test that costs much."""
     files: dict[str, float] = defaultdict(float)
     for name, cost in costs.items():
         files[name.partition("::")[0]] += cost
+    arguments = [a for a in config.invocation_params.args if not a.startswith("--durations")]
     record = {
-        "command": " ".join(["pytest", *config.invocation_params.args]),
+        "command": shlex.join(["pytest", *arguments]),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "numpy", "pytest")},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "unit": "seconds of processor time",
+        "count": len(costs),
         "total": round(sum(costs.values())),
-        "files": {name: round(cost, 1) for name, cost in sorted(files.items())},
-        "tests": dict(sorted(costs.items())),
+        "files": {name: round(files[name], 1) for name in sorted(files)},
+        "tests": {name: round(costs[name], 1) for name in sorted(costs) if costs[name] >= LISTED},
     }
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Costs(config), "costs")
 
 
 def read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def quickest(file: Path, count: int) -> list[str]:
-    """Return the tests of a record that cost least, in its order."""
-    costs = read(file)["tests"]
-    chosen = set(sorted(costs, key=costs.__getitem__)[:count])
-    return [name for name in costs if name in chosen]
+def described(record: dict[str, Any]) -> list[str]:
+    """Return lines with the total of a record and its slowest tests."""
+    costs = record["tests"]
+    slowest = sorted(costs, key=costs.__getitem__, reverse=True)[:SLOWEST]
+    total = f"{record['total']} s of processor time in {record['count']} tests, the slowest:"
+    return [total, *(f"{costs[name]:8.1f} s {name}" for name in slowest)]
+
+
+def main(old: Path, new: Path) -> int:
+    before, now = read(old), read(new)
+    write_line = lambda line: sys.stdout.write(f"{line}\n")  # noqa: E731
+    write_line(f"recorded: {before['total']} s in {before['count']} tests ({before['machine']})")
+    for line in described(now):
+        write_line(line)
+    if now["total"] > MOST * before["total"]:
+        write_line(f"more than {MOST:.0f} times the record: move tests to slow, or record anew")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n".join(quickest(Path(sys.argv[1]), int(sys.argv[2]))) + "\n")
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

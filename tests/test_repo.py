@@ -240,6 +240,15 @@ def test_a_skip_without_condition_is_found(tree, text):
     assert len(set(house.bad_skips(tree({"test_a.py": f"{text}\n"})))) >= 1
 
 
+def test_names_of_test_files_are_unique():
+    assert house.names_that_repeat(ROOT / "tests") == []
+
+
+def test_a_name_that_repeats_is_found(tree):
+    root = tree({"a/test_x.py": "", "b/test_x.py": "", "b/conftest.py": "", "conftest.py": ""})
+    assert house.names_that_repeat(root) == ["a/test_x.py and b/test_x.py"]
+
+
 def test_every_folder_says_what_it_is_for():
     assert house.folders_without_purpose(ROOT) == []
 

@@ -110,6 +110,15 @@ def banned(root: Path) -> list[str]:
     return wrong
 
 
+def names_that_repeat(tests: Path) -> list[str]:
+    """Return the names that two test files have: pytest imports each as a module of that name."""
+    places = defaultdict(list)
+    for file in sorted(tests.rglob("*.py")):
+        if file.name not in ("conftest.py", "__init__.py"):
+            places[file.name].append(str(file.relative_to(tests)))
+    return [" and ".join(files) for files in places.values() if len(files) > 1]
+
+
 def bad_skips(tests: Path) -> list[str]:
     """Return the tests that are skipped without a condition, and the xfails that are not strict."""
     wrong = []
