@@ -118,3 +118,16 @@ def test_a_file_that_moves_to_another_split_makes_other_shards(
     (place / "c/train/b.jsonl").rename(place / "c/valid/b.jsonl")
     assert main(shard) == 2
     assert "holds shards of other settings or of another source" in capsys.readouterr().err
+
+
+def test_a_copy_replaces_no_other_shards(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("fsspec")
+    assert main([*TRAIN, "400"]) == 0
+    shard = ["shard", "--dataset", "good.jsonl", "--tokenizer-path", ".", "--output-dir"]
+    assert main([*shard, "a"]) == 0
+    assert main([*shard, "b", "--held-out", "0.2"]) == 0
+    before = (place / "b/index.json").read_bytes()
+    assert main(["copy", "a", "b"]) == 2
+    assert "target='b': holds other shards" in capsys.readouterr().err
+    assert (place / "b/index.json").read_bytes() == before
+    assert main(["copy", "a", "c"]) == main(["copy", "a", "c"]) == main(["stats", "c"]) == 0
