@@ -25,6 +25,7 @@ from eval.core.memory_paths import (
     choose_paths,
     keep_memories,
     level_name,
+    memories_into,
     model_paths,
     sequence_change,
 )
@@ -77,7 +78,7 @@ class Memorizer:
         self.model, self.cfg = self.reader.model, subject.cfg
         self.available = model_paths(self.model.cfg)
         self.paths = choose_paths(options.paths, self.model.cfg)
-        self.sequence = any(name in SEQUENCE.values() for name in self.paths)
+        self.sequence = any(name in SEQUENCE for name in self.paths)
         layers = choose_layers(options.layers, self.model.cfg)
         self.teaching = self.teach_config(subject.cfg.teach, layers)
         self.tally = Tally()
@@ -165,7 +166,9 @@ class Memorizer:
         """Give memories that are carried a cache that holds the next text."""
         if self.reader.limit is None:
             return state
-        fresh = self.reader.writable(count, longest)
+        fresh = self.reader.writable(count, longest + 1)
+        if self.sequence:
+            return memories_into(state, fresh)
         return fresh._replace(fast=state.fast)
 
     def count(
@@ -191,8 +194,8 @@ class Memorizer:
                 tally.add_change(name, change_B, used)
         if self.sequence:
             cfg = self.model.cfg
-            chunk = cfg.memory.chunk if SEQUENCE[cfg.block] == "titan" else 1
-            name = SEQUENCE[cfg.block]
+            name = cfg.kind.memory
+            chunk = cfg.memory.chunk if name == "titan" else 1
             tally.writes[name] += sum(-(-len(t) // chunk) for t in texts) * cfg.layers
             tally.add_change(name, written.sequence_B, used)
 
@@ -278,10 +281,10 @@ class Memories:
 
     def __call__(self, rows: np.ndarray, capacity: int) -> State:
         reader = self.memorizer.reader
-        if self.memorizer.sequence:
-            return reader.take(self.state._replace(open=()), rows)
-        fresh = reader.fresh(len(rows), capacity)
-        return fresh._replace(fast=reader.take(self.state.fast, rows))
+        fresh = reader.fresh(len(rows), capacity + 1)  # see `memories_into`
+        if not self.memorizer.sequence:
+            return fresh._replace(fast=reader.take(self.state.fast, rows))
+        return memories_into(reader.take(self.state._replace(open=()), rows), fresh)
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nested_jax.config import ModelConfig
+from nested_jax.config import KINDS, ModelConfig
 from nested_jax.errors import require
-from nested_jax.models.state import OpenChunk, State
+from nested_jax.models.state import OpenChunk, State, StreamPosition
 from nested_jax.types import Array, PyTree
 
 LEVELS = ("cms_fast", "cms_mid", "cms_slow", "cms_ultra")  # CMS levels, the fastest first
-SEQUENCE = {"titans_lmm": "titan", "hope": "titan", "deltanet": "delta", "gated_deltanet": "delta"}
-KNOWN = ("titan", "delta", *LEVELS)
+SEQUENCE = tuple(sorted({kind.memory for kind in KINDS.values() if kind.memory}))
+KNOWN = (*SEQUENCE, *LEVELS)
 
 
 def model_paths(cfg: ModelConfig) -> tuple[str, ...]:
     """Return the names of a model's memories: the sequence memory, then the CMS levels.
 
-    `titan` is the neural memory of `titans_lmm` and `hope`, `delta` the matrix of the DeltaNets.
+    `titan` is the neural memory of `hope`, `hope_hybrid` and the Titans, `delta` the matrix of the
+    DeltaNets.
     """
-    written = cfg.block in SEQUENCE and not cfg.memory.frozen
-    sequence = (SEQUENCE[cfg.block],) if written else ()
+    written = cfg.kind.memory and not cfg.memory.frozen
+    sequence = (cfg.kind.memory,) if written else ()
     levels = len(cfg.cms.periods) if cfg.fast_layers else 0
     return sequence + tuple(level_name(i) for i in range(levels))
 
@@ -81,21 +82,36 @@ def keep_memories(state: State, sequence: bool) -> State:
     chunks are cleared.
     """
     zeros = jax.tree.map(jnp.zeros_like, state)
-    now = state.now._replace(suffix=without_tails(state.now.suffix)) if sequence else zeros.now
-    kept = zeros._replace(now=now, fast=state.fast)
-    if sequence:
-        prefix, entry = without_tails(state.prefix), without_tails(state.entry)
-        kept = kept._replace(prefix=prefix, entry=entry)
-    if isinstance(zeros.open, OpenChunk):
-        kept = kept._replace(open=zeros.open._replace(boundary=now))
+    return memories_into(state, zeros) if sequence else zeros._replace(fast=state.fast)
+
+
+def memories_into(state: State, other: State) -> State:
+    """Return `other`, which has read nothing, with the memories of `state`.
+
+    Its rows count as begun, so that their memories do not start anew. Its attention caches are
+    empty, with the room of `other`.
+    """
+    context = state.now.context
+    # Slot 0 is left empty: a row that has used no slot would be a new one.
+    slots_B = jnp.minimum(context.slots_B, 1) if context.slot_segment_BU.size else context.slots_B
+    context = context._replace(
+        slots_B=slots_B, slot_segment_BU=jnp.zeros_like(other.now.context.slot_segment_BU)
+    )
+    now = StreamPosition(context, _memory_into(state.now.suffix, other.now.suffix))
+    kept = other._replace(
+        prefix=_memory_into(state.prefix, other.prefix),
+        entry=_memory_into(state.entry, other.entry),
+        now=now,
+        fast=state.fast,
+    )
+    if isinstance(kept.open, OpenChunk):
+        kept = kept._replace(open=kept.open._replace(boundary=now))
     return kept
 
 
-def without_tails(mixers: Any) -> Any:
-    """Clear the convolution tails of stacked mixer states."""
-    if not hasattr(mixers, "tails"):
-        return mixers
-    return mixers._replace(tails=jax.tree.map(jnp.zeros_like, mixers.tails))
+def _memory_into(mixers: Any, other: Any) -> Any:
+    """Return stacked mixer states `other` with the memories of `mixers`; () has no layers."""
+    return mixers.memory_into(other) if hasattr(mixers, "memory_into") else other
 
 
 def sequence_change(params: PyTree, state: State) -> Array:
@@ -109,12 +125,10 @@ def sequence_change(params: PyTree, state: State) -> Array:
         (jax.tree.map(lambda p: p[1:], suffix), state.now.suffix),
     )
     for stack, mixers in stacks:
-        if not hasattr(mixers, "tails"):
+        if not hasattr(mixers, "matrices"):
             continue
-        memory = mixers[0]
-        memory = memory.memory if hasattr(memory, "generators") else memory
         initial = initial_memory(stack["mixer"])
-        for i, w_BL in enumerate(memory.fast):
+        for i, w_BL in enumerate(mixers.matrices):
             w0_L = initial[i][None] if initial else jnp.zeros_like(w_BL[:1])
             axes = tuple(range(1, w_BL.ndim))
             squares = squares + jnp.sum(jnp.square(w_BL - w0_L), axis=axes)
@@ -125,6 +139,7 @@ def sequence_change(params: PyTree, state: State) -> Array:
 def initial_memory(mixer: PyTree) -> list[Array]:
     """Return the learned initial matrices of a sequence memory, [L, H, I, O]; [] for DeltaNets."""
     found: list[Array] = []
+    mixer = mixer.get("memory", mixer)  # a part of a mixer that has attention too
     for stem in ("fast0", "memory0"):
         while f"{stem}_{len(found)}" in mixer:
             found.append(mixer[f"{stem}_{len(found)}"])

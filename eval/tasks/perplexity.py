@@ -102,7 +102,7 @@ def stream_report(memorizer: Memorizer | None) -> dict[str, Any] | None:
     if memorizer is None:
         return None
     report = memorizer.report()
-    both = [name for name in memorizer.paths if name in SEQUENCE.values()]
+    both = [name for name in memorizer.paths if name in SEQUENCE]
     if both:
         report["written_in_baseline_too"] = both
     return report

@@ -4,8 +4,9 @@ An unknown field, a wrong type and a combination that cannot work are ``ValueErr
 is allocated.
 """
 
+from nested_jax.config.blocks import BLOCKS, KINDS, BlockKind
 from nested_jax.config.load import from_config_dict, from_saved, load_config, parse_overrides
-from nested_jax.config.model import BLOCKS, CMSConfig, MemoryConfig, ModelConfig
+from nested_jax.config.model import CMSConfig, MemoryConfig, ModelConfig
 from nested_jax.config.run import (
     Config,
     DataConfig,
@@ -19,6 +20,8 @@ from nested_jax.config.run import (
 
 __all__ = [
     "BLOCKS",
+    "KINDS",
+    "BlockKind",
     "CMSConfig",
     "Config",
     "DataConfig",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Literal
 
+from nested_jax.config.blocks import BLOCKS, KINDS, BlockKind
 from nested_jax.config.fields import (
     Amount,
     Block,
@@ -19,21 +20,6 @@ from nested_jax.config.fields import (
     Share,
     Size,
     Small,
-)
-
-BLOCKS = (
-    "transformer",
-    "hope_attention",
-    "hope",
-    "titans_lmm",
-    "titans_mac",
-    "titans_mag",
-    "titans_mal",
-    "hope_hybrid",
-    "gated_deltanet",
-    "deltanet",
-    "lstm",
-    "lstm_cms",
 )
 
 
@@ -124,7 +110,7 @@ class CMSConfig(Block):
 class ModelConfig(Block):
     """The language model: embedding, a stack of equal blocks, head."""
 
-    block: Literal[BLOCKS] = "transformer"  # type: ignore[valid-type]  # see models/blocks.py
+    block: Literal[BLOCKS] = "transformer"  # type: ignore[valid-type]  # see config/blocks.py
     size: str = "custom"  # the name of the size, for logs and reports
     vocab_size: Count = 8192  # symbols of embedding and head; at least the tokenizer's
     dim: Count = 256  # model width
@@ -172,12 +158,13 @@ class ModelConfig(Block):
     def _check_chunks(self) -> None:
         chunk, other = self.memory.chunk, self.memory.generator_chunk
         want = f"must divide model.memory.chunk={chunk}, or be a multiple of it"
-        divides = self.block != "hope" or max(chunk, other) % min(chunk, other) == 0
+        made = self.kind.self_modifying
+        divides = not made or max(chunk, other) % min(chunk, other) == 0
         self.require(divides, "memory.generator_chunk", want)
         want = f"belongs to model.block='hope'; got {self.block!r}"
-        self.require(self.block == "hope" or not self.memory.erase_gate, "memory.erase_gate", want)
+        self.require(made or not self.memory.erase_gate, "memory.erase_gate", want)
         want = f"must be a multiple of model.memory.chunk={chunk}"
-        divides = self.block != "titans_mac" or self.memory_segment % chunk == 0
+        divides = "segment" not in self.kind.chunks or self.memory_segment % chunk == 0
         self.require(divides, "memory.segment", want)
 
     @property
@@ -214,10 +201,14 @@ class ModelConfig(Block):
         return self.memory.segment or self.memory.chunk
 
     @property
+    def kind(self) -> BlockKind:
+        """What there is to know about the kind of block."""
+        return KINDS[self.block]
+
+    @property
     def persistent_tokens(self) -> int:
         """Learned tokens that attention sees before all others."""
-        has_them = self.block in ("titans_mac", "titans_mag", "titans_mal")
-        return self.memory.persistent if has_them else 0
+        return self.memory.persistent if self.kind.persistent else 0
 
     @property
     def memory_hidden(self) -> int:
@@ -225,32 +216,22 @@ class ModelConfig(Block):
 
     @property
     def has_cms(self) -> bool:
-        return self.block in ("hope", "hope_attention", "hope_hybrid", "lstm_cms")
+        return self.kind.cms
 
     @property
     def attends(self) -> bool:
         """Softmax attention over the tokens read so far, with a cache of keys and values."""
-        return self.block in (
-            "transformer",
-            "hope_attention",
-            "hope_hybrid",
-            "titans_mag",
-            "titans_mal",
-        )
+        return self.kind.attention == "causal"
 
     @property
     def memory_chunk(self) -> int:
         """Tokens to whose multiples every chunk grid of the sequence memories is aligned."""
-        memory = self.memory
-        chunks = {
-            "hope": (memory.chunk, memory.generator_chunk),
-            "hope_hybrid": (memory.chunk,),
-            "titans_lmm": (memory.chunk,),
-            "titans_mac": (memory.chunk, self.memory_segment),
-            "titans_mag": (memory.chunk,),
-            "titans_mal": (memory.chunk,),
+        tokens = {
+            "chunk": self.memory.chunk,
+            "generator_chunk": self.memory.generator_chunk,
+            "segment": self.memory_segment,
         }
-        return math.lcm(*chunks.get(self.block, (1,)))
+        return math.lcm(*(tokens[name] for name in self.kind.chunks))
 
     @property
     def fast_layers(self) -> int:

@@ -21,6 +21,7 @@ from nested_jax.layers.heads import (
     projections,
     run_memory,
 )
+from nested_jax.ops.memory_arch import Matrices
 from nested_jax.ops.memory_spec import MemorySpec
 from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state
 from nested_jax.ops.normalize import l2_normalize, state_dtype, widen
@@ -33,6 +34,15 @@ DECAYS = (1.0, 16.0)  # range of A at initialisation
 class DeltaNetState(NamedTuple):
     memory: MemoryState
     tails: tuple[Array, ...]  # of the convolutions of q, k and v
+
+    @property
+    def matrices(self) -> Matrices:
+        """The memory's matrices, float32."""
+        return self.memory.fast
+
+    def memory_into(self, other: DeltaNetState) -> DeltaNetState:
+        """Return `other` with the memory of this state, and nothing else of it."""
+        return other._replace(memory=self.memory)
 
 
 class DeltaNet(Layer):

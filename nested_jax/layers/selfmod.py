@@ -42,6 +42,15 @@ class SelfModifyingState(NamedTuple):
     memories: SelfModState
     tails: tuple[Array, ...]  # of the convolutions of the slow projections
 
+    @property
+    def matrices(self) -> Matrices:
+        """The memory's matrices, float32."""
+        return self.memories.memory.fast
+
+    def memory_into(self, other: SelfModifyingState) -> SelfModifyingState:
+        """Return `other` with the memory of this state, and nothing else of it."""
+        return other._replace(memories=self.memories)
+
 
 def self_modifying_spec(cfg: MemoryConfig) -> SelfModSpec:
     """Return which projections are memories; rate is one always, keep where the rule retains."""

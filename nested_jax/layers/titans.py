@@ -49,6 +49,15 @@ class NeuralMemoryState(NamedTuple):
     memory: MemoryState
     tails: tuple[Array, ...]  # of the convolutions of q, k and v
 
+    @property
+    def matrices(self) -> Matrices:
+        """The memory's matrices, float32."""
+        return self.memory.fast
+
+    def memory_into(self, other: NeuralMemoryState) -> NeuralMemoryState:
+        """Return `other` with the memory of this state, and nothing else of it."""
+        return other._replace(memory=self.memory)
+
 
 def memory_spec(cfg: MemoryConfig) -> MemorySpec:
     """Return what the configured memory is; `gd` has neither momentum nor retention."""

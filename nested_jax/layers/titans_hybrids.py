@@ -11,6 +11,7 @@ from nested_jax.layers.attention import Attention, AttentionState
 from nested_jax.layers.basic import Layer, RMSNorm, constant, residual_scale, rms_norm
 from nested_jax.layers.call import Call
 from nested_jax.layers.titans import NeuralMemory, NeuralMemoryState
+from nested_jax.ops.memory_arch import Matrices
 from nested_jax.types import Array
 
 
@@ -39,6 +40,15 @@ def gated(gate: OutputGate, attended_BTD: Array, recalled_BTD: Array, eps: float
 class HybridState(NamedTuple):
     attention: AttentionState
     memory: NeuralMemoryState
+
+    @property
+    def matrices(self) -> Matrices:
+        """The memory's matrices, float32."""
+        return self.memory.matrices
+
+    def memory_into(self, other: HybridState) -> HybridState:
+        """Return `other` with the memory of this state, and nothing else of it."""
+        return other._replace(memory=self.memory.memory_into(other.memory))
 
 
 class Hybrid(Layer):

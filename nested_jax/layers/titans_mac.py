@@ -76,6 +76,21 @@ class MemoryAsContextState(NamedTuple):
     tails: tuple[Array, ...]  # of the convolution of the retrieving queries
     count_B: Array  # int32, tokens of the open segment
 
+    @property
+    def matrices(self) -> Matrices:
+        """The memory's matrices, float32."""
+        return self.memory.matrices
+
+    def memory_into(self, other: MemoryAsContextState) -> MemoryAsContextState:
+        """Return `other`, at the start of a segment, with the memory of this state alone.
+
+        A segment starts on a boundary of the memory's chunks, so its open chunk ends here.
+        """
+        kept = self.memory.memory_into(other.memory)
+        memory = kept.memory
+        closed = memory._replace(anchor=memory.fast, phase_B=jnp.zeros_like(memory.phase_B))
+        return other._replace(memory=kept._replace(memory=closed))
+
 
 class Parts(NamedTuple):
     """The parameters that work inside the scan over segments."""

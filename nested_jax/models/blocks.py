@@ -1,40 +1,26 @@
-"""The table of block kinds. A block mixes tokens, then transforms each: pre-norm residual parts.
+"""The block, which every kind of config/blocks.py shares: pre-norm residual parts.
 
-A mixer is a layer with `init_state(batch, capacity)` and a call `(state, x_BTD, call) ->
-(state, y_BTD)`. Its state is a pytree of arrays with the batch first; zeros have read nothing.
+It mixes tokens, then transforms each. A mixer is a layer with `init_state(batch, capacity)` and a
+call `(state, x_BTD, call) -> (state, y_BTD)`. Its state is a pytree of arrays with the batch first;
+zeros have read nothing.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, NamedTuple
 
 from nested_jax.config import ModelConfig
-from nested_jax.layers.attention import Attention
 from nested_jax.layers.basic import MLP, Layer, RMSNorm, residual_scale
 from nested_jax.layers.call import Call
 from nested_jax.layers.cms import CMS, no_recall
-from nested_jax.layers.deltanet import DeltaNet, GatedDeltaNet
-from nested_jax.layers.lstm import LSTM
-from nested_jax.layers.selfmod import SelfModifying
-from nested_jax.layers.titans import NeuralMemory
-from nested_jax.layers.titans_hybrids import AttentionThenMemory, MemoryAsGate, MemoryAsLayer
-from nested_jax.layers.titans_mac import MemoryAsContext
 from nested_jax.types import Array, PyTree
 
-MIXERS: dict[str, Any] = {
-    "transformer": Attention,
-    "hope_attention": Attention,
-    "hope": SelfModifying,
-    "titans_lmm": NeuralMemory,
-    "titans_mac": MemoryAsContext,
-    "titans_mag": MemoryAsGate,
-    "titans_mal": MemoryAsLayer,
-    "hope_hybrid": AttentionThenMemory,
-    "gated_deltanet": GatedDeltaNet,
-    "deltanet": DeltaNet,
-    "lstm": LSTM,
-    "lstm_cms": LSTM,
-}
+
+def mixer_class(cfg: ModelConfig) -> Any:
+    """Return the class that mixes tokens in a model's blocks."""
+    module, _, name = cfg.kind.mixer.partition(".")
+    return getattr(importlib.import_module(f"nested_jax.layers.{module}"), name)
 
 
 class BlockOutput(NamedTuple):
@@ -53,7 +39,7 @@ class Block(Layer):
     def setup(self) -> None:
         cfg = self.cfg
         self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
-        self.mixer = MIXERS[cfg.block](cfg)
+        self.mixer = mixer_class(cfg)(cfg)
         if cfg.has_cms:
             self.cms = CMS(cfg, self.fast)
         else:

@@ -50,7 +50,7 @@ def _attention(cfg: Config) -> float:
 def _seen(cfg: Config) -> float:
     """Return the mean number of keys that a token attends to."""
     model, tokens = cfg.model, cfg.data.seq_len
-    if model.block == "titans_mac":  # tokens and what was retrieved for them, in a segment
+    if model.kind.attention == "segment":  # tokens, and what was retrieved for them
         return min(model.memory_segment, tokens) + 1 + model.persistent_tokens
     if not model.attends:
         return 0.0

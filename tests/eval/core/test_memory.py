@@ -12,14 +12,15 @@ import pytest
 from helpers import assert_equal
 from test_scoring import tokenizer
 
-from eval.core.memory import MemorizeOptions, Memorizer
+from eval.core.memory import Memories, MemorizeOptions, Memorizer
 from eval.core.memory_paths import keep_memories, sequence_change
 from eval.core.reader import ModelReader
 from eval.core.requests import Request
 from eval.core.scoring import Scorer
 from eval.core.subject import Subject
-from nested_jax.config import CMSConfig, Config, ModelConfig, TeachConfig
+from nested_jax.config import KINDS, CMSConfig, Config, MemoryConfig, ModelConfig, TeachConfig
 from nested_jax.errors import NotWrittenError
+from nested_jax.models.blocks import mixer_class
 from nested_jax.models.lm import build_model
 
 TEXTS = [list(range(5, 26)), list(range(40, 50)), list(range(7, 40))]
@@ -27,10 +28,11 @@ REQUESTS = [Request((5, 6, 7), (8, 9)), Request((40, 41), (42,)), Request((7, 8)
 
 
 @cache
-def subject(block: str, fast_layers: int = 1) -> Subject:
+def subject(block: str, fast_layers: int = 1, frozen: bool = False) -> Subject:
     cfg = Config(
         model=ModelConfig(
             block=block, vocab_size=64, dim=16, layers=2, heads=2, mlp_hidden=24, max_len=64,
+            memory=MemoryConfig(frozen=frozen),
             cms=CMSConfig(periods=(8, 16), inner_lr=(0.05,), fast_layers=fast_layers),
         ),
         teach=TeachConfig(mode="exact" if block == "hope_attention" else "off", chunk=8),
@@ -200,3 +202,52 @@ def test_the_memories_of_every_layer_are_kept_and_counted(fast_layers: int) -> N
     assert (
         float(jnp.abs(sequence_change(reader.params, state._replace(entry=fresh)) - written)[0]) > 0
     )
+
+
+QUICK = ("titans_mac", "hope_hybrid")
+WITH_MEMORY = [name for name, kind in KINDS.items() if kind.memory or kind.cms]
+ATTENDING = [n for n, kind in KINDS.items() if kind.memory and kind.attention != "none"]
+
+
+def every(names: Sequence[str]) -> list:
+    """Parametrize over block kinds; two of them by default."""
+    return [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("block", every(WITH_MEMORY))
+def test_every_kind_with_a_memory_is_written(block: str) -> None:
+    after, memorizer = memorized(block)
+    report = memorizer.report()
+    kind = KINDS[block]
+    names = {kind.memory} if kind.memory else set()
+    if kind.cms:
+        names |= {"cms_fast", "cms_mid"}
+    assert set(report["writes"]) == names
+    assert all(count > 0 for count in report["writes"].values())
+    assert all(change > 0 for change in report["change"].values())
+    assert "note" not in report
+    assert after != pytest.approx(baseline(block), abs=1e-6)
+
+
+@pytest.mark.parametrize("block", every(ATTENDING))
+def test_nothing_but_the_memory_is_kept(block: str) -> None:
+    """With a memory that is never written, a text that was read leaves no trace."""
+    chosen = subject(block, frozen=True)
+    memorizer = Memorizer(chosen, MemorizeOptions(on=True))
+    assert KINDS[block].memory not in memorizer.available
+    reader = memorizer.reader
+    state = reader.writable(len(TEXTS), 40)
+    tokens = np.zeros((len(TEXTS), 40), np.int32)
+    for row, text in zip(tokens, TEXTS, strict=True):
+        row[: len(text)] = text
+    lengths = np.asarray([len(text) for text in TEXTS], np.int32)
+    state = keep_memories(reader.read(state, tokens, lengths), sequence=True)
+    memorizer.sequence = True  # as for a memory that is written
+    found = chosen.scorer.loglikelihood(REQUESTS, Memories(memorizer, state), [0, 1, 2])
+    plain = chosen.scorer.loglikelihood(REQUESTS)
+    np.testing.assert_allclose([f.logprob for f in found], [p.logprob for p in plain], atol=1e-4)
+
+
+def test_every_mixer_of_the_table_can_be_imported() -> None:
+    for block in KINDS:
+        assert mixer_class(ModelConfig(block=block)).__name__ in KINDS[block].mixer
