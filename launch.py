@@ -14,6 +14,7 @@ SIGINT after saving.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -49,6 +50,8 @@ def main(arguments: list[str]) -> int:
         return failed("diverged", error, 3)
     except Stopped as stop:
         return failed("stopped", stop, 128 + stop.number)
+    except KeyboardInterrupt:
+        return failed("stopped", "by SIGINT before the first step; there is nothing to save", 130)
     return 0
 
 
@@ -85,10 +88,23 @@ def default_workdir(spec: str) -> Path:
     return Path("runs") / re.sub(r"[^\w.=-]+", "_", name)
 
 
-def failed(what: str, error: Exception, status: int) -> int:
+def failed(what: str, error: object, status: int) -> int:
     print(f"launch.py: {what}: {error}", file=sys.stderr)
     return status
 
 
+def leave(status: int) -> None:
+    """End this process.
+
+    After an error at once: a save that has failed leaves threads of Orbax that would be waited for,
+    for minutes, and in a run of several processes the others wait for this one.
+    """
+    if status == 2:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

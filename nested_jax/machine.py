@@ -9,9 +9,13 @@ import platform
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import TracebackType
 
 import jax
+
+from nested_jax.errors import raised_here
 
 PACKAGES = ("nested-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -108,10 +112,21 @@ def host_memory() -> int:
 
 
 def quiet_libraries() -> None:
-    """Keep libraries from logging what they also raise, for programs with messages of their own.
+    """Keep libraries from printing what they also raise, for programs with messages of their own.
 
     Orbax logs a traceback for every failure, from each of its threads, and warns of every read-only
-    folder.
+    folder; tensorstore prints one from a thread where the event loop of a failed save has ended.
     """
     for noisy in ("absl", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    shown, thread_shown = sys.excepthook, threading.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if threading.current_thread() is threading.main_thread() or raised_here(error):
+            shown(kind, error, trace)
+
+    def thread_hook(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None and raised_here(args.exc_value):
+            thread_shown(args)
+
+    sys.excepthook, threading.excepthook = hook, thread_hook

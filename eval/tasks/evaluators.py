@@ -18,7 +18,7 @@ from nested_jax.config import Config
 from nested_jax.data.pipeline import prepare
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
 from nested_jax.errors import require
-from nested_jax.train.trainer import Evaluator
+from nested_jax.train.record import Evaluator
 from nested_jax.types import PyTree
 
 SAMPLES = 200  # questions of a task, the same at every evaluation

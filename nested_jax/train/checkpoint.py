@@ -68,6 +68,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=self._options)
+        self._broken = False  # a save has failed
 
     def save(self, state: TrainState, data: dict[str, Any], meta: dict[str, Any]) -> None:
         """Start writing the checkpoint of ``state.step``; arrays may be donated on return.
@@ -102,13 +103,17 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def close(self) -> None:
-        self.wait()
-        self._manager.close()
+        """Wait, unless a save has failed: Orbax would wait minutes for what it left of that one."""
+        if not self._broken:
+            self.wait()
+            self._manager.close()
 
     def _failed(self, error: BaseException) -> CheckpointError:
-        kept = self._manager.latest_step()
-        left = f"checkpoint {kept} is the newest good one" if kept is not None else "none is left"
-        return CheckpointError(f"{self.folder}: saving failed, {left}: {error}")
+        self._broken = True
+        steps = saved_steps(self.folder)
+        left = f"checkpoint {steps[-1]} is the newest good one" if steps else "none is left"
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        return CheckpointError(f"{self.folder}: saving failed, {left}: {said}")
 
     def restore(self, abstract: TrainState, cfg: Config, data: Identity) -> Restored | None:
         """Return the newest checkpoint that can be read, or None where there is none at all.

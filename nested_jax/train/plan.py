@@ -21,8 +21,16 @@ from nested_jax.optim import group_counts
 from nested_jax.sharding import Rows, make_mesh, process_rows
 from nested_jax.train.layout import Layout, lay_out
 from nested_jax.train.memory import check_lower_bound
-from nested_jax.train.record import check_trackers
-from nested_jax.train.workdir import check_free
+from nested_jax.train.profile import check_profile
+from nested_jax.train.trackers import check_trackers
+from nested_jax.train.workdir import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    SUMMARY,
+    TOKENIZER,
+    check_free,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +56,7 @@ def make_plan(cfg: Config, workdir: Path, say: Callable[[str], None]) -> Plan:
     check_workdir(workdir)
     check_free(workdir)
     check_trackers(cfg)
+    check_profile(cfg)
     check_periods(cfg)
     check_answers(cfg)
     layout = lay_out(cfg, mesh)
@@ -80,6 +89,11 @@ def check_workdir(workdir: Path) -> None:
     require(existing.is_dir(), "workdir", str(workdir), f"{existing} is a file, wants a folder")
     writable = os.access(existing, os.W_OK | os.X_OK)
     require(writable, "workdir", str(workdir), f"{existing} cannot be written")
+    for name in (CONFIG, METRICS, SUMMARY, TOKENIZER):
+        require(not (workdir / name).is_dir(), "workdir", str(workdir), f"{name} is a folder")
+    folder = workdir / CHECKPOINTS
+    fine = folder.is_dir() or not folder.exists()
+    require(fine, "workdir", str(workdir), f"{CHECKPOINTS} is a file, wants a folder")
 
 
 def check_periods(cfg: Config) -> None:

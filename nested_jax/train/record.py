@@ -1,23 +1,37 @@
-"""The record of a run: metrics.jsonl, the counters behind it, summary.json, optional trackers."""
+"""The record of a run: metrics.jsonl, what is shown, evaluations, summary.json."""
 
 from __future__ import annotations
 
-import importlib.util
+import errno
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
+from nested_jax import machine
 from nested_jax.config import Config
-from nested_jax.config.schema import to_dict
-from nested_jax.errors import require
+from nested_jax.files import write_json
+from nested_jax.losses import perplexity
+from nested_jax.train.checkpoint import Identity, run_meta
+from nested_jax.train.heldout import HeldOut, describe, trigram_baseline
+from nested_jax.train.meter import Meter
+from nested_jax.train.plan import Plan
+from nested_jax.train.progress import Clock, Display
+from nested_jax.train.state import TrainState
+from nested_jax.train.stop_rules import check_step, check_window
+from nested_jax.train.task_scores import TaskScores
+from nested_jax.train.trackers import Tracker, open_trackers
+from nested_jax.train.workdir import METRICS, SUMMARY
+from nested_jax.types import PyTree
 
 Report = Callable[[str], None]
-# Of these the value of the last step is logged; counts add up, the rest are means over tokens.
-LAST = ("learning_rate", "bad_updates", "bad_updates_in_a_row")
+Evaluator = Callable[[Any, PyTree, Config, int], dict[str, float]]  # model, params, config, step
+NOT_SCORES = ("step", "valid_loss", "valid_bits_per_byte")  # have fields of their own
 
 
 class Summary(NamedTuple):
@@ -30,7 +44,7 @@ class Summary(NamedTuple):
     parameters: int
     tokens: int  # targets trained on
     seconds: float  # of wall clock over all starts, with compilation, evaluation and saving
-    tokens_per_s: float  # of training steps alone
+    tokens_per_s: float  # of training steps alone, over all starts
     peak_memory_bytes: int  # of the fullest device, or of the process on CPU
     writes: dict[str, int]  # chunks written, by level
     versions: dict[str, str]
@@ -39,9 +53,6 @@ class Summary(NamedTuple):
     valid_text_sha256: str  # of the rows that are scored, see data/identity.py
     train_order_sha256: str  # of the rows that are trained on, in their order
     scores: dict[str, float]  # of the last evaluation beside the loss: tasks and evaluators
-
-
-# --- files ---------------------------------------------------------------------------------------
 
 
 class MetricsFile:
@@ -55,6 +66,7 @@ class MetricsFile:
         found = path.stat().st_size if path.exists() else 0
         if found < size:
             report(f"{path} holds {found} bytes, the checkpoint knows {size}: lines are missing")
+        self.name = str(path)
         self._file = open(path, "ab")  # noqa: SIM115  (open for the whole run)
         self._file.truncate(min(found, size))
 
@@ -66,13 +78,19 @@ class MetricsFile:
             raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def sync(self) -> int:
-        """Put all lines on disk; return the length of the file in bytes."""
+        """Put all lines on disk; return the length of the file in bytes.
+
+        Raises:
+          OSError: they cannot be written, or the file is not there any more.
+        """
         self._file.flush()
         os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size
+        found = os.fstat(self._file.fileno())
+        if found.st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "was removed while it was written", self.name)
+        return found.st_size
 
     def close(self) -> None:
-        self.sync()
         self._file.close()
 
 
@@ -82,112 +100,170 @@ def finite(line: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if name in bad else value for name, value in line.items()}
 
 
-# --- counters ------------------------------------------------------------------------------------
+class Record:
+    """What one start of a run measures and writes down, beside its checkpoints.
 
+    The metrics of a step are fetched while the next one computes, so the device never waits for
+    the host: the loop gives them with `keep`, and `settle` takes them in.
+    """
 
-def is_count(name: str) -> bool:
-    """Whether a metric adds up over microbatches and steps (the others are means over tokens)."""
-    return name == "tokens" or name.endswith(("/writes", "/blocked"))
+    def __init__(
+        self, plan: Plan, data: Identity, display: Display, evaluators: Sequence[Evaluator]
+    ) -> None:
+        self.plan, self.data, self.display, self.evaluators = plan, data, display, evaluators
+        self.train, self.flops = plan.cfg.train, plan.flops
+        self.clock = Clock()
+        self.meter = Meter()
+        self.seconds_before = 0.0  # of earlier starts
+        self.lines: MetricsFile | None = None  # of process 0 alone, like the trackers
+        self.trackers: list[Tracker] = []
+        self.held_out: HeldOut | TaskScores | None = None  # read at the first evaluation
+        self.pending: tuple[int, dict[str, Any]] | None = None  # metrics not yet fetched
+        self.stop_signal = 0  # the same in every process, after the same step
 
+    def open(self, step: int, meta: Mapping[str, Any] | None) -> None:
+        """Open the files of a start at `step`, and go on counting from the checkpoint of `meta`."""
+        if meta is not None:
+            self.meter = Meter(**meta["meter"])
+            self.seconds_before = self.meter.seconds
+        if jax.process_index() == 0:
+            length = meta["metrics_bytes"] if meta is not None else 0
+            self.lines = MetricsFile(self.plan.workdir / METRICS, length, self.display.say)
+            self.trackers = open_trackers(self.plan.cfg, self.plan.workdir, step)
 
-@dataclass
-class Meter:
-    """What the host counts, over the run and since the last logged step. Travels in checkpoints."""
+    # --- while it trains ---
 
-    totals: dict[str, float] = field(default_factory=dict)  # counts over the run
-    window: dict[str, float] = field(default_factory=dict)  # counts, and means times tokens
-    window_steps: int = 0
-    train_loss: float | None = None  # of the last window
-    valid: dict[str, float] = field(default_factory=dict)  # newest evaluation, with its step
-    seconds: float = 0.0  # of wall clock, over all starts
-    train_seconds: float = 0.0  # of them in training steps
+    def begin(self, step: int) -> None:
+        """Begin to measure time, and to show it."""
+        self.display.start(step, self.train.steps)
+        self.clock.lap()
 
-    def add(self, metrics: Mapping[str, float]) -> None:
-        """Take in the metrics of one step."""
-        self.window_steps += 1
-        for name, value in metrics.items():
-            if is_count(name):
-                self.totals[name] = self.totals.get(name, 0.0) + value
-                self.window[name] = self.window.get(name, 0.0) + value
-            elif name in LAST:
-                self.window[name] = value
-            else:
-                weighted = value * metrics["tokens"]
-                self.window[name] = self.window.get(name, 0.0) + weighted
+    def keep(self, step: int, metrics: dict[str, Any]) -> None:
+        """Keep the metrics of a step that has been started, to be fetched by `settle`."""
+        self.pending = step, metrics
 
-    def flush(self) -> dict[str, float]:
-        """Return the metrics since the last call, means taken, and start over."""
-        tokens = max(self.window["tokens"], 1.0)
-        line = {
-            name: value if is_count(name) or name in LAST else value / tokens
-            for name, value in self.window.items()
+    def settle(self) -> None:
+        """Take in the metrics of the pending step: checks, counters, a line of the log."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.stop_signal = int(values.pop("signal"))
+        self.meter.lap(self.clock.lap())
+        check_step(step, values)
+        self.meter.add(values)
+        self.display.advance(step)
+        if step % self.train.log_every == 0 or step == self.train.steps:
+            self.log(step)
+
+    def log(self, step: int) -> None:
+        """Write the line of the steps since the line before, and check their loss."""
+        window = self.meter.flush()
+        line: dict[str, Any] = {
+            "step": step,
+            "tokens": int(self.meter.totals["tokens"]),
+            "loss": window["loss"],
+            "ppl": perplexity(window.pop("loss")),
+            "learning_rate": window.pop("learning_rate"),
+            "grad_norm": window.pop("grad_norm"),
+            "tokens_per_s": window.pop("tokens_per_s"),
+            "step_s": (step_s := window.pop("step_s")),
         }
-        line["tokens_a_step"] = line.pop("tokens") / self.window_steps
-        self.window, self.window_steps, self.train_loss = {}, 0, line["loss"]
-        return line
+        if step_s > 0:
+            line["flops_per_s"] = self.flops / step_s
+            peak = machine.peak_flops(jax.devices()[0].device_kind)
+            if peak is not None:
+                line["mfu"] = line["flops_per_s"] / (peak * jax.device_count())
+        self.write(line | window)
+        self.display.update(line, self.train.steps)
+        check_window(self.plan.cfg, step, self.meter)
 
-    def by_level(self, what: str) -> dict[str, int]:
-        """Return the run's total of ``teach/LEVEL/what`` for each level."""
-        parts = {name.split("/")[1]: v for name, v in self.totals.items() if name.endswith(what)}
-        return {level: int(value) for level, value in sorted(parts.items())}
+    def write(self, line: dict[str, Any]) -> None:
+        if self.lines is not None:
+            self.lines.write(line)
+        for tracker in self.trackers:
+            tracker.log(line, line["step"])
 
-    def state(self) -> dict[str, Any]:
-        return asdict(self)
+    # --- evaluations ---
 
+    def scored(self, step: int) -> bool:
+        """Whether the newest evaluation is of this step."""
+        return self.meter.valid.get("step") == step
 
-# --- trackers ------------------------------------------------------------------------------------
+    def open_held_out(self) -> HeldOut | TaskScores:
+        """Return the held-out set, which is read once."""
+        if self.held_out is None:
+            kind = TaskScores if self.plan.cfg.data.is_synthetic else HeldOut
+            self.held_out = kind(self.plan)
+        return self.held_out
 
+    def identity(self) -> dict[str, str]:
+        """Return what compared runs have in common: the text scored, and the order trained in."""
+        return {
+            "valid_text_sha256": self.open_held_out().sha256,
+            "train_order_sha256": self.data["order of training rows"],
+        }
 
-class Tracker(NamedTuple):
-    """A service that draws curves: TensorBoard or Weights & Biases."""
+    def evaluate(self, step: int, state: TrainState) -> None:
+        """Score the held-out set and run the evaluators; a line of the log."""
+        with self.clock:
+            scores = self.open_held_out().score(state)
+            self.display.say(f"step {step}  {describe(scores)}")
+            for evaluator in self.evaluators:
+                scores |= evaluator(self.plan.model, state.params, self.plan.cfg, step)
+            self.meter.valid = {"step": step, **scores}
+            self.write({**self.meter.valid, **self.identity()})
 
-    log: Callable[[Mapping[str, Any], int], None]
-    close: Callable[[], None]
+    # --- what it leaves behind ---
 
+    def meta(self, step: int) -> dict[str, Any]:
+        """Return the item ``meta`` of a checkpoint; the log lines before it are on disk then."""
+        self.meter.seconds = self.seconds_before + self.clock.total()
+        return {
+            **run_meta(self.plan.cfg, step, self.data),
+            "meter": self.meter.state(),
+            "metrics_bytes": self.lines.sync() if self.lines is not None else 0,
+            "versions": machine.versions(),
+            "git_commit": machine.git_commit(),
+        }
 
-def check_trackers(cfg: Config) -> None:
-    """Raise unless the packages of the chosen trackers are installed."""
-    wanted = {"tensorboard": "tensorboardX", "wandb": "wandb"}
-    for name, package in wanted.items():
-        value = getattr(cfg.train, name)
-        found = not value or importlib.util.find_spec(package) is not None
-        require(found, f"train.{name}", value, f"wants {package}: pip install 'nested-jax[log]'")
+    def summarize(self, step: int) -> Summary:
+        """Write summary.json."""
+        meter = self.meter
+        summary = Summary(
+            step=step,
+            train_loss=math.nan if meter.train_loss is None else meter.train_loss,
+            valid_loss=meter.valid["valid_loss"],
+            valid_bits_per_byte=meter.valid.get("valid_bits_per_byte"),
+            parameters=self.plan.parameters,
+            tokens=int(meter.totals["tokens"]),
+            seconds=self.seconds_before + self.clock.total(),
+            tokens_per_s=meter.tokens_per_s,
+            peak_memory_bytes=machine.peak_memory(),
+            writes=meter.by_level("writes"),
+            versions=machine.versions(),
+            device=machine.device_name(),
+            git_commit=machine.git_commit(),
+            **self.identity(),
+            scores={name: x for name, x in meter.valid.items() if name not in NOT_SCORES},
+        )
+        if self.lines is not None:
+            self.lines.sync()
+            write_json(self.plan.workdir / SUMMARY, finite(summary._asdict()))
+            beside = ""
+            if not self.plan.cfg.data.is_synthetic:
+                trigram = trigram_baseline(self.plan.cfg.data)
+                beside = f" (a byte trigram model of the same text: {trigram:.4f})"
+            self.display.say(
+                f"done: step {step}, {describe(meter.valid)}{beside}, {summary.seconds:.0f} s"
+            )
+        return summary
 
-
-def open_trackers(cfg: Config, workdir: Path, step: int) -> list[Tracker]:
-    """Open the trackers of the config; a restart goes on after `step`."""
-    openers = {"tensorboard": _tensorboard, "wandb": _wandb}
-    chosen = [name for name in openers if getattr(cfg.train, name)]
-    return [openers[name](cfg, workdir, step) for name in chosen]
-
-
-def _tensorboard(cfg: Config, workdir: Path, step: int) -> Tracker:
-    del cfg
-    from tensorboardX import SummaryWriter
-
-    writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
-
-    def log(line: Mapping[str, Any], step: int) -> None:
-        for name, value in line.items():
-            if isinstance(value, (int, float)):
-                writer.add_scalar(name, value, step)
-
-    return Tracker(log, writer.close)
-
-
-def _wandb(cfg: Config, workdir: Path, step: int) -> Tracker:
-    import wandb
-
-    run = wandb.init(
-        project=cfg.train.wandb,
-        name=workdir.name,
-        id=workdir.name,
-        dir=str(workdir),
-        config=to_dict(cfg),
-        resume="allow" if step else None,
-    )
-
-    def log(line: Mapping[str, Any], step: int) -> None:
-        run.log(dict(line), step=step)
-
-    return Tracker(log, run.finish)
+    def close(self) -> None:
+        """Close everything, also what comes after something that fails to close."""
+        with ExitStack() as stack:
+            if self.lines is not None:
+                stack.callback(self.lines.close)
+            for tracker in self.trackers:
+                stack.callback(tracker.close)
+            stack.callback(self.display.stop)

@@ -14,7 +14,7 @@ from nested_jax.config import Config
 from nested_jax.optim import bad_updates, make_optimizer, make_schedule
 from nested_jax.outer_loss import loss_fn, stream_loss_fn
 from nested_jax.sharding import constrain
-from nested_jax.train.record import is_count
+from nested_jax.train.meter import is_count
 from nested_jax.train.state import TrainState
 from nested_jax.types import Array, Batch, PyTree
 

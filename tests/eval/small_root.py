@@ -16,8 +16,8 @@ from eval.tasks.zeroshot_files import TASKS
 from nested_jax.config import Config
 from nested_jax.train.plan import make_plan
 from nested_jax.train.progress import Display
-from nested_jax.train.signals import Signals
-from nested_jax.train.trainer import Run
+from nested_jax.train.start import open_start
+from nested_jax.train.workdir import hold_workdir
 
 QUESTIONS = 80
 INTENTS = {"pay_bill": "bank", "open_account": "bank", "play_song": "home", "set_alarm": "home"}
@@ -77,10 +77,7 @@ def untrained(workdir: Path, data: Path, changes: Mapping[str, Any] | None = Non
 def save_untrained(cfg: Config, workdir: Path) -> Path:
     display = Display(quiet=True)
     plan = make_plan(cfg, workdir, display.say)
-    with jax.set_mesh(plan.mesh), Signals(plan.mesh) as signals:
-        run = Run(plan, display, signals, ())
-        try:
-            run.save()
-        finally:
-            run.close()
+    with jax.set_mesh(plan.mesh), hold_workdir(workdir), open_start(plan, display) as start:
+        meta = start.record.meta(0)
+        start.checkpoints.save(start.state, start.batches.get_state(), meta)
     return workdir

@@ -16,7 +16,7 @@ from helpers import assert_close, assert_equal
 from nested_jax.config import MeshConfig
 from nested_jax.optim import scale_by_adam, skip_non_finite
 from nested_jax.sharding import batch_sharding, make_mesh
-from nested_jax.train.record import is_count
+from nested_jax.train.meter import is_count
 from nested_jax.train.state import TrainState, new_state
 from nested_jax.train.step import Program, join_rows, split_rows, train_step
 from nested_jax.types import Batch

@@ -1,0 +1,79 @@
+"""Services that draw curves of a run: TensorBoard and Weights & Biases, both optional."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nested_jax.config import Config
+from nested_jax.config.schema import to_dict
+from nested_jax.errors import require
+
+
+class Tracker(NamedTuple):
+    """A service that draws curves: TensorBoard or Weights & Biases."""
+
+    log: Callable[[Mapping[str, Any], int], None]
+    close: Callable[[], None]
+
+
+def check_trackers(cfg: Config) -> None:
+    """Raise unless the packages of the chosen trackers are installed."""
+    wanted = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+    for name, package in wanted.items():
+        value = getattr(cfg.train, name)
+        found = not value or importlib.util.find_spec(package) is not None
+        require(found, f"train.{name}", value, f"wants {package}: pip install 'nested-jax[log]'")
+
+
+def open_trackers(cfg: Config, workdir: Path, step: int) -> list[Tracker]:
+    """Open the trackers of the config; a restart goes on after `step`.
+
+    Raises:
+      ValueError: one cannot be opened; what its package says.
+    """
+    openers = {"tensorboard": _tensorboard, "wandb": _wandb}
+    opened = []
+    for name in openers:
+        value = getattr(cfg.train, name)
+        if value:
+            try:
+                opened.append(openers[name](cfg, workdir, step))
+            except Exception as error:  # whatever a service says: no network, no account
+                said = str(error).strip().splitlines() or [type(error).__name__]
+                raise ValueError(f"train.{name}={value!r}: cannot be opened: {said[0]}") from error
+    return opened
+
+
+def _tensorboard(cfg: Config, workdir: Path, step: int) -> Tracker:
+    del cfg
+    from tensorboardX import SummaryWriter
+
+    writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def log(line: Mapping[str, Any], step: int) -> None:
+        for name, value in line.items():
+            if isinstance(value, (int, float)):
+                writer.add_scalar(name, value, step)
+
+    return Tracker(log, writer.close)
+
+
+def _wandb(cfg: Config, workdir: Path, step: int) -> Tracker:
+    import wandb
+
+    run = wandb.init(
+        project=cfg.train.wandb,
+        name=workdir.name,
+        id=workdir.name,
+        dir=str(workdir),
+        config=to_dict(cfg),
+        resume="allow" if step else None,
+    )
+
+    def log(line: Mapping[str, Any], step: int) -> None:
+        run.log(dict(line), step=step)
+
+    return Tracker(log, run.finish)
