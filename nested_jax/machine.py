@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import TracebackType
 
 import jax
 
@@ -111,6 +110,9 @@ def host_memory() -> int:
     return min(total, int(text)) if text.isdigit() else total
 
 
+THREAD_HOOK = threading.excepthook  # Python's own
+
+
 def quiet_libraries() -> None:
     """Keep libraries from printing what they also raise, for programs with messages of their own.
 
@@ -119,14 +121,16 @@ def quiet_libraries() -> None:
     """
     for noisy in ("absl", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    shown, thread_shown = sys.excepthook, threading.excepthook
+    if sys.unraisablehook is not sys.__unraisablehook__ or threading.excepthook is not THREAD_HOOK:
+        return  # somebody else, or an earlier call, looks after them
+    shown, thread_shown = sys.unraisablehook, threading.excepthook
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if threading.current_thread() is threading.main_thread() or raised_here(error):
-            shown(kind, error, trace)
+    def hook(found: sys.UnraisableHookArgs) -> None:
+        if found.object is not None or (found.exc_value and raised_here(found.exc_value)):
+            shown(found)
 
-    def thread_hook(args: threading.ExceptHookArgs) -> None:
-        if args.exc_value is not None and raised_here(args.exc_value):
-            thread_shown(args)
+    def thread_hook(found: threading.ExceptHookArgs) -> None:
+        if found.exc_value is not None and raised_here(found.exc_value):
+            thread_shown(found)
 
-    sys.excepthook, threading.excepthook = hook, thread_hook
+    sys.unraisablehook, threading.excepthook = hook, thread_hook

@@ -48,15 +48,14 @@ class Profile:
             self.since = step
         if self.since is not None and step == self.since + self.count:
             jax.block_until_ready(state)
-            self.stop()
+            self.stop(self.count)
 
-    def stop(self) -> None:
-        assert self.since is not None
-        traced, self.since = self.step - self.since, None
+    def stop(self, traced: int) -> None:
+        self.since = None
         jax.profiler.stop_trace()
         short = "" if traced == self.count else f" of {self.count}"
         self.say(f"profile of {traced}{short} steps in {self.folder}")
 
     def __exit__(self, *_: object) -> None:
         if self.since is not None:
-            self.stop()
+            self.stop(self.step + 1 - self.since)

@@ -75,7 +75,7 @@ class MetricsFile:
             self._file.write(json.dumps(finite(line)).encode() + b"\n")
             self._file.flush()
         except OSError as error:  # Python does not say which file was full
-            raise OSError(error.errno, error.strerror, self._file.name) from error
+            raise OSError(error.errno, error.strerror, self.name) from error
 
     def sync(self) -> int:
         """Put all lines on disk; return the length of the file in bytes.
@@ -86,8 +86,8 @@ class MetricsFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         found = os.fstat(self._file.fileno())
-        if found.st_nlink == 0:
-            raise FileNotFoundError(errno.ENOENT, "was removed while it was written", self.name)
+        if not os.path.exists(self.name) or not os.path.samestat(found, os.stat(self.name)):
+            raise FileNotFoundError(errno.ENOENT, "was moved or removed by others", self.name)
         return found.st_size
 
     def close(self) -> None:

@@ -60,18 +60,26 @@ def test_counters_weigh_by_tokens_and_survive_json() -> None:
         {"loss": 5.0, "tokens": 10.0, "learning_rate": 0.2, "teach/level0/writes": 4.0},
     ]
     meter = Meter()
+    meter.lap(0.5)
     meter.add(steps[0])
     meter = Meter(**json.loads(json.dumps(meter.state())))
+    meter.lap(1.5)
     meter.add(steps[1])
     assert meter.flush() == {
         "loss": 2.75,
-        "tokens_a_step": 20.0,
         "learning_rate": 0.2,
         "teach/level0/writes": 7.0,
+        "tokens_per_s": 20.0,
+        "step_s": 1.0,
     }
     assert meter.train_loss == 2.75
+    meter.lap(3.0)
     meter.add(steps[1])
-    assert meter.flush()["loss"] == 5.0
+    line = meter.flush()
+    assert line["loss"] == 5.0
+    assert line["tokens_per_s"] == pytest.approx(10 / 3)
+    assert meter.tokens_per_s == 50 / 5
+    assert math.isnan(Meter().tokens_per_s)
     assert meter.totals == {"tokens": 50.0, "teach/level0/writes": 11.0}
     assert meter.by_level("writes") == {"level0": 11}
 

@@ -169,6 +169,92 @@ def test_a_run_can_be_made_longer_but_not_shorter(
     assert [line["step"] for line in lines[14:]] == [13, 14, 14]
 
 
+def stop_at(step: int) -> Callable[..., dict[str, float]]:
+    return at(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def test_a_run_may_end_where_it_was_stopped(data: Path, tmp_path: Path) -> None:
+    """Between two log lines: the steps since the last one have theirs, and there is a summary."""
+    changes = {"train.log_every": 5, "train.eval_every": 3}
+    with pytest.raises(Stopped):
+        train(tiny_config(data, changes), tmp_path, [stop_at(3)])
+    assert saved_steps(tmp_path / "checkpoints") == [4]
+    summary = train(tiny_config(data, {**changes, "train.steps": 4}), tmp_path)
+    assert summary.step == 4
+    (logged,) = [line for line in read_lines(tmp_path) if "loss" in line]
+    assert logged["step"] == 4
+    assert logged["tokens"] == summary.tokens
+    assert summary.train_loss == logged["loss"]
+    assert summary.tokens_per_s > 0
+    again = train(tiny_config(data, {**changes, "train.steps": 4}), tmp_path)
+    assert again.train_loss == summary.train_loss
+    assert json.loads((tmp_path / "summary.json").read_text())["train_loss"] == logged["loss"]
+
+
+def test_tokens_per_second_are_all_tokens_over_all_time_in_steps(
+    data: Path, tmp_path: Path
+) -> None:
+    """By hand from the log lines, over two stops between lines and a crash."""
+    changes = {"train.log_every": 3, "train.eval_every": 1, "train.save_every": 4}
+    cfg = tiny_config(data, changes)
+    with pytest.raises(Stopped):
+        train(cfg, tmp_path, [stop_at(4)])
+    with pytest.raises(CrashError):
+        train(cfg, tmp_path, [at(7, crash)])
+    with pytest.raises(Stopped):
+        train(cfg, tmp_path, [stop_at(9)])
+    summary = train(cfg, tmp_path)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    lines = [line for line in map(json.loads, text.splitlines()) if "loss" in line]
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
+    seconds = [3 * line["step_s"] for line in lines]
+    counts = [lines[0]["tokens"]] + [
+        b["tokens"] - a["tokens"] for a, b in itertools.pairwise(lines)
+    ]
+    for line, count, time in zip(lines, counts, seconds, strict=True):
+        assert line["tokens_per_s"] == pytest.approx(count / time)
+    assert summary.tokens_per_s == pytest.approx(sum(counts) / sum(seconds))
+    rates = [line["tokens_per_s"] for line in lines]
+    assert min(rates) <= summary.tokens_per_s <= max(rates)
+
+
+# --- profiles ------------------------------------------------------------------------------------
+
+
+def traces(workdir: Path) -> list[Path]:
+    return list((workdir / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_profile_that_ends_with_the_run_is_written(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_config(data, {"train.profile_steps": 2}), tmp_path)
+    assert len(traces(tmp_path)) == 1
+    assert f"profile of 2 steps in {tmp_path / 'profile'}" in capsys.readouterr().out
+
+
+def test_a_profile_that_is_cut_short_is_written_and_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stop comes after step 12 of a profile of steps 11 to 15; few steps are left after it."""
+    changes = {"train.profile_steps": 5, "train.steps": 15, "train.eval_every": 1}
+    with pytest.raises(Stopped):
+        train(tiny_config(data, changes), tmp_path, [stop_at(11)])
+    assert len(traces(tmp_path)) == 1
+    assert "profile of 2 of 5 steps in " in capsys.readouterr().out
+    train(tiny_config(data, changes), tmp_path)
+    said = "no profile in this start: train.profile_steps=5 wants 15 steps, 3 are left"
+    assert said in capsys.readouterr().out
+    assert len(traces(tmp_path)) == 1
+
+
+def test_a_profile_that_cannot_be_written_is_refused(data: Path, tmp_path: Path) -> None:
+    want = r"train.profile_steps=3: begins after 10 steps: wants train.steps of 13 or more, not 12"
+    with pytest.raises(ValueError, match=want):
+        train(tiny_config(data, {"train.profile_steps": 3}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_log_lines_are_means_over_their_steps(
     undisturbed: tuple[Path, Summary], data: Path, tmp_path: Path
 ) -> None:
