@@ -196,7 +196,9 @@ def finished(cell: Cell, out: Path) -> bool:
     record = read_record(cell, out)
     if record is None:
         return False
-    changed = difference_of(record, cell)
+    summary = cell.workdir(out) / "summary.json"
+    aligned = not summary.exists() or "valid_text_sha256" in summary.read_text()
+    changed = difference_of(record, cell, aligned)
     require(
         not changed,
         "--out",
@@ -220,11 +222,11 @@ def read_record(cell: Cell, out: Path) -> dict[str, Any] | None:
     return record if done else None
 
 
-def difference_of(record: dict[str, Any], cell: Cell) -> list[str]:
+def difference_of(record: dict[str, Any], cell: Cell, aligned: bool) -> list[str]:
     """Return what differs; of the run that it began with, the cell counts, not where it lies."""
     begun = record["train"]["init_from"]
     record = {**record, "train": {**record["train"], "init_from": ""}}
-    changed = difference(from_saved(record), cell.load())
+    changed = difference(from_saved(record, aligned), cell.load())
     before = cell.before.folder if cell.before else ""
     if not (begun.endswith(f"/{before}") if before else begun == ""):
         changed.append(f"config.train.init_from: {begun!r} -> {before!r}")

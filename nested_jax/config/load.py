@@ -33,20 +33,21 @@ def from_config_dict(config: ml_collections.ConfigDict | Mapping[str, Any]) -> C
     return from_dict(data, Config)
 
 
-def from_saved(saved: Mapping[str, Any]) -> Config:
+def from_saved(saved: Mapping[str, Any], aligned: bool = True) -> Config:
     """Convert the configuration that this or an earlier version saved beside its checkpoints.
 
+    Args:
+      aligned: documents start at multiples of data.align. In versions that kept no hash of their
+        data (False) they started at multiples of the model's largest chunk; data.align gets it.
     Raises:
       ValueError: a removed field has another value than the code has now.
     """
     data = upgrade(saved)
-    if "read_threads" not in saved.get("data", {}):
+    if aligned or data["data"]["source"] == "synthetic":
         return from_config_dict(data)
-    # Documents started at multiples of the largest chunk of the model, which is in data.align now.
     rows = data["data"]
-    any_chunk = from_config_dict({**data, "data": {**rows, "align": rows["seq_len"]}})
-    align = 0 if any_chunk.data.is_synthetic else math.lcm(rows["align"] or 1, any_chunk.chunk)
-    return replace(any_chunk, data=replace(any_chunk.data, align=align))
+    cfg = from_config_dict({**data, "data": {**rows, "align": rows["seq_len"]}})
+    return replace(cfg, data=replace(cfg.data, align=math.lcm(rows["align"] or 1, cfg.chunk)))
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:

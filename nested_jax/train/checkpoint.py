@@ -351,7 +351,7 @@ def config_of(meta: dict[str, Any]) -> Config:
       ValueError: another version wrote it, with fields that this one does not have.
     """
     try:
-        return from_saved(meta["config"])
+        return from_saved(meta["config"], aligned="data" in meta)
     except ValueError as error:
         by = meta.get("versions", {}).get("nested-jax", "another version")
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 
 import jax
 import pytest
@@ -71,6 +72,15 @@ def test_chunks_must_fit():
         from_config_dict(teaching(chunk=48) | {"data": {"seq_len": 96}})
     with pytest.raises(ValueError, match=r"teach\.levels=\(2,\): wants some of \(0, 1\)"):
         from_config_dict(teaching(levels=(2,)))
+
+
+@pytest.mark.parametrize("layers", [(0,), (2, 3), (), (4,)])
+def test_layers_without_fast_weights_cannot_be_taught(layers):
+    """The last of four blocks has fast weights; the others would be left out without a word."""
+    want = rf"^teach\.layers={re.escape(repr(layers))}: wants some of \(3,\), which have fast"
+    with pytest.raises(ValueError, match=want):
+        from_config_dict(teaching(layers=layers))
+    assert from_config_dict(teaching(layers=(3,))).teach.layers == (3,)
 
 
 @pytest.mark.parametrize(
