@@ -1,9 +1,9 @@
-"""Next-token losses, in float32 and without ever holding all logits at once."""
+"""What is measured of next-token predictions, in float32 and without ever holding all logits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +49,30 @@ def _margin(logits_NS: Array, targets_N: Array) -> Array:
     return _hit(logits_NS, targets_N) - jnp.mean(logits_NS, axis=-1)
 
 
-def token_loss(h_BTD: Array, head_SD: Array, targets_BT: Array, chunk: int) -> Array:
-    """Return the cross-entropy of each target in nats, float32 [B, T].
+def _prediction(logits_NS: Array, targets_N: Array) -> Array:
+    del targets_N
+    return jnp.argmax(logits_NS, axis=-1).astype(jnp.int32)
+
+
+MEASURES: dict[str, Callable[[Array, Array], Array]] = {
+    "loss": _loss,  # cross-entropy of the target in nats
+    # By how much the logit of the target exceeds the mean logit. A target that gives the share e of
+    # its mass to all symbols alike (label smoothing, Szegedy et al., arXiv 1512.00567, Sec. 7) has
+    # the cross-entropy loss + e * margin.
+    "margin": _margin,
+    "entropy": _entropy,  # of the prediction, in nats
+    "prediction": _prediction,  # the most likely symbol, int32
+}
+
+
+def measure(
+    h_BTD: Array,
+    head_SD: Array,
+    targets_BT: Array,
+    chunk: int,
+    names: Sequence[str] = ("loss",),
+) -> dict[str, Array]:
+    """Return the named `MEASURES` of each token, float32 [B, T]; the logits are made once.
 
     Args:
       h_BTD: the normalised output of the last block.
@@ -58,47 +80,14 @@ def token_loss(h_BTD: Array, head_SD: Array, targets_BT: Array, chunk: int) -> A
       targets_BT: int32.
       chunk: tokens, of all rows together, whose logits exist at once; 0 is all of them.
     """
-    return _by_blocks(_loss, h_BTD, head_SD, targets_BT, chunk)
-
-
-def token_margin(h_BTD: Array, head_SD: Array, targets_BT: Array, chunk: int) -> Array:
-    """Return by how much the logit of each target exceeds the mean logit, float32 [B, T].
-
-    A target that gives the share e of its mass to all symbols alike (label smoothing, Szegedy et
-    al., arXiv 1512.00567, Sec. 7) has the cross-entropy `token_loss` + e * `token_margin`.
-    Arguments as `token_loss`.
-    """
-    return _by_blocks(_margin, h_BTD, head_SD, targets_BT, chunk)
-
-
-def token_entropy(h_BTD: Array, head_SD: Array, chunk: int) -> Array:
-    """Return the entropy of each prediction in nats, float32 [B, T]; arguments as `token_loss`."""
-    return _by_blocks(_entropy, h_BTD, head_SD, jnp.zeros(h_BTD.shape[:2], jnp.int32), chunk)
-
-
-def token_prediction(h_BTD: Array, head_SD: Array, chunk: int) -> Array:
-    """Return the most likely symbol after each token, int32 [B, T]; arguments as `token_loss`."""
-
-    def best(logits_BTS: Array, _: Array) -> Array:
-        return jnp.argmax(logits_BTS, axis=-1).astype(jnp.int32)
-
-    return _by_blocks(best, h_BTD, head_SD, jnp.zeros(h_BTD.shape[:2], jnp.int32), chunk)
-
-
-def _by_blocks(
-    measure: Callable[[Array, Array], Array],
-    h_BTD: Array,
-    head_SD: Array,
-    targets_BT: Array,
-    chunk: int,
-) -> Array:
     batch, tokens = targets_BT.shape
     size = max(1, chunk // batch) if chunk else tokens
 
-    def values_of(h_BTD: Array, targets_BT: Array) -> Array:
+    def values_of(h_BTD: Array, targets_BT: Array) -> dict[str, Array]:
         # One axis of tokens: [B, T, S] logits would be written once more by the reshape.
         logits_NS = logits_of(h_BTD.reshape(-1, h_BTD.shape[-1]), head_SD)
-        return measure(logits_NS, targets_BT.reshape(-1)).reshape(targets_BT.shape)
+        targets_N = targets_BT.reshape(-1)
+        return {n: MEASURES[n](logits_NS, targets_N).reshape(targets_BT.shape) for n in names}
 
     if size >= tokens:
         return values_of(h_BTD, targets_BT)
@@ -109,7 +98,9 @@ def _by_blocks(
         padded = jnp.pad(x, [(0, 0), (0, blocks * size - tokens), *rest])
         return jnp.moveaxis(padded.reshape(batch, blocks, size, *x.shape[2:]), 1, 0)
 
+    def join(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(batch, blocks * size)[:, :tokens]
+
     # Logits are recomputed in the backward pass; only [B, size, S] of them exist at a time.
     body = jax.checkpoint(lambda xs: values_of(*xs))
-    values = jax.lax.map(body, (split(h_BTD), split(targets_BT)))
-    return jnp.moveaxis(values, 0, 1).reshape(batch, blocks * size)[:, :tokens]
+    return jax.tree.map(join, jax.lax.map(body, (split(h_BTD), split(targets_BT))))

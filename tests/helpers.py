@@ -1,4 +1,4 @@
-"""Comparisons that the tests share."""
+"""Comparisons and counts that the tests share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 
 
 def relative_error(got: Any, want: Any) -> float:
@@ -43,3 +44,13 @@ def assert_equal(got: Any, want: Any) -> None:
         np.testing.assert_array_equal(
             np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path)
         )
+
+
+def products(function: Any, *args: Any) -> int:
+    """Return how many matrix products a program has; those in the body of a loop count once."""
+
+    def count(jaxpr: Any) -> int:
+        own = sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns)
+        return own + sum(count(sub) for eqn in jaxpr.eqns for sub in jaxprs_in_params(eqn.params))
+
+    return count(jax.make_jaxpr(function)(*args).jaxpr)

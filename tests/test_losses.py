@@ -11,7 +11,7 @@ import optax
 import pytest
 from helpers import assert_close
 
-from nested_jax.losses import logits_of, token_entropy, token_loss, token_margin
+from nested_jax.losses import logits_of, measure
 
 B, T, D, S = 2, 11, 5, 17
 
@@ -33,7 +33,8 @@ def test_loss_and_entropy_do_not_depend_on_the_chunk(chunk: int, float64: None) 
         return loss, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
     def chunked(h: Any, head: Any) -> tuple[Any, Any]:
-        return token_loss(h, head, targets, chunk), token_entropy(h, head, chunk)
+        found = measure(h, head, targets, chunk, ("loss", "entropy"))
+        return found["loss"], found["entropy"]
 
     def gradients(f: Any) -> Any:
         def value(h: Any, head: Any) -> Any:
@@ -57,8 +58,8 @@ def test_smoothed_targets_are_the_loss_and_a_share_of_the_margin(chunk: int, flo
         return optax.softmax_cross_entropy(jnp.einsum("btd,sd->bts", h, head), smooth)
 
     def chunked(h: Any, head: Any) -> Any:
-        scored = (h, head, targets, chunk)
-        return token_loss(*scored) + 0.3 * token_margin(*scored)
+        found = measure(h, head, targets, chunk, ("loss", "margin"))
+        return found["loss"] + 0.3 * found["margin"]
 
     def gradients(f: Any) -> Any:
         return jax.jit(jax.grad(lambda *x: jnp.sum(weights * f(*x)), (0, 1)))(h, head)
@@ -69,7 +70,7 @@ def test_smoothed_targets_are_the_loss_and_a_share_of_the_margin(chunk: int, flo
 
 def test_a_uniform_model_loses_ln_vocabulary() -> None:
     h, head, targets = arrays(jnp.float32)
-    loss = token_loss(jnp.zeros_like(h), head, targets, 4)
+    loss = measure(jnp.zeros_like(h), head, targets, 4)["loss"]
     np.testing.assert_array_equal(np.asarray(loss), np.float32(np.log(S)))
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from helpers import assert_close, assert_equal
+from helpers import assert_close, assert_equal, products
 
 import nested_jax
 from nested_jax.config import Config, from_config_dict
@@ -18,13 +18,9 @@ from nested_jax.models.lm import LanguageModel
 from nested_jax.models.stacks import run_stack
 from nested_jax.models.stream import make_call
 from nested_jax.ops.chunking import Rows
-from nested_jax.outer_loss import (
-    document_starts,
-    level_signals,
-    loss_fn,
-    stream_loss_fn,
-    surprise_loss,
-)
+from nested_jax.outer_loss import document_starts, loss_fn, stream_loss_fn
+from nested_jax.surprise import level_signals, surprise_loss
+from nested_jax.teach import teach
 from nested_jax.types import Array, Batch
 
 ROWS, TOKENS, SYMBOLS = 2, 24, 23
@@ -183,6 +179,100 @@ def test_smoothed_targets_are_trained_on_and_not_scored() -> None:
     assert_close((streamed, of_stream), (got, metrics), rtol=1e-6)
 
 
+def test_smoothing_beside_writes_is_of_the_outer_loss_alone() -> None:
+    """A loop over chunks: dense targets for the outer loss, the plain loss for each write."""
+    cfg = config(label_smoothing=0.2, **WRITTEN)
+    model, params = build(cfg)
+    batch = text()._replace(segments_BT=jnp.ones((ROWS, TOKENS), jnp.int32))
+    size, rate = cfg.teach.chunk, model.rates
+
+    def by_hand(params: Any) -> Array:
+        state, total = model.init_state(params, ROWS), jnp.zeros(())
+        pending = [jax.tree.map(jnp.zeros_like, level.delta) for level in state.fast]
+
+        def plain(deltas: Any, x: Array, y: Array, w: Array) -> Any:
+            fast = tuple(f._replace(delta=d) for f, d in zip(state.fast, deltas, strict=True))
+            after, logits = model.apply(params, state._replace(fast=fast), x)
+            log_p = jax.nn.log_softmax(logits)
+            return -jnp.sum(w * jnp.take_along_axis(log_p, y[..., None], -1)[..., 0]), (
+                after,
+                logits,
+            )
+
+        for begin in range(0, TOKENS, size):
+            part = slice(begin, begin + size)
+            x, y, w = (a[:, part] for a in batch[:3])
+            deltas = tuple(level.delta for level in state.fast)
+            grads, (state, logits) = jax.grad(plain, has_aux=True)(deltas, x, y, w)
+            dense = optax.smooth_labels(jax.nn.one_hot(y, SYMBOLS), 0.2)
+            total = total + jnp.sum(w * optax.softmax_cross_entropy(logits, dense))
+            pending = [jax.tree.map(jnp.add, p, g) for p, g in zip(pending, grads, strict=True)]
+            levels = []
+            for i, period in enumerate(cfg.model.cms.periods):
+                if (begin + size) % period == 0:
+                    step = lambda d, g, r: d - r[None, :, None, None] * g  # noqa: E731
+                    delta = jax.tree.map(step, deltas[i], pending[i], rate(params)[i])
+                    pending[i] = jax.tree.map(jnp.zeros_like, pending[i])
+                    levels.append(state.fast[i]._replace(delta=delta))
+                else:
+                    levels.append(state.fast[i])
+            state = state._replace(fast=tuple(levels))
+        return total / jnp.sum(batch.weights_BT)
+
+    want, want_grads = jax.jit(jax.value_and_grad(by_hand))(params)
+    step = jax.value_and_grad(lambda p: loss_fn(model, p, batch, cfg), has_aux=True)
+    (got, metrics), grads = jax.jit(step)(params)
+    assert_close(got, want, rtol=1e-5)
+    assert_close(grads, want_grads, rtol=1e-4, atol=1e-7)
+    assert float(metrics["teach/level0/writes"]) == ROWS * TOKENS // size
+    assert abs(float(got - metrics["loss"])) > 0.01
+
+
+def test_smoothing_beside_surprise_objectives_adds_both() -> None:
+    """The objectives do not see it: their signal is the gradient of the plain loss."""
+    both, plain = (config(surprise=(0.5, 0.25), label_smoothing=share) for share in (0.2, 0.0))
+    model, params = build(both)
+    loss, metrics = loss_fn(model, params, text(), both)
+    want, want_metrics = loss_fn(model, params, text(), plain)
+    assert_close(loss, want + 0.2 * metrics.pop("margin"), rtol=1e-6)
+    assert_equal(metrics, want_metrics)
+
+
+@pytest.mark.parametrize("changes", [{}, WRITTEN], ids=["read", "written"])
+def test_all_measures_take_one_forward_pass(changes: dict[str, Any]) -> None:
+    """As many products as for the loss alone, and each measure is its definition."""
+    cfg = config(**changes)
+    model, params = build(cfg)
+    batch = text()
+    names = ("loss", "margin", "entropy", "prediction")
+
+    def run(params: Any, measures: tuple[str, ...]) -> Any:
+        state = model.init_state(params, ROWS)
+        return teach(
+            model,
+            params,
+            state,
+            batch.tokens_BT,
+            batch.targets_BT,
+            cfg.teach,
+            measures=measures,
+            start="fresh",
+        )[1].measures
+
+    every = partial(run, measures=names)
+    assert products(every, params) == products(partial(run, measures=("loss",)), params)
+    found = jax.jit(every)(params)
+    if changes:
+        return  # what was written decides: the losses are held to a loop over chunks above
+    logits = jax.jit(model.apply)(params, model.init_state(params, ROWS), batch.tokens_BT)[1]
+    log_p = jax.nn.log_softmax(logits)
+    hit = lambda x: jnp.take_along_axis(x, batch.targets_BT[..., None], -1)[..., 0]  # noqa: E731
+    assert_close(found["loss"], -hit(log_p), rtol=1e-5)
+    assert_close(found["margin"], hit(logits) - logits.mean(-1), rtol=1e-4)
+    assert_close(found["entropy"], -jnp.sum(jnp.exp(log_p) * log_p, -1), rtol=1e-5)
+    assert_equal(found["prediction"], jnp.argmax(logits, -1).astype(jnp.int32))
+
+
 # --- surprise objectives --------------------------------------------------------------------------
 
 
@@ -315,7 +405,6 @@ def test_weight_zero_disturbs_nothing() -> None:
         ({"carry": "lstm"}, r"train.carry='lstm'"),
         ({"label_smoothing": 1.0}, r"train.label_smoothing=1.0: wants 0 or more, less than 1"),
         ({"label_smoothing": -0.1}, r"train.label_smoothing=-0.1: wants 0 or more"),
-        ({"label_smoothing": 0.1, **WRITTEN}, r"label_smoothing=0.1: is for levels that are not"),
         (
             {"label_smoothing": 0.1, "surprise": (0.1, 0.1)},
             r"wants teach.mode='off' and model.cms.sur",

@@ -15,7 +15,8 @@ import nested_jax
 from nested_jax.config import CMSConfig, Config, ModelConfig, TeachConfig, from_config_dict
 from nested_jax.models.state import State, detach, reset
 from nested_jax.outer_loss import loss_fn
-from nested_jax.teach import Teacher, flush, teach
+from nested_jax.teach import flush, teach
+from nested_jax.teach_chunk import Teacher
 from nested_jax.types import Batch
 
 CHUNK, PERIODS = 4, (4, 8)
@@ -375,7 +376,7 @@ def test_units_do_not_move_with_batch_or_chunk():
 def test_clip_bounds_the_signal_of_a_token():
     cfg = config(clip=2.0)
     delta = jnp.array([[[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]]])
-    teacher = Teacher(nested_jax.build_model(cfg.model), {}, cfg.teach, 0.5, "any")
+    teacher = Teacher(nested_jax.build_model(cfg.model), {}, cfg.teach, 0.5)
     signal, norm = teacher.signal(delta)
     np.testing.assert_allclose(norm, [[5.0, 0.5, 0.0]], rtol=1e-6)
     # Half of (3, 4) has length 2.5 and is clipped to 2; half of (0.3, 0.4) is below.
@@ -545,6 +546,14 @@ def test_initial_loss_is_near_uniform(size):
         (lambda m, p, s, t, y, c: m.apply(p, s, t, start="frsh"), "start='frsh': known: any, al"),
         (lambda m, p, s, t, y, c: m.read(p, s, t, start="frsh"), "start='frsh': known: any, al"),
         (lambda m, p, s, t, y, c: teach(m, p, s, t, y, c, start="frsh"), "start='frsh': known"),
+        (
+            lambda m, p, s, t, y, c: teach(m, p, s, t, y, c, measures=("los",)),
+            r"measures=\('los',\): known: loss, margin, entropy, prediction",
+        ),
+        (
+            lambda m, p, s, t, y, c: teach(m, p, s._replace(fast=(), open=()), t, y, c),
+            "state: has no fast weights to write",
+        ),
         (lambda m, p, s, t, y, c: m.apply(p, s, t, lengths_B=y), r"lengths_B: got int32\[2, 8\]"),
     ],
 )

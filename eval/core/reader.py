@@ -15,13 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from nested_jax.config import MeshConfig
+from nested_jax.config import MeshConfig, TeachConfig
 from nested_jax.losses import logits_of
 from nested_jax.models.decode import Sampling, sample
 from nested_jax.models.lm import LanguageModel, uses_slots
 from nested_jax.models.state import State
 from nested_jax.sharding import batch_sharding, make_mesh, param_shardings
+from nested_jax.teach import teach
 from nested_jax.types import Array, PyTree
+
+READ = TeachConfig(mode="off")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Reader(Protocol):
         """Return the state whose row i is row ``rows[i]`` of `state`."""
 
     def read(self, state: Any, tokens_BT: np.ndarray, lengths_B: np.ndarray) -> Any:
-        """Return the state behind the first `lengths_B` tokens of each row."""
+        """Return the state after the first `lengths_B` tokens of each row."""
 
     def score(
         self, state: Any, tokens_BT: np.ndarray, targets_BT: np.ndarray, lengths_B: np.ndarray
@@ -59,12 +62,12 @@ class Reader(Protocol):
     def score_last(
         self, state: Any, tokens_BT: np.ndarray, targets_BT: np.ndarray, lengths_B: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return nats and likeliest as `score`, where nothing is read behind these tokens."""
+        """Return nats and likeliest as `score`, where nothing is read after these tokens."""
 
     def decode(
         self, state: Any, last_B: np.ndarray, count: int, draw: Draw
     ) -> tuple[Any, np.ndarray]:
-        """Write `count` tokens behind `last_B`, which is read first; int32 [B, count]."""
+        """Write `count` tokens after `last_B`, which is read first; int32 [B, count]."""
 
 
 class ModelReader:
@@ -171,8 +174,17 @@ def score_tokens(
     lengths_B: Array,
 ) -> tuple[PyTree, Array, Array]:
     """Read tokens with the fast weights as they are; return nats and likeliest, [B, T]."""
-    state, h_BTD = model.read(params, state, tokens_BT, lengths_B=lengths_B)
-    return state, *token_scores(h_BTD, model.head(params), targets_BT, model.cfg.loss_chunk)
+    state, taught = teach(
+        model,
+        params,
+        state,
+        tokens_BT,
+        targets_BT,
+        READ,
+        measures=("loss", "prediction"),
+        lengths_B=lengths_B,
+    )
+    return state, taught.loss_BT, taught.measures["prediction"] == targets_BT
 
 
 def score_last_tokens(
@@ -185,35 +197,6 @@ def score_last_tokens(
 ) -> tuple[Array, Array]:
     """`score_tokens` without the next state, whose caches need not be made."""
     return score_tokens(model, params, state, tokens_BT, targets_BT, lengths_B)[1:]
-
-
-def token_scores(
-    h_BTD: Array, head_SD: Array, targets_BT: Array, chunk: int
-) -> tuple[Array, Array]:
-    """Return the nats of each target, float32, and whether it is the argmax, bool; both [B, T].
-
-    At most `chunk` tokens have their logits in memory at once; 0 is all of them.
-    """
-    batch, tokens = targets_BT.shape
-    size = min(tokens, max(1, chunk // batch)) if chunk else tokens
-    blocks = -(-tokens // size)
-
-    def split(x: Array) -> Array:
-        padded = jnp.pad(x, [(0, 0), (0, blocks * size - tokens), *[(0, 0)] * (x.ndim - 2)])
-        return jnp.moveaxis(padded.reshape(batch, blocks, size, *x.shape[2:]), 1, 0)
-
-    def measure(part: tuple[Array, Array]) -> tuple[Array, Array]:
-        h_BCD, targets_BC = part
-        logits_BCS = logits_of(h_BCD, head_SD)
-        hit_BC = jnp.take_along_axis(logits_BCS, targets_BC[..., None], axis=-1)[..., 0]
-        nats_BC = jax.nn.logsumexp(logits_BCS, axis=-1) - hit_BC
-        return nats_BC, jnp.argmax(logits_BCS, axis=-1).astype(jnp.int32) == targets_BC
-
-    def join(x_NBC: Array) -> Array:
-        return jnp.moveaxis(x_NBC, 0, 1).reshape(batch, blocks * size)[:, :tokens]
-
-    nats_NBC, likeliest_NBC = jax.lax.map(measure, (split(h_BTD), split(targets_BT)))
-    return join(nats_NBC), join(likeliest_NBC)
 
 
 def decode_tokens(

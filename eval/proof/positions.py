@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from eval.core.plots import figure, save
@@ -19,6 +18,7 @@ from nested_jax.config import Config
 from nested_jax.data.pipeline import valid_batches
 from nested_jax.files import write_json
 from nested_jax.models.lm import build_model
+from nested_jax.outer_loss import document_starts
 from nested_jax.teach import teach
 from nested_jax.train.checkpoint import load_checkpoint
 from nested_jax.types import Array, PyTree
@@ -137,9 +137,7 @@ def measure(params: PyTree, cfg: Config) -> Positions:
 
 def row_losses(model: Any, params: PyTree, batch: dict[str, Array], *, cfg: Config) -> Array:
     """Return the loss of every target, each document of a row from a fresh state, [B, T]."""
-    segments_BT = batch["segments_BT"]
-    changed_BT = (segments_BT[:, 1:] != segments_BT[:, :-1]) & (segments_BT[:, 1:] > 0)
-    rows, tokens = segments_BT.shape
+    rows, tokens = batch["tokens_BT"].shape
     _, taught = teach(
         model,
         params,
@@ -148,7 +146,7 @@ def row_losses(model: Any, params: PyTree, batch: dict[str, Array], *, cfg: Conf
         batch["targets_BT"],
         cfg.teach,
         weights_BT=batch["weights_BT"],
-        starts_BT=jnp.pad(changed_BT, [(0, 0), (1, 0)]),
+        starts_BT=document_starts(batch["segments_BT"]),
         start="fresh",
     )
     return taught.loss_BT

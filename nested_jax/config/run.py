@@ -186,18 +186,13 @@ class Config(Block):
         check_teach(self.model, self.teach)
         self._check_align()
         self._check_stream()
-        model, surprise = self.model, self.model.cms.surprise
+        model = self.model
         want = (
             "is for synthetic tasks that are read as whole rows; wants data.source='synthetic', "
             "teach.mode='off' and model.cms.surprise=()"
         )
-        whole_rows = self.data.is_synthetic and not self.teaches and not surprise
+        whole_rows = self.data.is_synthetic and not self.teaches and not model.cms.surprise
         self.require(model.answers == "each" or whole_rows, "model.answers", want)
-        want = (
-            "is for levels that are not written; wants teach.mode='off' and model.cms.surprise=()"
-        )
-        plain = not self.teaches and not surprise
-        self.require(self.train.label_smoothing == 0 or plain, "train.label_smoothing", want)
         want = "is differentiable once; the inner loop differentiates twice and wants 'xla'"
         self.require(model.attention != "cudnn" or not self.teaches, "model.attention", want)
 

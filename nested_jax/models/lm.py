@@ -213,9 +213,20 @@ class LanguageModel:
         as `apply`.
         """
         x_BTD = self.inputs(params, inputs)
-        rows = Rows.of(x_BTD, **options)
+        state, h_BTD, _ = self.read_rows(params, state, x_BTD, Rows.of(x_BTD, **options))
+        return state, h_BTD
+
+    def read_rows(
+        self, params: PyTree, state: State, x_BTD: Array, rows: Rows
+    ) -> tuple[State, Array, Array | tuple[()]]:
+        """Return what `read` does of embeddings, and what the CMS of each block of the prefix read.
+
+        The latter, [L, B, T, D], is for models with surprise objectives; without them it is ().
+        """
         call = make_call(self.cfg, state.now.context, rows)
-        state, x_BTD = run_prefix(self.cfg, params, state, x_BTD, call)
+        collect = bool(self.cfg.cms.surprise)
+        state, prefix = run_prefix(self.cfg, params, state, x_BTD, call, collect=collect)
+        x_BTD = prefix.x_BTD
         # A fresh state has no fast weights yet: the slow model is the same function, and cheaper.
         deltas = None if rows.start == "fresh" else self.deltas(state)
         now, out = run_suffix(self.cfg, params, state.now, x_BTD, call, deltas)
@@ -234,33 +245,38 @@ class LanguageModel:
         state = state._replace(now=now)
         if self.cfg.answers == "last":
             h_BTD = decode_last(params["decoder"], h_BTD, self.cfg.norm_eps)
-        return state, self.nan_where_cache_overflows(self.final_norm(params, h_BTD), call)
+        h_BTD = self.nan_where_cache_overflows(self.final_norm(params, h_BTD), call)
+        return state, h_BTD, prefix.cms_in_LBTD
 
     def inputs(self, params: PyTree, inputs: Array) -> Array:
         """Return embeddings of tokens; embeddings pass as they are, in the compute dtype."""
+        self._check_inputs(inputs)
+        if inputs.ndim == 3:
+            return inputs.astype(jnp.dtype(self.cfg.compute_dtype))
+        return self.embed(params, inputs)
+
+    def _check_inputs(self, inputs: Array) -> None:
         if inputs.ndim == 3:
             if inputs.shape[-1] != self.cfg.dim:
                 raise ValueError(f"embeddings: width {inputs.shape[-1]}, wants dim={self.cfg.dim}")
-            return inputs.astype(jnp.dtype(self.cfg.compute_dtype))
-        if inputs.ndim != 2 or not jnp.issubdtype(inputs.dtype, jnp.integer):
+        elif inputs.ndim != 2 or not jnp.issubdtype(inputs.dtype, jnp.integer):
             raise ValueError(
                 f"tokens: got {inputs.dtype}{list(inputs.shape)}, wants integers [B, T], "
                 "or embeddings [B, T, D]"
             )
-        return self.embed(params, inputs)
 
     def deltas(self, state: State) -> tuple[PyTree, ...] | None:
         return tuple(level.delta for level in state.fast) if state.fast else None
 
-    def nan_where_cache_overflows(self, h_BTD: Array, call: Call) -> Array:
+    def nan_where_cache_overflows(self, x_BT: Array, call: Call) -> Array:
         """Make rows NaN of which full attention was given more tokens than its cache holds.
 
         Sizes are checked before a run; this catches, under jit, what could not be checked.
         """
-        if not uses_slots(self.cfg):
-            return h_BTD
+        if not uses_slots(self.cfg) or not jnp.issubdtype(x_BT.dtype, jnp.inexact):
+            return x_BT
         over_B = call.slots_B + call.rows.count_B > call.slot_segment_BU.shape[1]
-        return jnp.where(per_row(over_B, h_BTD), jnp.asarray(jnp.nan, h_BTD.dtype), h_BTD)
+        return jnp.where(per_row(over_B, x_BT), jnp.asarray(jnp.nan, x_BT.dtype), x_BT)
 
     def apply(
         self,
@@ -293,10 +309,16 @@ class LanguageModel:
         return state, logits_of(h_BTD, self.head(params))
 
     def check(self, state: State, tokens_BT: Array) -> None:
-        """Raise unless the state is of this model and of the batch size of the tokens."""
+        """Raise unless the state is of this model and of the batch size of the tokens.
+
+        A state that will only be read may be without fast weights.
+        """
+        self._check_inputs(tokens_BT)
         batch = tokens_BT.shape[0]
         capacity = state.now.context.slot_segment_BU.shape[1]
         want = _abstract_state(self, batch, max(capacity, 1))
+        if not state.fast and not state.open:
+            want = want._replace(fast=(), open=())
         got_leaves = jax.tree_util.tree_leaves_with_path(state)
         want_leaves = jax.tree_util.tree_leaves_with_path(want)
         same: bool = jax.tree.structure(state) == jax.tree.structure(want)  # type: ignore[operator]

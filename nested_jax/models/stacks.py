@@ -77,20 +77,29 @@ def run_stack(
 
 
 def run_prefix(
-    cfg: ModelConfig, params: PyTree, state: State, x_BTD: Array, call: Call
-) -> tuple[State, Array]:
+    cfg: ModelConfig,
+    params: PyTree,
+    state: State,
+    x_BTD: Array,
+    call: Call,
+    *,
+    collect: bool = False,
+) -> tuple[State, StackOutput]:
     """Run all that no fast weight reaches: the prefix, and the entry after it.
 
-    Returns the state with `prefix` and `entry` after the tokens, and what the first taught CMS
-    reads, or the output of the last block where none is taught.
+    Returns the state with `prefix` and `entry` after the tokens, and in `x_BTD` what the first
+    taught CMS reads, or the output of the last block where none is taught.
     """
+    out = StackOutput((), x_BTD, no_recall(x_BTD), ())
     if "prefix" in params:
-        out = run_stack(block_of(cfg, "prefix"), params["prefix"], state.prefix, x_BTD, call)
-        state, x_BTD = state._replace(prefix=out.states), out.x_BTD
+        block = block_of(cfg, "prefix")
+        out = run_stack(block, params["prefix"], state.prefix, x_BTD, call, collect=collect)
+        state = state._replace(prefix=out.states)
     if "suffix" in params:
-        entry, x_BTD = _run_entry(cfg, _layer(params["suffix"], 0), state.entry, x_BTD, call)
-        state = state._replace(entry=entry)
-    return state, x_BTD
+        first = _layer(params["suffix"], 0)
+        entry, x_BTD = _run_entry(cfg, first, state.entry, out.x_BTD, call)
+        state, out = state._replace(entry=entry), out._replace(x_BTD=x_BTD)
+    return state, out
 
 
 def _run_entry(

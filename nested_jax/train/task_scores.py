@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nested_jax.config import Config
@@ -18,8 +17,6 @@ from nested_jax.data.identity import valid_tasks_sha256
 from nested_jax.data.packing import Row
 from nested_jax.data.synthetic.rows import SyntheticSource, task_of
 from nested_jax.data.synthetic.task import Example, Task
-from nested_jax.losses import token_loss, token_prediction
-from nested_jax.ops.chunking import Rows, from_chunks, to_chunks
 from nested_jax.sharding import place_batch, process_rows, replicated
 from nested_jax.teach import teach
 from nested_jax.train.heldout import own_rows
@@ -109,29 +106,16 @@ def answer(model: Any, params: PyTree, batch: Batch, cfg: Config) -> Answers:
     With the inner loop on, a chunk is answered by the fast weights that the chunks before it left,
     as in training; T is then a multiple of ``teach.chunk``.
     """
-    size = model.cfg.loss_chunk
-    head_SD = model.head(params)
     rows, tokens = batch.tokens_BT.shape
-    state = model.init_state(params, rows, capacity=tokens)
-    if not cfg.teaches:
-        _, h_BTD = model.read(params, state, batch.tokens_BT, start="fresh")
-        loss_BT = token_loss(h_BTD, head_SD, batch.targets_BT, size)
-        return Answers(token_prediction(h_BTD, head_SD, size), loss_BT)
-
-    def chunk(state: PyTree, part: Batch) -> tuple[PyTree, Answers]:
-        _, h_BCD = model.read(params, state, part.tokens_BT)
-        state, taught = teach(
-            model,
-            params,
-            state,
-            part.tokens_BT,
-            part.targets_BT,
-            cfg.teach,
-            weights_BT=part.weights_BT,
-        )
-        return state, Answers(token_prediction(h_BCD, head_SD, size), taught.loss_BT)
-
-    grid = Rows(rows, tokens, start="aligned").grid(cfg.teach.chunk, jnp.zeros((rows,), jnp.int32))
-    parts = Batch(*(to_chunks(grid, x) for x in batch))
-    _, answers = jax.lax.scan(chunk, state, parts)
-    return Answers(*(from_chunks(grid, x) for x in answers))
+    _, taught = teach(
+        model,
+        params,
+        model.init_state(params, rows, capacity=tokens),
+        batch.tokens_BT,
+        batch.targets_BT,
+        cfg.teach,
+        measures=("loss", "prediction"),
+        weights_BT=batch.weights_BT,
+        start="fresh",
+    )
+    return Answers(taught.measures["prediction"], taught.loss_BT)

@@ -48,9 +48,9 @@ def test_stacks_equal_a_loop_over_blocks(taught: int, remat: str) -> None:
     call = make_call(cfg, state.now.context, Rows(ROWS, T))
 
     def stacks(params: PyTree, deltas: PyTree, x_BTD: Array, taps_LBTD: Array) -> Any:
-        entered, x_BTD = run_prefix(cfg, params, state, x_BTD, call)
+        entered, prefix = run_prefix(cfg, params, state, x_BTD, call)
         cursor, out = run_suffix(
-            cfg, params, entered.now, x_BTD, call, deltas, taps_LBTD, collect=True
+            cfg, params, entered.now, prefix.x_BTD, call, deltas, taps_LBTD, collect=True
         )
         parts = (entered.prefix, entered.entry, cursor.suffix)
         mixers = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *(p for p in parts if p))

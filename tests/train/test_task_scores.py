@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from helpers import products
 from test_trainer import assert_same_run, at
 from tiny import read_lines
 
@@ -127,6 +128,26 @@ def test_answers_are_what_the_model_says_token_by_token(taught: bool) -> None:
         still = from_config_dict(fields(model=changes["model"]))
         plain = jax.jit(lambda p, b: answer(model, p, b, still))(params, batch)
         assert np.abs(np.asarray(plain.loss_BT - got.loss_BT))[:, 4:].max() > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["off", "exact"])
+def test_answers_take_one_forward_pass(mode: str) -> None:
+    """Predictions and losses come from as many products as the losses of training."""
+    cms = {"periods": [4], "hidden": 24}
+    model_fields = {"block": "hope_attention", "cms": cms}
+    cfg = from_config_dict(fields(model=model_fields, teach={"mode": mode, "chunk": 4}))
+    model = build_model(cfg.model)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    x_BT = jax.numpy.zeros((3, 12), jax.numpy.int32)
+    batch = Batch(x_BT, x_BT, jax.numpy.ones((3, 12)), jax.numpy.ones_like(x_BT))
+
+    def losses(params: Any) -> Any:
+        state = model.init_state(params, 3, 12)
+        text = (x_BT, x_BT, cfg.teach)
+        return teach(model, params, state, *text, weights_BT=batch.weights_BT, start="fresh")[1]
+
+    got = products(lambda params: answer(model, params, batch, cfg), params)
+    assert got == products(lambda params: losses(params).loss_BT, params) > 10
 
 
 def test_tasks_mix_and_rows_are_a_function_of_the_seeds() -> None:
