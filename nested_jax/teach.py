@@ -121,8 +121,8 @@ def _check(
         )
     check_teach(model.cfg, cfg)
     model.check(state, tokens_BT)
-    if writes(model, cfg) and not state.fast:
-        raise ValueError("state: has no fast weights to write, wants one of model.init_state")
+    if writes(model, cfg) and not state.open:
+        raise ValueError("state: has no open chunk, wants one of model.init_state to write into")
 
 
 def _read_and_write(

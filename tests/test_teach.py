@@ -552,7 +552,7 @@ def test_initial_loss_is_near_uniform(size):
         ),
         (
             lambda m, p, s, t, y, c: teach(m, p, s._replace(fast=(), open=()), t, y, c),
-            "state: has no fast weights to write",
+            "state: has no open chunk, wants",
         ),
         (lambda m, p, s, t, y, c: m.apply(p, s, t, lengths_B=y), r"lengths_B: got int32\[2, 8\]"),
     ],

@@ -34,7 +34,7 @@ class Positions(NamedTuple):
     tokens: list[float]
 
     def means(self, parts: int = PARTS) -> list[float]:
-        """Return nats a token in each of `parts` equal parts; NaN where a part has no token."""
+        """Return nats per token in each of `parts` equal parts; NaN where a part has no token."""
         nats, tokens = (np.reshape(x, (parts, -1)).sum(axis=1) for x in self)
         return np.divide(nats, tokens, out=np.full(parts, np.nan), where=tokens > 0).tolist()
 

@@ -140,7 +140,7 @@ def rotary(x_BTHK: Array, position_BT: Array, theta: float) -> Array:
 
 
 class MLPWeights(NamedTuple):
-    """The matrices of a SwiGLU MLP: shared, [D, F] and [F, D], or one a sequence, with B first."""
+    """The matrices of a SwiGLU MLP: shared, [D, F] and [F, D], or one per sequence, B first."""
 
     gate: Array
     up: Array
@@ -148,7 +148,7 @@ class MLPWeights(NamedTuple):
 
 
 def contract(x_BTD: Array, weight: Array) -> Array:
-    """Multiply tokens by a matrix that is shared ([D, F]) or one a sequence ([B, D, F])."""
+    """Multiply tokens by a matrix that is shared ([D, F]) or one per sequence ([B, D, F])."""
     if weight.ndim == 2:
         return linear(x_BTD, weight)
     return jnp.einsum("btd,bdf->btf", x_BTD, weight)

@@ -94,7 +94,7 @@ class CMS(Layer):
         )
 
     def init_deltas(self, batch: int) -> tuple[PyTree, ...]:
-        """Return zero deltas, one tree a level with leaves [B, ...]."""
+        """Return zero deltas, one tree per level with leaves [B, ...]."""
 
         def zero(base: Array) -> PyTree:
             rank, dtype = self.cfg.cms.fast_rank, state_dtype(self.cfg.compute_dtype)
@@ -109,7 +109,7 @@ class CMS(Layer):
         return tuple(MLPWeights(*(zero(w) for w in weights)) for weights in self.weights)
 
     def rates(self) -> tuple[PyTree, ...]:
-        """Return the inner rate of every matrix, a token of summed loss; trees like the deltas."""
+        """Return the inner rate of every matrix, per token of summed loss, in trees as deltas."""
         rates, dtype = [], state_dtype(self.cfg.compute_dtype)
         for i in range(len(self.weights)):
             lr = jnp.full((3,), self.cfg.cms.level_lr(i), dtype)
@@ -161,10 +161,10 @@ class CMS(Layer):
         return y_BTD, recall_B
 
     def outputs(self, x_BTD: Array, taps: tuple[Array, ...] | None = None) -> tuple[Array, ...]:
-        """Return the residual stream behind every level without deltas, the fastest first.
+        """Return the residual stream after every level without deltas, the fastest first.
 
         Args:
-          taps: [B, T, D] each, added behind the levels: their gradient is the levels' signal.
+          taps: [B, T, D] each, added after the levels: their gradient is the levels' signal.
         """
         y_BTD, outputs = x_BTD, []
         for level in range(len(self.weights)):
@@ -198,7 +198,7 @@ class CMS(Layer):
 
 
 def no_recall(x_BTD: Array) -> Array:
-    """The recall of a chain without deltas: 0 a sequence."""
+    """The recall of a chain without deltas: 0 per sequence."""
     return jnp.zeros(x_BTD.shape[:1], state_dtype(x_BTD.dtype.name))
 
 

@@ -69,7 +69,7 @@ def self_modifying_spec(cfg: MemoryConfig) -> SelfModSpec:
         max_rate=rate_range(cfg, memory).ceiling,
         erase_stretch=cfg.erase_stretch,
         targets=cfg.targets,
-        writes="none" if cfg.frozen else "all",
+        frozen=cfg.frozen,
     )
 
 

@@ -67,7 +67,7 @@ from nested_jax.types import Array
 
 
 class MemoryAsContextState(NamedTuple):
-    """Caches have one slot a token of a segment, in order."""
+    """Caches have one slot per token of a segment, in order."""
 
     memory: NeuralMemoryState
     source: Matrices  # the memory as of the start of the open segment, which answers h

@@ -55,7 +55,7 @@ def sample(logits_BS: Array, key: Array, how: Sampling) -> Array:
 
 
 def _nucleus(logits_BS: Array, top_p: float) -> Array:
-    """Drop the tokens behind those whose probabilities, largest first, reach `top_p`."""
+    """Drop the tokens after those whose probabilities, largest first, reach `top_p`."""
     ranked_BS = jnp.flip(jnp.sort(logits_BS, axis=-1), axis=-1)
     p_BS = jax.nn.softmax(ranked_BS, axis=-1)
     before_BS = jnp.cumsum(p_BS, axis=-1) - p_BS  # the first token is always kept

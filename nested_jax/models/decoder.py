@@ -2,7 +2,7 @@
 
 MAD's auto-encoder (athms/mad-lab, mad/model/auto_encoder.py; biases left out): the last position of
 the residual stream, a fixed sine-cosine vector for the place that is asked, and two dense GELU
-layers that do not widen, each behind a norm.
+layers that do not widen, each after a norm.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def declare_decoder(key: Array, dim: int) -> dict[str, Declared]:
 def decode_last(params: PyTree, x_BTD: Array, eps: float) -> Array:
     """Return an output for each of the T places, made from the last position; same shape and dtype.
 
-    The final norm and the head come behind it. Causality does not hold: place 0 is answered by what
+    The final norm and the head come after it. Causality does not hold: place 0 is answered by what
     the last position knows.
     """
     places_TD = jnp.asarray(position_vectors(*x_BTD.shape[1:]), x_BTD.dtype)

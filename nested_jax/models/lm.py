@@ -311,14 +311,14 @@ class LanguageModel:
     def check(self, state: State, tokens_BT: Array) -> None:
         """Raise unless the state is of this model and of the batch size of the tokens.
 
-        A state that will only be read may be without fast weights.
+        A state that is only read needs no open chunk, and may then be without fast weights too.
         """
         self._check_inputs(tokens_BT)
         batch = tokens_BT.shape[0]
         capacity = state.now.context.slot_segment_BU.shape[1]
         want = _abstract_state(self, batch, max(capacity, 1))
-        if not state.fast and not state.open:
-            want = want._replace(fast=(), open=())
+        if not state.open:
+            want = want._replace(open=(), fast=want.fast if state.fast else ())
         got_leaves = jax.tree_util.tree_leaves_with_path(state)
         want_leaves = jax.tree_util.tree_leaves_with_path(want)
         same: bool = jax.tree.structure(state) == jax.tree.structure(want)  # type: ignore[operator]
@@ -335,7 +335,7 @@ class LanguageModel:
                 )
         if uses_slots(self.cfg) and tokens_BT.shape[1] > capacity:
             raise ValueError(
-                f"tokens: {tokens_BT.shape[1]} a sequence, but full attention holds {capacity}; "
+                f"tokens: {tokens_BT.shape[1]} per sequence, but full attention holds {capacity}; "
                 "raise model.max_len, or give init_state a larger capacity"
             )
 

@@ -18,7 +18,7 @@ from nested_jax.types import Array
 class Prefix(NamedTuple):
     """Keys and values that every token sees before all others: persistent tokens.
 
-    They stand nowhere, so that they meet the queries as they are before rotary positions.
+    They have no position, so queries meet them before rotary.
     """
 
     q_BTHK: Array
@@ -40,7 +40,7 @@ def softmax_attention(
     caller's dtype, sums and softmax in float32 (float64 for float64). Written out because it is
     differentiated twice (the inner gradient, then the outer through it) and because
     `jax.nn.dot_product_attention` takes a float64 softmax in float32. Heads stand before tokens in
-    every product, and the sum is divided by at the end, [T, V] numbers a head instead of [T, U].
+    every product, and the sum is divided by at the end, [T, V] numbers per head instead of [T, U].
     """
     batch, tokens, heads, _ = q_BTHK.shape
     groups, precise = k_BUGK.shape[2], state_dtype(q_BTHK.dtype.name)
@@ -224,7 +224,7 @@ def last(x_BU: Array, count: int, lengths_B: Array | None, tokens: int) -> Array
 
 
 def place(cache_BU: Array, x_BT: Array, slots_B: Array, lengths_B: Array | None) -> Array:
-    """Write the tokens of each row that exist behind its `slots_B` used slots."""
+    """Write the tokens of each row that exist after its `slots_B` used slots."""
     rows, tokens = x_BT.shape[:2]
     offset_BT = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32)[None, :], (rows, tokens))
     slot_BT = slots_B[:, None] + offset_BT

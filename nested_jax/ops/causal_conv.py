@@ -28,10 +28,10 @@ def causal_conv(
     joined = jnp.concatenate([tail, x], axis=1)
 
     def tap(lag: int) -> Array:
-        behind = jax.lax.slice_in_dim(joined, reach - lag, reach - lag + tokens, axis=1)
+        earlier = jax.lax.slice_in_dim(joined, reach - lag, reach - lag + tokens, axis=1)
         own_BT = position_BT >= lag
         own = own_BT.reshape(own_BT.shape + (1,) * (x.ndim - 2))
-        wide = widen(behind)
+        wide = widen(earlier)
         return jnp.where(own, wide * kernel[lag].astype(wide.dtype)[None, None], 0.0)
 
     y = sum((tap(lag) for lag in range(1, reach + 1)), tap(0))

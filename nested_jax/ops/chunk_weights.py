@@ -50,7 +50,7 @@ class Mix(NamedTuple):
 class ChunkWeights(NamedTuple):
     after: Mix  # row t: W_t
     before: Mix  # row t: the memory that token t finds, W_{t-1} or a fresh one
-    end: Mix  # one row: the memory behind the chunk
+    end: Mix  # one row: the memory after the chunk
     end_momentum: Mix | None  # one row: its momentum
 
 

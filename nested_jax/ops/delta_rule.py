@@ -55,7 +55,7 @@ def prepare_block(spec: MemorySpec, chunk: Chunk) -> Block:
     curvature_C = jnp.full_like(chunk.gates.rate_C, CURVATURE[spec.objective])
     if spec.gradient_at == "decayed":
         curvature_C = curvature_C * chunk.gates.keep_C
-    score = scores(before, k_CK, k_CK, k_CK if spec.erases(0) else None)
+    score = scores(before, k_CK, k_CK, k_CK if spec.erases else None)
     lower_CC = score.grad_RC * curvature_C[None, :]
     if score.erase_RC is not None:
         lower_CC = lower_CC + score.erase_RC
@@ -76,7 +76,7 @@ def write_block(
     found_CV = block.solve_CC @ (start_CV + block.target_CV)
     delta_CV = block.curvature_C[:, None] * found_CV - chunk.v_CV
     writes = Writes(chunk.k_CK, delta_CV)
-    if spec.erases(0):
+    if spec.erases:
         writes = Writes(chunk.k_CK, delta_CV, chunk.k_CK, found_CV)
     # The anchor of an online rule is the memory of the token before.
     after_write = spec.read == "token" and spec.order == "write_read"

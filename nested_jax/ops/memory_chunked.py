@@ -60,7 +60,7 @@ def prepare_chunk(spec: MemorySpec, chunk: Chunk) -> Prepared:
 
 @full_precision
 def prepare_writes(spec: MemorySpec, chunk: Chunk, weights: ChunkWeights) -> Prepared:
-    direction_CK = chunk.k_CK if spec.erases(0) else None
+    direction_CK = chunk.k_CK if spec.erases else None
     score = inverse_CC = None
     if spec.read == "token":
         score = scores(read_mix(spec, weights), chunk.q_CK, chunk.k_CK, direction_CK)
@@ -83,7 +83,7 @@ def write_chunk(
     for i, (x_CI, d_CO) in enumerate(zip(inputs, deltas, strict=True)):
         sources = (memory.fast[i], *memory.momentum[i : i + 1])
         writes = Writes(x_CI, d_CO)
-        if spec.erases(i):
+        if spec.erases:
             u_CI = x_CI if i == 0 else l2_normalize(x_CI)
             inverse_CC = erase_inverse(weights, u_CI) if i else prepared.inverse_CC
             assert inverse_CC is not None

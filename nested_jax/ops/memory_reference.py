@@ -45,7 +45,7 @@ def write_token(
     for i, (w_IO, grad_IO) in enumerate(zip(fast, grads, strict=True)):
         step_IO = increment(momentum[i] if spec.momentum else None, grad_IO, token.gates)
         unit_I = inputs[i] if i == 0 else l2_normalize(inputs[i])
-        kept_IO = RETAIN[spec.rule](w_IO, token.gates, unit_I if spec.erases(i) else None)
+        kept_IO = RETAIN[spec.rule](w_IO, token.gates, unit_I if spec.erases else None)
         written.append(kept_IO + step_IO)
         surprise.append(step_IO)
     return tuple(written), tuple(surprise) if spec.momentum else ()

@@ -21,8 +21,7 @@ class MemorySpec:
         dgd     W_t = (a_t I - eta_t u_t u_t^T) W_{t-1} + U_t   (NL Eq. 57 and 88)
 
     where U_t = -eta_t g_t, or with `momentum` U_t = S_t = mu_t S_{t-1} - eta_t g_t. The direction u
-    of the matrix that keys feed is the key; a matrix fed by a hidden activation z takes z / |z|
-    (`erase_hidden="unit"`) or is only retained (`"none"`).
+    of the matrix that keys feed is the key; of one that a hidden activation z feeds, z / |z|.
 
     `read="token"` answers a query from the running memory, W_t (`order="write_read"`) or W_{t-1}
     (`"read_write"`); `read="chunk"` answers it from the anchor, and the order makes no difference.
@@ -35,14 +34,12 @@ class MemorySpec:
       ValueError: an unknown name (with the known ones) or a combination without meaning.
     """
 
-    arch: Literal["linear", "mlp"] = "linear"
+    arch: Literal["linear", "mlp"] = "linear"  # W x, or x + W_1 act(W_2 x), NL Eq. 89 and 91
     depth: int = 2  # matrices of an mlp
     activation: Literal["gelu", "silu"] = "gelu"  # of an mlp
-    residual: bool = True  # of an mlp: M(x) = x + W_1 act(W_2 x), NL Eq. 89 and 91
     objective: Literal["l2", "dot"] = "l2"
     rule: Literal["gd", "titans", "dgd"] = "titans"
     momentum: bool = False  # of titans and dgd
-    erase_hidden: Literal["unit", "none"] = "unit"  # of dgd
     gradient_at: Literal["previous", "decayed"] = "previous"  # decayed: linear, chunk 1
     read: Literal["token", "chunk"] = "token"
     order: Literal["write_read", "read_write"] = "write_read"
@@ -88,8 +85,9 @@ class MemorySpec:
 
     @property
     def is_residual(self) -> bool:
-        return self.arch == "mlp" and self.residual
+        return self.arch == "mlp"
 
-    def erases(self, matrix: int) -> bool:
-        """Whether matrix `matrix` (0 is the one that keys feed) is written by delta descent."""
-        return self.rule == "dgd" and (matrix == 0 or self.erase_hidden == "unit")
+    @property
+    def erases(self) -> bool:
+        """Whether every matrix is written by delta descent."""
+        return self.rule == "dgd"

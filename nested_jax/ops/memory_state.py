@@ -150,8 +150,8 @@ def check_state(
     )
     require(
         not spec.is_residual or k == v,
-        "memory.residual",
-        spec.residual,
+        "memory.arch",
+        spec.arch,
         f"M(x) = x + ... wants equal key and value widths, got K={k}, V={v}",
     )
     for part, want in (("anchor", shapes), ("momentum", shapes if spec.momentum else [])):

@@ -57,10 +57,8 @@ class SelfModSpec:
     max_rate: float = 1.0
     erase_stretch: float = 0.0  # of the sigmoid of eps_t
     targets: Literal["self", "value"] = "self"  # unit(M̄(v_t)), or v_t itself
-    writes: Literal["all", "memory", "none"] = "all"  # which memories are not only read
-    remat: bool = (
-        True  # keep about sqrt(T / step) states for the backward pass, recompute the others
-    )
+    frozen: bool = False  # the memories are only read
+    remat: bool = True  # keep about sqrt(T / step) states for the backward pass, recompute others
 
     def __post_init__(self) -> None:
         unknown = [g for g in self.generators if g not in GENERATORS]

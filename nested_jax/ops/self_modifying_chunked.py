@@ -74,7 +74,7 @@ def write_generators(
     The anchor is returned as it was.
     """
     made = generate(spec, readout, generators.anchor or generators.fast, tokens)
-    if spec.writes != "all":
+    if spec.frozen:
         return generators, made
     gates = ChunkGates(made.rate_C, made.keep_C, tokens.momentum, live_C, None, made.erase_C)
     gates = _mask(gates)
@@ -163,7 +163,7 @@ def write_memory(
 ) -> tuple[Matrices, Matrices, Array]:
     """Write a chunk into M_mem of one head, with targets of its own making."""
     chunk = prepared.chunk
-    if spec.writes == "none":
+    if spec.frozen:
         return memory.fast, memory.momentum, memory_apply(spec.memory, memory.fast, chunk.q_CK)
     target_CV = make_target(spec, spec.memory, memory.anchor or memory.fast, chunk.v_CV)
     return write_chunk(

@@ -49,25 +49,26 @@ def step_self_modifying(
         target_BHV = target(s.anchor, v_BHV[:, :, None])[:, :, 0]
         return step_token(memory, s, HeadToken(q_BHK, k_BHK, target_BHV, gates))
 
-    generators, memory = (count_token(m.chunk, s) for m, s in zip(spec.specs, state, strict=True))
-    if spec.writes == "none":
+    if spec.frozen:
+        generators, memory = (
+            count_token(m.chunk, s) for m, s in zip(spec.specs, state, strict=True)
+        )
         read = jax.vmap(jax.vmap(partial(memory_apply, spec.memory)))
         return SelfModState(generators, memory), read(state.memory.fast, q_BHK)
-    if spec.writes == "all":
-        pace_HG = readout.pace_HG
-        if pace_HG is None:
-            pace_HG = jnp.ones((rate_BH.shape[1], len(spec.generators)), rate_BH.dtype)
+    pace_HG = readout.pace_HG
+    if pace_HG is None:
+        pace_HG = jnp.ones((rate_BH.shape[1], len(spec.generators)), rate_BH.dtype)
 
-        def write_slowly(s: MemoryState, pace_H: Array) -> MemoryState:
-            paced = gates._replace(rate=rate_BH * pace_H[None])
-            if gates.keep is not None:
-                paced = paced._replace(keep=1.0 - (1.0 - keep_BH) * pace_H[None])
-            if gates.erase is not None:
-                paced = paced._replace(erase=erase_BH * pace_H[None])
-            return write(spec.generator, s, paced)[0]
+    def write_slowly(s: MemoryState, pace_H: Array) -> MemoryState:
+        paced = gates._replace(rate=rate_BH * pace_H[None])
+        if gates.keep is not None:
+            paced = paced._replace(keep=1.0 - (1.0 - keep_BH) * pace_H[None])
+        if gates.erase is not None:
+            paced = paced._replace(erase=erase_BH * pace_H[None])
+        return write(spec.generator, s, paced)[0]
 
-        each = jax.vmap(write_slowly, in_axes=(EACH, 1), out_axes=EACH)
-        generators = each(state.generators, pace_HG)
+    each = jax.vmap(write_slowly, in_axes=(EACH, 1), out_axes=EACH)
+    generators = each(state.generators, pace_HG)
     memory, y_BHV = write(spec.memory, state.memory, gates)
     return SelfModState(generators, memory), y_BHV
 

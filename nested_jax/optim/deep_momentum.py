@@ -1,4 +1,27 @@
-"""Deep momentum: momentum as an associative memory of gradients, in variants (NL Eq. 47-52)."""
+r"""Deep momentum: momentum as an associative memory of gradients, in variants (NL Eq. 47-52).
+
+A mapping phi of the gradient is stored in a decaying memory, which is read through sigma:
+
+.. math::
+  m_t = \beta m_{t-1} + (1 - \beta) \phi(g_t) \qquad u_t = \sigma(m_t / (1 - \beta^t))
+
+==================  ==========================================  ==============================
+variant             phi                                         sigma
+==================  ==========================================  ==============================
+``momentum``        g / ||g||_F (Eq. 33, per matrix)            0.2 sqrt(in * out) m
+``preconditioned``  P g, P = 1 / (sqrt(v / (1 - beta2^t)) + e)  m  (Eq. 47)
+``feature``         tanh(g / rms(g)), a feature map (Eq. 51)    0.2 m
+``muon``            g                                           0.2 sqrt(max) NS(m)  (Eq. 52)
+==================  ==========================================  ==============================
+
+v is the average of g^2. `preconditioned` divides before it averages, Adam after: a rare large
+gradient leaves the memory at the size it came in with. Every variant is bias-corrected and
+gives steps of RMS about 0.2 to 0.4 per element, so that rates carry over from AdamW and Muon.
+
+Not here: the L2 objective of Eq. 48-49 is `scale_by_delta_momentum`, and the decay of the
+weights along their input (Eq. 57) is `scale_by_delta_gradient`. An MLP in place of m (Eq. 50)
+is left out: the paper gives neither its keys nor an objective that bounds it.
+"""
 
 from __future__ import annotations
 
@@ -37,27 +60,7 @@ def scale_by_deep_momentum(
     steps: int = 5,
     dims: PyTree | None = None,
 ) -> optax.GradientTransformation:
-    r"""Store a mapping phi of the gradient in a decaying memory and read it through sigma.
-
-    .. math::
-      m_t = \beta m_{t-1} + (1 - \beta) \phi(g_t) \qquad u_t = \sigma(m_t / (1 - \beta^t))
-
-    ==================  ==========================================  ==============================
-    variant             phi                                         sigma
-    ==================  ==========================================  ==============================
-    ``momentum``        g / ||g||_F (Eq. 33, per matrix)            0.2 sqrt(in * out) m
-    ``preconditioned``  P g, P = 1 / (sqrt(v / (1 - beta2^t)) + e)  m  (Eq. 47)
-    ``feature``         tanh(g / rms(g)), a feature map (Eq. 51)    0.2 m
-    ``muon``            g                                           0.2 sqrt(max) NS(m)  (Eq. 52)
-    ==================  ==========================================  ==============================
-
-    v is the average of g^2. `preconditioned` divides before it averages, Adam after: a rare large
-    gradient leaves the memory at the size it came in with. Every variant is bias-corrected and
-    gives steps of RMS about 0.2 to 0.4 a element, so that rates carry over from AdamW and Muon.
-
-    Not here: the L2 objective of Eq. 48-49 is `scale_by_delta_momentum`, and the decay of the
-    weights along their input (Eq. 57) is `scale_by_delta_gradient`. An MLP in place of m (Eq. 50)
-    is left out: the paper gives neither its keys nor an objective that bounds it.
+    """Store a mapping of the gradient in a decaying memory and read it; see the module.
 
     Args:
       beta: retention of the memory.

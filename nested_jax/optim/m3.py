@@ -1,4 +1,21 @@
-"""M3, multi-scale momentum Muon: a continuum memory system for gradients (NL Alg. 1, Eq. 75)."""
+r"""M3, multi-scale momentum Muon: a continuum memory system for gradients (NL Alg. 1, Eq. 75).
+
+``form="literal"``, as printed (NL Alg. 1): the accumulators never decay.
+
+.. math::
+  M^1_t &= M^1_{t-1} + \beta_1 g_t \qquad V_t = V_{t-1} + \beta_2 g_t^2 \\
+  M^2_t &= M^2_{t-1} + \beta_3 \textstyle\sum g \quad \text{every `period` steps} \\
+  u_t &= (NS(M^1_t) + \alpha NS(M^2)) / (\sqrt{V_t} + \epsilon)
+
+Its step shrinks like AdaGrad's and scales as 1 / |g|: it wants a learning rate of the size of
+the gradients. The slow momentum is updated after the step that completes a period, so a step
+uses the M2 of complete earlier periods, as the outer loop of the algorithm has it. (Its sum
+runs from (k-1)f to kf, one gradient too many; here every gradient counts once.)
+
+``form="ema"``: each accumulator becomes an exponential average, beta * old + (1 - beta) * new,
+V is bias-corrected, and the step of every matrix is rescaled to the norm that a Muon step has
+there, so that V and alpha decide the direction and a learning rate of Muon's size fits.
+"""
 
 from __future__ import annotations
 
@@ -51,23 +68,7 @@ class M3State(NamedTuple):
 def scale_by_m3(
     hyper: M3 | None = None, *, dims: PyTree | None = None
 ) -> optax.GradientTransformation:
-    r"""Two orthogonalised momenta of different periods over a root of the second moment.
-
-    ``form="literal"``, as printed (NL Alg. 1): the accumulators never decay.
-
-    .. math::
-      M^1_t &= M^1_{t-1} + \beta_1 g_t \qquad V_t = V_{t-1} + \beta_2 g_t^2 \\
-      M^2_t &= M^2_{t-1} + \beta_3 \textstyle\sum g \quad \text{every `period` steps} \\
-      u_t &= (NS(M^1_t) + \alpha NS(M^2)) / (\sqrt{V_t} + \epsilon)
-
-    Its step shrinks like AdaGrad's and scales as 1 / |g|: it wants a learning rate of the size of
-    the gradients. The slow momentum is updated after the step that completes a period, so a step
-    uses the M2 of complete earlier periods, as the outer loop of the algorithm has it. (Its sum
-    runs from (k-1)f to kf, one gradient too many; here every gradient counts once.)
-
-    ``form="ema"``: each accumulator becomes an exponential average, beta * old + (1 - beta) * new,
-    V is bias-corrected, and the step of every matrix is rescaled to the norm that a Muon step has
-    there, so that V and alpha decide the direction and a learning rate of Muon's size fits.
+    """Two orthogonalised momenta of different periods over a root of the second moment.
 
     Args:
       dims: tree of `MatrixDims`; None takes the last two axes of every leaf as [in, out].

@@ -1,4 +1,4 @@
-"""The held-out loss of a run, in nats a token and in bits a byte, on a fixed set."""
+"""The held-out loss of a run, in nats per token and in bits per byte, on a fixed set."""
 
 from __future__ import annotations
 

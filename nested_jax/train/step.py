@@ -19,7 +19,7 @@ from nested_jax.train.state import TrainState
 from nested_jax.types import Array, Batch, PyTree
 
 Metrics = dict[str, Array]  # flat; float32 scalars of one step
-# (params, carry, batch, step) -> (mean loss a token, (carry, metrics))
+# (params, carry, batch, step) -> (mean loss per token, (carry, metrics))
 Loss = Callable[[PyTree, PyTree, Batch, Array], tuple[Array, tuple[PyTree, Metrics]]]
 
 
@@ -74,7 +74,7 @@ def new_carry(cfg: Config, model: Any, params: PyTree, rows: int) -> PyTree:
 def eval_step(state: TrainState, batch: Batch, program: Program) -> tuple[PyTree, Metrics]:
     """Score `batch` as training does, each chunk before the write that it causes.
 
-    Returns the carry behind the batch, and the metrics.
+    Returns the carry after the batch, and the metrics.
     """
     _, carry_and_metrics = program.loss(state.params, state.carry, batch, state.step)
     return carry_and_metrics

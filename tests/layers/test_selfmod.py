@@ -43,14 +43,13 @@ def test_generators_that_never_write_make_it_titans(rule: str, arch: str, float6
         replace(memory, chunk=2, read="chunk"),
         ("k", "v", "rate", "keep"),
         targets="value",
-        writes="memory",
     )
     keys = iter(jax.random.split(jax.random.key(0), 20))
     normal = lambda *shape: jax.random.normal(next(keys), shape)  # noqa: E731
     matrices = memory.num_matrices
     generators0 = tuple(normal(H, 4, K, K) for _ in range(matrices))
     memory0 = tuple(normal(H, K, K) / 2 for _ in range(matrices))
-    readout = GateReadout(normal(H, K), normal(H), normal(H, K), 2 + normal(H))
+    readout = GateReadout(normal(H, K), normal(H), normal(H, K), 2 + normal(H), jnp.zeros((H, 4)))
     momentum_BTH = jax.nn.sigmoid(normal(B, T, H))
     x_BTHK, q_BTHK = l2_normalize(normal(B, T, H, K)), normal(B, T, H, K)
     inputs = SelfModInputs(x_BTHK, q_BTHK, None, None, momentum_BTH)

@@ -47,12 +47,8 @@ def every_spec() -> list[MemorySpec]:
     """Return all specs of chunk 3, and MLPs of other depths, kinds and chunk 1."""
     base = MemorySpec(arch="mlp", rule="dgd", momentum=True, chunk=CHUNK)
     variants = [
-        replace(base, erase_hidden="none"),
-        replace(base, erase_hidden="none", momentum=False, order="read_write"),
         replace(base, depth=1),
         replace(base, depth=3, activation="silu"),
-        replace(base, residual=False, depth=3),
-        replace(base, rule="titans", residual=False),
     ]
     online = [replace(s, chunk=1) for s in make_specs("mlp")[::5]]
     return make_specs("linear") + make_specs("mlp") + variants + online
@@ -65,8 +61,6 @@ def name(spec: MemorySpec) -> str:
     parts += [spec.order] if spec.read == "token" else []
     parts += [f"c{spec.chunk}"] if spec.chunk != CHUNK else []
     parts += ["decayed"] if spec.gradient_at == "decayed" else []
-    parts += [] if spec.erase_hidden == "unit" else ["retained"]
-    parts += ["plain"] if spec.arch == "mlp" and not spec.residual else []
     return "-".join(parts)
 
 

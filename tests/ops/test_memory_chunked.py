@@ -47,9 +47,9 @@ QUICK = {
     "linear-l2-dgd-token-read_write",
     "mlp2-dot-gd-chunk",
     "mlp2-l2-titans+m-token-read_write",
-    "mlp2-l2-dgd-token-read_write-retained",
+    "mlp2-l2-dgd-token-read_write",
     "mlp3-l2-dgd+m-token-write_read",
-    "mlp2-l2-titans+m-token-write_read-plain",
+    "mlp2-l2-titans+m-token-write_read",
 }
 
 
@@ -269,7 +269,9 @@ def test_errors_name_what_is_wrong() -> None:
         run(state, inputs, initial=state)
     with pytest.raises(ValueError, match=r"rows=\(2, 6\): wants \(2, 5\), as the inputs"):
         run(state, inputs, Rows(B, 6))
-    wide = MemoryState(*(make_state(MemorySpec(arch="mlp", residual=False), jnp.float32)))
+    deep = make_state(MemorySpec(arch="mlp"), jnp.float32)
+    widened = (deep.fast[0], jnp.pad(deep.fast[1], [(0, 0)] * 3 + [(0, 1)]))
+    wide = deep._replace(fast=widened, anchor=widened)
     narrow = make_inputs(MemorySpec(arch="linear"), 5, jnp.float32)
     with pytest.raises(ValueError, match=f"equal key and value widths, got K={K}, V=5"):
         memory_chunked(MemorySpec(arch="mlp"), wide, narrow)

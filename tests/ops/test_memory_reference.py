@@ -25,8 +25,8 @@ BASE = MemorySpec(arch="mlp", depth=2, rule="titans", momentum=True, chunk=CHUNK
 SPECS = [
     BASE,
     replace(BASE, rule="gd", momentum=False, objective="dot", read="chunk"),
-    replace(BASE, rule="dgd", order="read_write", residual=False, depth=3),
-    replace(BASE, rule="dgd", momentum=False, erase_hidden="none", chunk=1),
+    replace(BASE, rule="dgd", order="read_write", depth=3),
+    replace(BASE, rule="dgd", momentum=False, chunk=1),
     replace(BASE, arch="linear", objective="dot", chunk=1),
     replace(BASE, arch="linear", rule="dgd", objective="l2"),
 ]
@@ -74,7 +74,7 @@ def one_head(spec: MemorySpec, x: dict[str, np.ndarray], start: list[np.ndarray]
         for i, g in enumerate(grads):
             s[i] = (x["momentum"][t] * s[i] if spec.momentum else 0.0) - x["rate"][t] * g
             kept = keep * w[i]
-            if spec.rule == "dgd" and (i == 0 or spec.erase_hidden == "unit"):
+            if spec.rule == "dgd":
                 u = inputs[i] / (np.linalg.norm(inputs[i]) if i else 1.0)
                 kept = kept - x.get("erase", x["rate"])[t] * np.outer(u, u @ w[i])
             w[i] = kept + s[i]

@@ -19,18 +19,12 @@ def with_singular_values(values: np.ndarray, rows: int, columns: int) -> np.ndar
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(8, 12), (12, 8)])
-@pytest.mark.parametrize(
-    ("polynomial", "steps", "least", "band"),
-    [("quintic", 5, 0.003, (0.68, 1.21)), ("cubic", 10, 0.05, (0.999, 1.001))],
-)
-def test_singular_values(
-    rows: int, columns: int, polynomial: str, steps: int, least: float, band: tuple[float, float]
-) -> None:
-    values = np.geomspace(4 * least, 1.0, 8)  # their norm, which is divided out, is below 3
+def test_singular_values(rows: int, columns: int) -> None:
+    values = np.geomspace(4 * 0.003, 1.0, 8)  # their norm, which is divided out, is below 3
     x = with_singular_values(values, rows, columns)
-    y = np.asarray(newton_schulz(jnp.asarray(x, jnp.float32), steps, polynomial))
+    y = np.asarray(newton_schulz(jnp.asarray(x, jnp.float32)))
     got = np.linalg.svd(y, compute_uv=False)
-    assert np.all((got >= band[0]) & (got <= band[1])), got
+    assert np.all((got >= 0.68) & (got <= 1.21)), got
     u, _, vt = np.linalg.svd(x, full_matrices=False)
     outside = u.T @ y @ vt.T
     assert np.abs(outside - np.diag(np.diag(outside))).max() < 1e-4
@@ -51,7 +45,5 @@ def test_a_zero_matrix_stays_zero_with_a_finite_gradient() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="polynomial='septic': known: quintic, cubic"):
-        newton_schulz(jnp.eye(2), polynomial="septic")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="wants at least two axes"):
         newton_schulz(jnp.ones(3))
