@@ -17,7 +17,7 @@ LAYERS = [
     {"nested_jax.ops", "nested_jax.sharding", "nested_jax.data", "nested_jax.losses"},
     {"nested_jax.layers", "nested_jax.optim"},
     {"nested_jax.models"},
-    {"nested_jax.teach", "nested_jax.outer_loss", "nested_jax.surprise"},
+    {"nested_jax.teach_chunk", "nested_jax.teach", "nested_jax.outer_loss", "nested_jax.surprise"},
     {
         "nested_jax.train",
         "nested_jax.hub",
