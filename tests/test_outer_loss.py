@@ -405,10 +405,6 @@ def test_weight_zero_disturbs_nothing() -> None:
         ({"carry": "lstm"}, r"train.carry='lstm'"),
         ({"label_smoothing": 1.0}, r"train.label_smoothing=1.0: wants 0 or more, less than 1"),
         ({"label_smoothing": -0.1}, r"train.label_smoothing=-0.1: wants 0 or more"),
-        (
-            {"label_smoothing": 0.1, "surprise": (0.1, 0.1)},
-            r"wants teach.mode='off' and model.cms.sur",
-        ),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
