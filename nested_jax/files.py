@@ -175,10 +175,9 @@ def owner_of(folder: Path) -> Owner | None:
 
 
 def describe(owner: Owner, lock: Path) -> str:
-    text = f"process {owner.pid} on {owner.host} since {owner.since} ({owner.command})"
-    if owner.is_elsewhere():
-        text += f"; if that machine is dead, remove {lock}"
-    return text
+    text = f"process {owner.pid} on {owner.host} since {owner.since} ({owner.command}); "
+    advice = "if that machine is dead, remove" if owner.is_elsewhere() else "its lock is"
+    return f"{text}{advice} {lock}"
 
 
 def take(lock: Path) -> IO[bytes] | None:

@@ -70,7 +70,7 @@ def write(flags: argparse.Namespace) -> Iterator[str]:
     """Yield the prompt, then text as it is written."""
     require(flags.max_tokens >= 1, "--max-tokens", flags.max_tokens, "wants at least 1")
     how = Sampling(flags.temperature, flags.top_k, flags.top_p)  # checked before anything is read
-    prompt = flags.prompt if flags.prompt_file is None else flags.prompt_file.read_text("utf-8")
+    prompt = flags.prompt if flags.prompt_file is None else read_prompt(flags.prompt_file)
     require(prompt != "", "--prompt", prompt, "wants some text")
     opened = open_checkpoint(flags.checkpoint)
     tokenizer, cfg = opened.text_tokenizer, opened.cfg
@@ -89,6 +89,18 @@ def write(flags: argparse.Namespace) -> Iterator[str]:
     )
     yield prompt
     yield from decoded(tokenizer, steps)
+
+
+def read_prompt(file: Path) -> str:
+    """Return the text of --prompt-file.
+
+    Raises:
+      ValueError: it is not UTF-8.
+    """
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompt-file={str(file)!r}: is not UTF-8 ({error})") from error
 
 
 def decoded(tokenizer: Tokenizer, steps: Iterator[np.ndarray]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import socket
@@ -31,6 +32,7 @@ from tiny import (
 
 import launch as launcher
 from nested_jax.errors import NotWrittenError
+from nested_jax.files import hold_folder
 from nested_jax.train.checkpoint import load_checkpoint
 from nested_jax.train.signals import Stopped
 from nested_jax.train.stop_rules import Diverged
@@ -325,6 +327,21 @@ def test_two_processes_stop_together_and_one_goes_on(
         for name in a:
             if name not in TIMINGS:
                 assert a[name] == pytest.approx(b[name], rel=2e-4), (a["step"], name)
+
+
+@pytest.mark.slow
+def test_a_second_run_of_two_processes_is_refused_in_both(config: Path, tmp_path: Path) -> None:
+    """Process 0 holds the workdir for its run, and finds it held for the other."""
+    run = tmp_path / "run"
+    with hold_folder(run):
+        both = launch_two(config, run)
+        outputs = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2], outputs
+    assert f"{run} is in use by process {os.getpid()} on " in outputs[0]
+    assert "process 0 of this run could not take it" in outputs[1]
+    both = launch_two(config, run, "--config.train.steps=2")
+    outputs = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
 
 
 # --- meshes --------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,11 +71,9 @@ class MetricsFile:
         self._file.truncate(min(found, size))
 
     def write(self, line: Mapping[str, Any]) -> None:
-        try:
+        with self._named():
             self._file.write(json.dumps(finite(line)).encode() + b"\n")
             self._file.flush()
-        except OSError as error:  # Python does not say which file was full
-            raise OSError(error.errno, error.strerror, self.name) from error
 
     def sync(self) -> int:
         """Put all lines on disk; return the length of the file in bytes.
@@ -83,15 +81,25 @@ class MetricsFile:
         Raises:
           OSError: they cannot be written, or the file is not there any more.
         """
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._named():
+            self._file.flush()
+            os.fsync(self._file.fileno())
         found = os.fstat(self._file.fileno())
         if not os.path.exists(self.name) or not os.path.samestat(found, os.stat(self.name)):
             raise FileNotFoundError(errno.ENOENT, "was moved or removed by others", self.name)
         return found.st_size
 
     def close(self) -> None:
-        self._file.close()
+        with self._named():
+            self._file.close()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say which file was full; Python does not."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.name) from error
 
 
 def finite(line: Mapping[str, Any]) -> dict[str, Any]:

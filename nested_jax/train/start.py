@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from nested_jax.config.schema import to_dict
 from nested_jax.data.identity import data_identity, train_order_sha256
 from nested_jax.data.pipeline import BatchIterator, make_train_iterator
 from nested_jax.errors import require
-from nested_jax.files import write_json
+from nested_jax.files import write_bytes, write_json
 from nested_jax.train.checkpoint import Checkpoints, Restored
 from nested_jax.train.layout import sharding_of
 from nested_jax.train.plan import Plan
@@ -93,4 +92,4 @@ def write_beginning(plan: Plan) -> None:
     tokenizer = plan.data.tokenizer_path
     if tokenizer is not None:
         # A checkpoint can then be used where the data, or their cache, are not.
-        shutil.copyfile(tokenizer, plan.workdir / tokenizer.name)
+        write_bytes(plan.workdir / tokenizer.name, tokenizer.read_bytes())

@@ -264,6 +264,15 @@ def test_a_tokenizer_that_is_missing_or_of_another_run_is_refused(
     assert not (run.parent / "out").exists()
 
 
+def test_a_prompt_that_is_not_text_is_named(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompt").write_bytes(b"caf\xe9")
+    flags = ["--checkpoint", str(finished), "--prompt-file", str(tmp_path / "prompt")]
+    assert generate.main(flags) == 2
+    assert f"--prompt-file='{tmp_path / 'prompt'}': is not UTF-8" in capsys.readouterr().err
+
+
 def test_a_model_of_synthetic_tasks_reads_no_text(run: Path) -> None:
     opened = Opened(find_checkpoint(run), {}, None)
     with pytest.raises(ValueError, match="was trained on synthetic tasks and reads no text"):
