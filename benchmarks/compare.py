@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,21 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from eval.core.flags import split_rest  # noqa: E402
+from eval.core.report import mean_spread  # noqa: E402
+from eval.core.report import table as markdown_table  # noqa: E402
 from eval.core.same_text import TRAIN_ORDER, VALID_TEXT, Named, odd_ones  # noqa: E402
+from eval.proof.process import drive  # noqa: E402
+
+HEADER = (
+    "variant",
+    "seeds",
+    "tokens",
+    "held-out loss",
+    "bits per byte",
+    "difference",
+    "step time",
+)
 
 
 class Comparison(NamedTuple):
@@ -85,18 +98,20 @@ class Result(NamedTuple):
 
 
 def run(comparison: Comparison, variant: str, seed: int, workdir: Path, extra: list[str]) -> None:
-    """Run launch.py to the end, going on where a killed run left off.
+    """Run launch.py to the end, going on where a killed run left off; its log lies beside it.
 
     Raises:
       SystemExit: with the status of launch.py if it failed.
     """
-    command = [sys.executable, str(ROOT / "launch.py"), "--config", comparison.config]
-    command += ["--workdir", str(workdir), f"--config.seed={seed}"]
-    command += [*extra, *comparison.variants[variant]]
+    command = ["launch.py", "--config", comparison.config, "--workdir", str(workdir)]
+    command += [f"--config.seed={seed}", *extra, *comparison.variants[variant]]
     print(f"{workdir}: running", file=sys.stderr, flush=True)
-    status = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
-    if status:
-        raise SystemExit(status)
+    ended = drive(command, workdir, workdir.parent / "compiled")
+    if ended is None:
+        raise SystemExit(f"{workdir}: left to the driver that is running it")
+    if ended.status:
+        print(ended.last, file=sys.stderr)
+        raise SystemExit(ended.status)
 
 
 def read(workdir: Path) -> Result | None:
@@ -120,24 +135,20 @@ def slug(variant: str) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{deviation}"
+    return mean_spread(values, 1.0, 4)
 
 
 def table(results: dict[str, dict[int, Result]]) -> str:
     """Return Markdown: a line for each variant that has a result."""
     first = next(iter(results.values()))
-    lines = [
-        "| variant | seeds | tokens | held-out loss | bits a byte | difference | step time |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for variant, runs in results.items():
         if not runs:
             continue
         both = sorted(runs.keys() & first.keys())
         apart = [runs[seed].valid_loss - first[seed].valid_loss for seed in both]
         ratio = [runs[seed].step_s / first[seed].step_s for seed in both]
-        cells = [
+        row = [
             variant,
             str(len(runs)),
             f"{next(iter(runs.values())).tokens:,}",
@@ -146,8 +157,8 @@ def table(results: dict[str, dict[int, Result]]) -> str:
             spread(apart) if apart and runs is not first else "",
             f"{statistics.median(ratio):.2f}" if ratio else "",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, *not_comparable(results)])
+        lines.append(row)
+    return "\n".join([markdown_table(HEADER, lines), *not_comparable(results)])
 
 
 def not_comparable(results: dict[str, dict[int, Result]]) -> list[str]:
@@ -164,11 +175,7 @@ def not_comparable(results: dict[str, dict[int, Result]]) -> list[str]:
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    arguments, extra = (
-        (arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :])
-        if "--" in arguments
-        else (arguments, [])
-    )
+    arguments, extra = split_rest(arguments)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

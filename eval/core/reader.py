@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -71,10 +71,17 @@ class Reader(Protocol):
 
 
 class ModelReader:
-    """A `Reader` of a model of ours, on any mesh. Steps are compiled once for each shape."""
+    """A `Reader` of a model of ours, on any mesh. Steps are compiled once for each shape.
 
-    def __init__(self, model: LanguageModel, params: PyTree, mesh: Mesh | None = None) -> None:
-        self.model = model
+    Args:
+      symbols: ids from this one on stand for nothing: they are never written and never the
+        likeliest (0: all ids stand for something).
+    """
+
+    def __init__(
+        self, model: LanguageModel, params: PyTree, mesh: Mesh | None = None, symbols: int = 0
+    ) -> None:
+        self.model, self.symbols = model, symbols
         self.mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
         self.limit = model.cfg.max_len if uses_slots(model.cfg) else None
         self.row_multiple = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
@@ -140,7 +147,8 @@ class ModelReader:
             key = jax.random.key(draw.seed)
             (last,) = self.put(last_B)
             first = jnp.int32(draw.first)
-            state, tokens_BT = self._decode(self.params, state, last, (key, first), count, draw.how)
+            how = replace(draw.how, symbols=self.symbols)
+            state, tokens_BT = self._decode(self.params, state, last, (key, first), count, how)
             return state, np.asarray(tokens_BT)
 
 

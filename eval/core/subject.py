@@ -102,13 +102,13 @@ def load_subject(
     cfg, folder = opened.cfg, opened.saved.folder
     tokenizer = opened.tokenizer or cast(Tokenizer, NoText(name, identity(cfg.data.task)))
     model = build_model(cfg.model)
-    scorer = Scorer(ModelReader(model, opened.params, mesh), batch_size, batch_tokens)
+    reader = ModelReader(model, opened.params, mesh, opened.symbols)
     return Subject(
         name=name,
         cfg=cfg,
         step=opened.step,
         tokenizer=tokenizer,
-        scorer=scorer,
+        scorer=Scorer(reader, batch_size, batch_tokens),
         parameters=count_parameters(model.param_info()),
         checkpoint=folder,
         checkpoint_sha256=checkpoint_hash(folder),

@@ -9,11 +9,8 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,26 +19,16 @@ from typing import Any, NamedTuple
 
 import jax
 
-from eval.proof.suites import Budget, Case, Model, Suite
+from eval.proof.plan import Budget, Case, Model, Suite
+from eval.proof.process import drive, log_file
 from nested_jax.config import Config, from_saved, load_config, parse_overrides
 from nested_jax.config.schema import difference, to_dict
 from nested_jax.errors import ROOT, require
-from nested_jax.files import owner_of, try_flock, write_json
+from nested_jax.files import write_json
 from nested_jax.models.flops import count_parameters
 from nested_jax.models.lm import build_model
 
 TOLERANCE = 0.02  # by which the parameters of two models of a case may differ
-POLL = 0.2  # seconds between looks at a running cell
-STOPPED = (130, 143)  # exit statuses of a run that a signal stopped, after saving
-# Buffers in huge pages, which glibc keeps between steps instead of giving them back to the kernel:
-# README, "Use".
-HUGE_PAGES = ":".join(
-    (
-        "glibc.malloc.hugetlb=1",
-        "glibc.malloc.mmap_threshold=17179869184",
-        "glibc.malloc.trim_threshold=17179869184",
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -255,32 +242,13 @@ def run_cell(cell: Cell, out: Path, cores: tuple[int, ...], stop: threading.Even
     if cell.before and read_result(cell.before, out).failed:
         record_failure(cell, out, 2, f"goes on from {cell.before.folder}, which failed")
         return
-    environ = {**os.environ}
-    environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "compiled"))
-    environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)
-    command = [sys.executable, *cell.command_in(out)]
-    with open(log_file(workdir), "ab") as log:
-        # The run inherits the lock with its output: it outlives a driver that is killed.
-        if try_flock(log) is False or owner_of(workdir) or finished(cell, out):
-            return
-        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)
-        pin(process.pid, cores)
-        while process.poll() is None:
-            if stop.wait(POLL):
-                process.terminate()  # it saves, and goes on from there the next time
-                process.wait()
-        status = process.returncode
-    if status < 0 or status in STOPPED:
-        raise KeyboardInterrupt
-    if status == 2 and owner_of(workdir):
-        return  # another machine's driver, which the lock of the log does not stop, was quicker
-    if status:
-        with open(log.name, encoding="utf-8", errors="replace") as text:
-            last = "".join(text.read().strip().splitlines()[-1:])
-        if not last.startswith("launch.py: "):
-            raise RuntimeError(f"{log.name}: exit status {status}: {last}")  # a defect, no result
-        record_failure(cell, out, status, last)
+    command = cell.command_in(out)
+    ended = drive(command, workdir, out / "compiled", cores, stop, lambda: finished(cell, out))
+    if ended is None or not ended.status:
+        return
+    if not ended.last.startswith("launch.py: "):  # a defect, no result
+        raise RuntimeError(f"{log_file(workdir)}: exit status {ended.status}: {ended.last}")
+    record_failure(cell, out, ended.status, ended.last)
 
 
 def config_in(cell: Cell, out: Path) -> dict[str, Any]:
@@ -293,24 +261,6 @@ def config_in(cell: Cell, out: Path) -> dict[str, Any]:
 def record_failure(cell: Cell, out: Path, status: int, error: str) -> None:
     failure = {"status": status, "error": error, "config": config_in(cell, out)}
     write_json(failure_file(cell.workdir(out)), failure)
-
-
-def log_file(workdir: Path) -> Path:
-    return workdir.with_name(workdir.name + ".log")
-
-
-def pin(process: int, cores: tuple[int, ...]) -> None:
-    """Keep a process to some cores, where the system can."""
-    if cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(process, cores)
-
-
-def share_cores(jobs: int) -> list[tuple[int, ...]]:
-    """Divide the cores of this process among `jobs` workers; () pins nothing."""
-    if not hasattr(os, "sched_getaffinity"):
-        return [()] * jobs
-    cores = sorted(os.sched_getaffinity(0))
-    return [tuple(cores[i::jobs]) for i in range(jobs)]
 
 
 def read_result(cell: Cell, out: Path) -> Result:

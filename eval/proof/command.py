@@ -36,13 +36,14 @@ from eval.proof.cells import (
     plan_cells,
     read_result,
     run_cell,
-    share_cores,
 )
 from eval.proof.documented import Known, beside, numbers, read_documented
+from eval.proof.plan import Budget, Suite
 from eval.proof.positions import positions
+from eval.proof.process import share_cores
 from eval.proof.records import add_records, read_lines, read_records
 from eval.proof.report import score_of, write_report
-from eval.proof.suites import REAL_TEXT, SUITES, Budget, Suite
+from eval.proof.suites import REAL_TEXT, SUITES
 from nested_jax.errors import ROOT, require
 
 DEFAULT = ("formal", "mqar")  # suites

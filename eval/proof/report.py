@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from eval.core.report import mean_spread, table
 from eval.proof.cells import Cell, Result, parameters, shown
+from eval.proof.plan import Budget
 from eval.proof.plots import draw
 from eval.proof.positions import position_tables
+from eval.proof.published import Published
 from eval.proof.same_text import other_text, text_lines
-from eval.proof.suites import Budget, Published
 from nested_jax.data.synthetic.formal import Formal
 from nested_jax.data.synthetic.rows import task_of
 from nested_jax.data.synthetic.task import Task

@@ -1,74 +1,16 @@
 """What `python -m eval proof` runs: tasks, models, budgets, and the published numbers beside ours.
 
 Data only. A model is the fields that it adds to the argument of the config file; every other field
-(data, order, steps, rows a step, learning rates, seeds) is the same for all models of a suite.
+(data, order, steps, rows per step, learning rates, seeds) is the same for all models of a suite. A
+budget is cases, models, steps, rows per step, peak learning rates and seeds.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from eval.proof import published
-from eval.proof.published import Published
-
-
-class Model(NamedTuple):
-    """A model of a suite."""
-
-    argument: str  # fields of the config file's argument
-    overrides: tuple[str, ...] = ()  # FIELD=VALUE of the resolved configuration
-    note: str = ""  # what is not in the name
-
-
-class Case(NamedTuple):
-    """What is trained on and scored: one column of the table.
-
-    Steps, rows and rates that are given here are those of every model of the case.
-    """
-
-    name: str
-    config: str  # config file
-    argument: str  # its argument, up to the fields of the model
-    overrides: tuple[str, ...] = ()  # they win over those of the model
-    after: str = ""  # case whose cell of the same model, rate and seed this one goes on from
-    steps: int = 0  # 0 takes the budget's, like 0 rows and () rates
-    batch: int = 0
-    rates: tuple[float, ...] = ()
-
-
-class Budget(NamedTuple):
-    """The same for every model of a suite."""
-
-    cases: tuple[Case, ...]
-    models: tuple[str, ...]
-    steps: int
-    batch: int  # rows a step
-    rates: tuple[float, ...]  # peak learning rates, of which the best on the first test counts
-    seeds: tuple[int, ...]
-
-    def of(self, case: Case) -> Budget:
-        """Return the budget of one case."""
-        return self._replace(
-            cases=(case,),
-            steps=case.steps or self.steps,
-            batch=case.batch or self.batch,
-            rates=case.rates or self.rates,
-        )
-
-    @property
-    def runs(self) -> int:
-        rates = sum(len(self.of(case).rates) for case in self.cases)
-        return rates * len(self.models) * len(self.seeds)
-
-
-class Suite(NamedTuple):
-    title: str
-    models: dict[str, Model]
-    budgets: dict[str, Budget]  # quick | default | full
-    published: Published | None
-    measure: str  # accuracy | position
-    reference: str = "hope"  # its parameters are what the others are brought to
-
+from eval.proof.plan import Budget, Case, Model, Suite
 
 SYNTHETIC = "configs/synthetic.py"
 REAL_TEXT = "configs/real_text.py"
@@ -149,26 +91,26 @@ FORMAL = Suite(
         "quick": Budget(
             (*languages("Parity", rates=(1e-2, 2e-2)), *languages("(aa)*")),
             ALL,
-            steps=600,
-            batch=32,
-            rates=(1e-2,),
-            seeds=(0,),
+            600,
+            32,
+            (1e-2,),
+            (0,),
         ),
         "default": Budget(
             (*languages(*LANGUAGES), *DECAYED),
             (*ALL, *EXPLAINED),
-            steps=1000,
-            batch=32,
-            rates=(1e-2, 3e-3, 1e-3),
-            seeds=(0, 1, 2),
+            1000,
+            32,
+            (1e-2, 3e-3, 1e-3),
+            (0, 1, 2),
         ),
         "full": Budget(
             languages(*LANGUAGES),
             (*ALL, *EXPLAINED),
-            steps=20_000,
-            batch=64,
-            rates=(3e-4, 1e-3, 3e-3, 1e-2),
-            seeds=(0, 1, 2, 3, 4),
+            20_000,
+            64,
+            (3e-4, 1e-3, 3e-3, 1e-2),
+            (0, 1, 2, 3, 4),
         ),
     },
     published=published.FORMAL,
@@ -192,10 +134,10 @@ COUNTING = FORMAL._replace(
         "quick": Budget(
             COUNTED[1:2],
             ("transformer", "lstm", "hope", "hope, exact adders", "hope frozen"),
-            steps=1000,
-            batch=32,
-            rates=(1e-2,),
-            seeds=(0,),
+            1000,
+            32,
+            (1e-2,),
+            (0,),
         ),
         "default": FORMAL.budgets["default"]._replace(cases=COUNTED, rates=(1e-2, 3e-3)),
         "full": FORMAL.budgets["full"]._replace(cases=COUNTED),
@@ -248,29 +190,22 @@ MQAR = Suite(
     title="Multi-query associative recall",
     models=MODELS,
     budgets={
-        "quick": Budget(
-            mqar(128, (64,), MQAR_SETTINGS[:1]),
-            ALL,
-            steps=900,
-            batch=32,
-            rates=(1e-2,),
-            seeds=(0,),
-        ),
+        "quick": Budget(mqar(128, (64,), MQAR_SETTINGS[:1]), ALL, 900, 32, (1e-2,), (0,)),
         "default": Budget(
             mqar(512, (64, 128), MQAR_SETTINGS, further=300, longer=(1500, 1500)),
             ALL,
-            steps=1000,
-            batch=32,
-            rates=(1e-2, 3e-3),
-            seeds=(0, 1, 2),
+            1000,
+            32,
+            (1e-2, 3e-3),
+            (0, 1, 2),
         ),
         "full": Budget(
             mqar(8192, (64, 128), MQAR_SETTINGS),
             ALL,
-            steps=12_500,
-            batch=512,
-            rates=(1e-4, 4.6e-4, 2.2e-3, 1e-2),
-            seeds=(0, 1, 2),
+            12_500,
+            512,
+            (1e-4, 4.6e-4, 2.2e-3, 1e-2),
+            (0, 1, 2),
         ),
     },
     published=published.MQAR,
@@ -348,10 +283,10 @@ ABLATION = Suite(
                 *text("text,rows=16", TEXT_RATE, steps=250, batch=4, rates=(3e-3,)),
             ),
             tuple(SWITCHES),
-            steps=900,
-            batch=32,
-            rates=(1e-2,),
-            seeds=(0,),
+            900,
+            32,
+            (1e-2,),
+            (0,),
         ),
         "default": Budget(
             (
@@ -360,10 +295,10 @@ ABLATION = Suite(
                 *text("text", TEXT_RATE, steps=1500, batch=4, rates=(3e-3,)),
             ),
             tuple(SWITCHES),
-            steps=1000,
-            batch=32,
-            rates=(1e-2, 3e-3),
-            seeds=(0, 1, 2),
+            1000,
+            32,
+            (1e-2, 3e-3),
+            (0, 1, 2),
         ),
         "full": Budget(
             (
@@ -372,10 +307,10 @@ ABLATION = Suite(
                 *text("text,seq=4096", "model.dim=512", "model.layers=8", TEXT_RATE, steps=10_000),
             ),
             tuple(SWITCHES),
-            steps=4000,
-            batch=64,
-            rates=(1e-3, 3e-3, 1e-2),
-            seeds=(0, 1, 2),
+            4000,
+            64,
+            (1e-3, 3e-3, 1e-2),
+            (0, 1, 2),
         ),
     },
     published=published.ABLATION,
@@ -384,12 +319,14 @@ ABLATION = Suite(
 
 # --- real text -----------------------------------------------------------------------------------
 
-
+ATTENTION = ("hope_attention", "hope_attention, writes off", "transformer")
+FULL = "transformer, full attention"
+HOPES = ("hope", "hope, erase gate", "hope, memories frozen", "hope, writes off")
 TEXT = Suite(
     title="Writes on real text",
     models={
         "transformer": Model("model=transformer", note="the same window of attention"),
-        "transformer, full attention": Model("model=transformer,window=0"),
+        FULL: Model("model=transformer,window=0"),
         "hope_attention": Model("model=hope_attention", note="one fast MLP, in the last block"),
         "hope_attention, gradient stopped": Model("model=hope_attention,meta=stop"),
         "hope_attention, writes off": Model("model=hope_attention,writes=off"),
@@ -403,56 +340,22 @@ TEXT = Suite(
         ),
     },
     budgets={
-        "quick": Budget(
-            text("text,rows=16"),
-            (
-                "hope_attention",
-                "hope_attention, writes off",
-                "transformer",
-                "hope",
-                "hope, erase gate",
-                "hope, memories frozen",
-                "hope, writes off",
-            ),
-            steps=250,
-            batch=4,
-            rates=(3e-3,),
-            seeds=(0, 1, 2),
-        ),
+        "quick": Budget(text("text,rows=16"), (*ATTENTION, *HOPES), 250, 4, (3e-3,), (0, 1, 2)),
         "default": Budget(
             text("text"),
-            (
-                "hope_attention",
-                "hope_attention, writes off",
-                "transformer",
-                "transformer, full attention",
-                "hope_attention, gradient stopped",
-                "hope",
-                "hope, erase gate",
-                "hope, memories frozen",
-                "hope, writes off",
-            ),
-            steps=1500,
-            batch=4,
-            rates=(3e-3,),
-            seeds=(0, 1, 2),
+            (*ATTENTION, FULL, "hope_attention, gradient stopped", *HOPES),
+            1500,
+            4,
+            (3e-3,),
+            (0, 1, 2),
         ),
         "full": Budget(
             text("text,seq=4096", "model.dim=512", "model.layers=8", "model.mlp_hidden=1024"),
-            (
-                "hope_attention",
-                "hope_attention, writes off",
-                "transformer",
-                "transformer, full attention",
-                "hope",
-                "hope, erase gate",
-                "hope, memories frozen",
-                "hope, writes off",
-            ),
-            steps=10_000,
-            batch=32,
-            rates=(1e-3, 3e-3),
-            seeds=(0, 1, 2),
+            (*ATTENTION, FULL, *HOPES),
+            10_000,
+            32,
+            (1e-3, 3e-3),
+            (0, 1, 2),
         ),
     },
     published=None,

@@ -53,12 +53,13 @@ class ZeroShotEvaluator:
 
     def __call__(self, model: Any, params: PyTree, cfg: Config, step: int) -> dict[str, float]:
         mesh = jax.tree.leaves(params)[0].sharding.mesh
+        tokenizer = run_tokenizer(cfg)
         subject = Subject(
             name="training",
             cfg=cfg,
             step=step,
-            tokenizer=run_tokenizer(cfg),
-            scorer=Scorer(ModelReader(model, params, mesh)),
+            tokenizer=tokenizer,
+            scorer=Scorer(ModelReader(model, params, mesh, tokenizer.vocab_size)),
             parameters=0,
         )
         rows = judge(self.questions, score(subject, encode(subject, self.questions)))

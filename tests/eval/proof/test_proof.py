@@ -28,9 +28,10 @@ from eval.proof.cells import (
     run_cell,
     state_size,
 )
+from eval.proof.plan import Budget, Case
 from eval.proof.plots import recalled
 from eval.proof.report import choose, update_section
-from eval.proof.suites import SUITES, Budget, Case, languages, mqar
+from eval.proof.suites import SUITES, languages, mqar
 from nested_jax.config.schema import to_dict
 from nested_jax.data.synthetic.rows import task_of
 from nested_jax.files import try_flock, write_json

@@ -16,9 +16,10 @@ from test_proof_text import leave as leave_text
 
 from eval.proof import command as proof
 from eval.proof.cells import Cell, Result, failure_file, plan_cells, record_failure
+from eval.proof.plan import Budget
 from eval.proof.records import add_records, read_records, record_of, result_of
 from eval.proof.report import choose, section
-from eval.proof.suites import SUITES, Budget, text
+from eval.proof.suites import SUITES, text
 from nested_jax.errors import ROOT
 
 COMMITTED = ROOT / "benchmarks" / "results" / "proof"

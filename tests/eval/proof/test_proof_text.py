@@ -15,9 +15,10 @@ import pytest
 import launch as launcher
 from eval.proof import command as proof
 from eval.proof.cells import Cell, Result, plan_cells, read_result
+from eval.proof.plan import Budget
 from eval.proof.positions import PARTS, Positions, measure, position_tables
 from eval.proof.same_text import text_lines
-from eval.proof.suites import SUITES, Budget, text
+from eval.proof.suites import SUITES, text
 from nested_jax.config import load_config
 from nested_jax.config.schema import to_dict
 from nested_jax.data.pipeline import valid_batches
