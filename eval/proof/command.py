@@ -251,7 +251,7 @@ def unfinished(out: Path, cells: list[Cell], recorded: Container[str]) -> list[C
     return [cell for cell in cells if cell.folder in wanted]
 
 
-def outcome(cell: Cell, out: Path, known: Known) -> str:
+def outcome(cell: Cell, out: Path, known: Known | None = None) -> str:
     """Return what a cell left, and the documented range beside it; or why it left nothing."""
     if not finished(cell, out):
         first = cell.before
@@ -264,7 +264,7 @@ def outcome(cell: Cell, out: Path, known: Known) -> str:
     percent = bool(score_of(result))
     said = " / ".join(f"{number:.{1 if percent else 4}f}" for number in numbers(result))
     unit = "%" if percent else "bits per byte"
-    return f"{said} {unit}, {result.summary['seconds']:.0f} s; {beside(result, known)}"
+    return f"{said} {unit}, {result.summary['seconds']:.0f} s; {beside(result, known or {})}"
 
 
 RECORDS = (

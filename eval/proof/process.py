@@ -73,9 +73,7 @@ def drive(
     if status < 0 or status in STOPPED:
         raise KeyboardInterrupt
     if status == 2 and owner_of(workdir):
-        return (
-            None  # another machine's driver, which the lock of the log does not stop, was quicker
-        )
+        return None  # a driver of another machine, which the lock of the log does not stop
     text = log_file(workdir).read_text(encoding="utf-8", errors="replace")
     return Ended(status, "".join(text.strip().splitlines()[-1:]))
 
