@@ -88,7 +88,7 @@ def load_cell(config: str, fields: tuple[str, ...]) -> Config:
 def plan_cells(suite: Suite, budget: Budget) -> list[Cell]:
     """Return the cells of a suite, parameters matched: all of the first rate and seed come first.
 
-    A cell comes behind the one that it goes on from.
+    A cell comes after the one that it goes on from.
 
     Raises:
       ValueError: a model cannot be brought within 2 % of the reference, or a case goes on from one

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 
 from eval.core.cli import Command
-from eval.core.flags import flag
+from eval.core.flags import check_place, flag
 from eval.proof.cells import (
     Cell,
     Result,
@@ -131,6 +131,8 @@ def interrupted(*_: object) -> None:
 def proof_of(name: str, flags: argparse.Namespace) -> Proof:
     suite, mode = SUITES[name], "quick" if flags.quick else "full" if flags.full else "default"
     budget = on_text(suite.budgets[mode], flags.text)
+    report = flags.report or PAGES / f"{name}-{mode}.md"
+    check_place("--report", report, "file")
     records = flags.records / f"{name}-{mode}.jsonl" if flags.records else None
     further = {line["seed"] for line in read_lines(records)} if records else set()
     seeds = tuple(sorted({*budget.seeds, *flags.seed, *further}))
@@ -144,7 +146,7 @@ def proof_of(name: str, flags: argparse.Namespace) -> Proof:
         suite,
         budget._replace(seeds=seeds),
         flags.out.absolute() / f"{name}-{mode}",
-        flags.report,
+        report,
         " ".join(words),
         records,
     )
@@ -245,7 +247,7 @@ def unfinished(out: Path, cells: list[Cell], recorded: Container[str]) -> list[C
     """Return the cells that must run, recorded ones too where another goes on from them."""
     here = {cell.folder for cell in cells if finished(cell, out)}
     wanted = {c.folder for c in cells if c.folder not in here and c.folder not in recorded}
-    for cell in reversed(cells):  # a cell comes behind the one that it goes on from
+    for cell in reversed(cells):  # a cell comes after the one that it goes on from
         if cell.folder in wanted and cell.before and cell.before.folder not in here:
             wanted.add(cell.before.folder)
     return [cell for cell in cells if cell.folder in wanted]
@@ -271,7 +273,8 @@ RECORDS = (
     "finished cells as lines of JSON, DIR/SUITE-BUDGET.jsonl: those are not run again and stand in "
     "the tables; what runs here is added"
 )
-PAGE = ROOT / "docs" / "results.md"
+PAGES = ROOT / "docs" / "proof"
+REPORT = "Markdown with tables; plots lie beside it; default docs/proof/SUITE-BUDGET.md"
 FLAGS = (
     flag("--suite", None, "repeatable; default formal and mqar", action="append", choices=SUITES),
     flag("--quick", False, "a budget of minutes on two cores"),
@@ -289,7 +292,7 @@ FLAGS = (
     flag("--rate", [], "only this learning rate, repeatable", action="append", type=float),
     flag("--seed", [], "only this or a further seed, repeatable", 0, action="append", type=int),
     flag("--text", None, "folder of plain text for real text (default: embedded)", type=Path),
-    flag("--report", PAGE, "Markdown with tables; plots lie beside it", makes="file", type=Path),
+    flag("--report", None, REPORT, makes="file", type=Path),
     flag("--records", None, RECORDS, makes="folder", type=Path, metavar="DIR"),
     flag("--retry", False, "run cells that failed once more"),
     flag("--list", False, "print the cells and their parameters, run nothing"),

@@ -40,7 +40,7 @@ class Positions(NamedTuple):
 
 
 def position_tables(proof: Any, chosen: Sequence[Any]) -> str:
-    """Return bits a byte of every model, its loss by quarter of the row, and gains over seeds."""
+    """Return bits per byte of every model, its loss by quarter of the row, and gains over seeds."""
     rows = []
     for one in chosen:
         if not one.results:
@@ -58,7 +58,7 @@ def position_tables(proof: Any, chosen: Sequence[Any]) -> str:
             ]
         )
     quarters = [f"quarter {i + 1}" for i in range(QUARTERS)]
-    main = table(["model", "bits a byte", *(f"{q}, nats a token" for q in quarters)], rows)
+    main = table(["model", "bits per byte", *(f"{q}, nats per token" for q in quarters)], rows)
     return f"{main}\n\n{gains(proof, chosen)}".strip()
 
 
@@ -91,7 +91,7 @@ def gains(proof: Any, chosen: Sequence[Any]) -> str:
     if not rows:
         return ""
     names = [f"quarter {i + 1}, nats" for i in range(QUARTERS)]
-    header = ["gain from writing", "bits a byte", *names, "seeds"]
+    header = ["gain from writing", "bits per byte", *names, "seeds"]
     return table(header, rows)
 
 
@@ -103,7 +103,7 @@ def by_position(path: Path, proof: Any, runs: Sequence[Any]) -> Path:
         length = one.results[0].cell.load().data.seq_len
         at = (np.arange(PARTS) + 0.5) * length / PARTS
         ax.plot(at, np.mean(curves, axis=0), marker=".", label=one.model)
-    ax.set(title="Held-out text", xlabel="position in the row, tokens", ylabel="nats a token")
+    ax.set(title="Held-out text", xlabel="position in the row, tokens", ylabel="nats per token")
     ax.grid(alpha=0.3)
     ax.legend(fontsize="small")
     return save(fig, path)

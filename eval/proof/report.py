@@ -81,7 +81,7 @@ def quality(runs: list[Result]) -> tuple[float, float]:
 
 
 def accuracies(chosen: Sequence[Chosen], known: Iterable[str]) -> str:
-    """Return models down, as they are `known`, cases across: accuracy %, or bits a byte of text."""
+    """Return models down, as they are `known`, cases across: accuracy %, bits per byte of text."""
     cases = list(dict.fromkeys(c.case for c in chosen))
     models = [name for name in known if any(c.model == name for c in chosen)]
     at = {(c.case, c.model): c for c in chosen}
@@ -109,7 +109,7 @@ def tests_of(chosen: Sequence[Chosen]) -> list[list[str]]:
         for run in one.results[:1]:
             tasks = [task_of(spec) for spec in score_of(run)]
             chance = " / ".join(f"{100 * task.chance:.2g}" for task in tasks)
-            asked = "; ".join(map(describe, tasks)) or "held-out text, bits a byte"
+            asked = "; ".join(map(describe, tasks)) or "held-out text, bits per byte"
             rows[one.case] = [one.case, asked, chance]
     return list(rows.values())
 
@@ -174,7 +174,7 @@ def notes(proof: Any, chosen: Sequence[Chosen]) -> str:
     ]
     cases = dict.fromkeys(run.cell.case for c in chosen for run in c.results)
     lines += [
-        f"- {case.name}: {case.steps} steps behind those of {case.after}, all models alike"
+        f"- {case.name}: {case.steps} steps after those of {case.after}, all models alike"
         for case in cases
         if case.after
     ]

@@ -39,7 +39,7 @@ ADDERS = (
     "model.memory.generator_pace=0.001",
 )
 # A count is back at 0 only if what one symbol added is what another took away, and is seen to be at
-# 0 only if the norm behind it does not blow up what is left.
+# 0 only if the norm after it does not blow up what is left.
 EXACT = (*ADDERS, "model.memory.conv=0", "model.norm_eps=0.01")
 EXPLAINED = {
     "hope, half adders": Model(

@@ -220,7 +220,7 @@ def test_a_case_goes_on_from_the_cells_of_another(
     assert ran == ["Parity lstm", "(aa)* lstm"]
     assert proof.COMMAND.run(arguments) == 0
     assert ran[2:] == ["Parity transformer", "(aa)* transformer"]
-    assert "- (aa)*: 3 steps behind those of Parity, all models alike" in (
+    assert "- (aa)*: 3 steps after those of Parity, all models alike" in (
         (tmp_path / "r.md").read_text()
     )
 
@@ -294,7 +294,7 @@ def test_plots_of_recall_have_every_test_of_a_case(tmp_path: Path) -> None:
     page = (tmp_path / "r.md").read_text()
     width = " | 50.0 | 50.0 | 50.0 / 75.0 | 50.0 / 75.0"
     assert f"| gated_deltanet{width}{width} |" in page
-    assert "- (16, 2) width 64, longer 2: 7 steps behind those of (16, 2) width 64, longer," in page
+    assert "- (16, 2) width 64, longer 2: 7 steps after those of (16, 2) width 64, longer," in page
     assert {p.name.rsplit("-")[-1] for p in (tmp_path / "plots").iterdir()} == {
         "curves.png",
         "pairs.png",

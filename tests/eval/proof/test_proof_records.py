@@ -174,7 +174,7 @@ def committed() -> list[Any]:
 
 @pytest.mark.parametrize("file", committed(), ids=lambda file: file.stem)
 def test_the_tables_in_the_docs_are_those_of_the_records(file: Path, tmp_path: Path) -> None:
-    """Nothing typed by hand: the section of docs/results.md, line by line, but for its plots."""
+    """Nothing typed by hand: the page of the suite, line by line, but for its plots."""
     suite, mode = file.stem.split("-")
     flags = ["--suite", suite, "--records", str(COMMITTED)]
     flags += [] if mode == "default" else [f"--{mode}"]
@@ -184,7 +184,8 @@ def test_the_tables_in_the_docs_are_those_of_the_records(file: Path, tmp_path: P
     recorded = read_records(file, cells)
     results: list[Result] = [recorded[c.folder] for c in cells if c.folder in recorded]
     want = section(f"{suite} {mode}", made, choose(results), results, [])
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "proof" / f"{file.stem}.md").read_text(encoding="utf-8")
+    assert made.report == ROOT / "docs" / "proof" / f"{file.stem}.md"
     name = f"proof {suite} {mode}"
     _, _, rest = page.partition(f"<!-- {name}: written by python -m eval proof -->\n")
     got, _, _ = rest.partition(f"\n<!-- {name}: end -->")

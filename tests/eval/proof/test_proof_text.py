@@ -177,7 +177,7 @@ def test_the_suite_runs_on_a_folder_of_text(
     page = tmp_path / "docs" / "results.md"
     flags = ["--suite", "text", "--quick", "--jobs", "1", "--text", str(folder)]
     assert proof.COMMAND.run([*flags, "--out", str(tmp_path / "out"), "--report", str(page)]) == 0
-    assert "| gain from writing | bits a byte |" in page.read_text()
+    assert "| gain from writing | bits per byte |" in page.read_text()
     assert "real text: 2 runs scored on the same held-out text" in page.read_text()
     assert "--config.data.source=FOLDER" in page.read_text()
     assert str(folder) not in page.read_text()
