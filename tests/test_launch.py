@@ -58,7 +58,7 @@ REFUSED = {
     "heads": (["model.heads=3"], "model.heads=3: must divide model.dim=16"),
     "chunk": (
         [*TEACH, "teach.chunk=64", "data.seq_len=96"],
-        "data.seq_len=96: must be a multiple of the chunk, 64",
+        "data.align=32: must be a multiple of teach.chunk=64",
     ),
     "mesh": (["mesh.data=3"], "the axes multiply to 3, but there are 8 devices"),
     "mesh and batch": (["train.batch_size=12"], "rows must divide over mesh data x fsdp = 8"),
