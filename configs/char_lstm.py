@@ -4,9 +4,13 @@
     python launch.py --config configs/char_lstm.py:source=FOLDER            train.txt and valid.txt
     python launch.py --config configs/char_lstm.py:test                     seconds
 
-Every row of the batch reads on through the text where it ended, and the LSTM's state lives through
-the whole run. The argument is a size (char, test) and fields: see configs/common.py; ``seq=2048``
-reads longer rows. About 1.2 M parameters.
+Row i of the batch continues row i of the batch before. The LSTM's state lives through the whole
+run. The argument is a size (char, test) and fields: see configs/common.py; ``seq=2048`` reads
+longer rows. About 1.2 M parameters.
+
+With ``batch=8,steps=3300,lr=3e-3`` and a cosine it takes 44 minutes on one core, and ends at a
+held-out perplexity of 3.53 per character of WikiText-2 (docs/proof/char-lstm.md). The 10,000 steps
+that stand here have not been run.
 
     --config.train.carry=none                resets the state every batch
     "--config.model.cms.surprise=()"         no surprise objectives

@@ -1,6 +1,9 @@
-"""HOPE with attention at about 760 M parameters: `pilot` one size up.
+"""HOPE with attention at 729 M parameters: `pilot` one size up.
 
-python launch.py --config configs/mid.py --config.mesh.fsdp=8      one host of eight GPUs
+    python launch.py --config configs/mid.py --config.mesh.fsdp=8
+
+For a mesh of GPUs. Not run yet: no result is known. What it needs of eight GPUs:
+``python -m nested_jax.fit --config configs/mid.py --gpu h200 --devices 8 --config.mesh.fsdp=8``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
 """HOPE with attention: a Transformer whose last blocks carry a continuum memory that learns in
 context.
 
-    python launch.py --config configs/pilot.py:smoke       minutes on two CPU cores
-    python launch.py --config configs/pilot.py             about 160 M parameters, one GPU or a mesh
+    python launch.py --config configs/pilot.py:smoke
+        2.2 M parameters, 120 steps, 3 min 29 s on two idle CPU cores. It ends at 1.724 held-out
+        bits per byte (a byte trigram model of the same text: 2.741; without writes: 2.249).
+    python launch.py --config configs/pilot.py
+        138 M parameters, for GPUs. Not run yet: no result is known. What it needs of a GPU:
+        python -m nested_jax.fit --config configs/pilot.py --gpu h200 --devices 8
 
 The argument is a size (test, smoke, pilot, mid, target) and fields: see configs/common.py.
 Other blocks of the HOPE family: ``pilot.py:smoke,block=hope``.

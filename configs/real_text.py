@@ -6,8 +6,11 @@
 
 The argument is a size (text, test) and `FIELDS`. FOLDER holds plain text, train.txt and valid.txt
 or folders of these names; without it the text is the embedded one. The last block's MLP is written
-every 64 characters by the gradient of their loss, so that what lies behind the window can help only
-through it. Some minutes on one core.
+every 64 characters by the gradient of their loss. What lies before the window can help only through
+it.
+
+With ``rows=16,steps=250,batch=4`` a run takes 2 to 9 minutes on one core. On novels it ends at 2.53
+bits per byte with writes and 2.72 without (docs/proof/text-quick.md).
 """
 
 from __future__ import annotations

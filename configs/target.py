@@ -1,6 +1,9 @@
-"""HOPE with attention at about 1.3 B parameters: `pilot` two sizes up, sharded over a mesh.
+"""HOPE with attention at 1.27 B parameters: `pilot` two sizes up, sharded over a mesh.
 
-python launch.py --config configs/target.py --config.mesh.fsdp=8 --config.mesh.data=-1
+    python launch.py --config configs/target.py --config.mesh.fsdp=8 --config.mesh.data=-1
+
+For a mesh of GPUs. Not run yet: no result is known. What it needs of eight GPUs:
+``python -m nested_jax.fit --config configs/target.py --gpu h200 --devices 8 --config.mesh.fsdp=8``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""`pilot` at the size of the tests: seconds on one core.
+"""`pilot` at the size of the tests.
 
-python launch.py --config configs/test.py
+    python launch.py --config configs/test.py
+
+12 steps, seconds on one core beside compilation. The loss falls a little; it shows that all parts
+run, not what they are worth.
 """
 
 from __future__ import annotations
