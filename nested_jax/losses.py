@@ -54,7 +54,8 @@ def _prediction(logits_NS: Array, targets_N: Array) -> Array:
     return jnp.argmax(logits_NS, axis=-1).astype(jnp.int32)
 
 
-MEASURES: dict[str, Callable[[Array, Array], Array]] = {
+Measure = Callable[[Array, Array], Array]  # of logits [N, S] and targets [N]
+MEASURES: dict[str, Measure] = {
     "loss": _loss,  # cross-entropy of the target in nats
     # By how much the logit of the target exceeds the mean logit. A target that gives the share e of
     # its mass to all symbols alike (label smoothing, Szegedy et al., arXiv 1512.00567, Sec. 7) has
@@ -63,6 +64,22 @@ MEASURES: dict[str, Callable[[Array, Array], Array]] = {
     "entropy": _entropy,  # of the prediction, in nats
     "prediction": _prediction,  # the most likely symbol, int32
 }
+
+
+def prediction_below(symbols: int) -> str:
+    """Return the name of a measure: the most likely of the first `symbols` ids (0: of all).
+
+    A model may have ids that stand for nothing; those are no answer.
+    """
+    return f"prediction<{symbols}" if symbols else "prediction"
+
+
+def find_measure(name: str) -> Measure | None:
+    """Return one of `MEASURES`, or what `prediction_below` names."""
+    kind, _, symbols = name.partition("<")
+    if kind == "prediction" and symbols.isdecimal():
+        return lambda logits_NS, targets_N: _prediction(logits_NS[:, : int(symbols)], targets_N)
+    return MEASURES.get(name)
 
 
 def measure(
@@ -87,7 +104,12 @@ def measure(
         # One axis of tokens: [B, T, S] logits would be written once more by the reshape.
         logits_NS = logits_of(h_BTD.reshape(-1, h_BTD.shape[-1]), head_SD)
         targets_N = targets_BT.reshape(-1)
-        return {n: MEASURES[n](logits_NS, targets_N).reshape(targets_BT.shape) for n in names}
+        found = {n: find_measure(n) for n in names}
+        return {
+            n: each(logits_NS, targets_N).reshape(targets_BT.shape)
+            for n, each in found.items()
+            if each is not None
+        }
 
     if size >= tokens:
         return values_of(h_BTD, targets_BT)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from nested_jax.config import TeachConfig, check_teach
 from nested_jax.errors import require
-from nested_jax.losses import MEASURES, measure
+from nested_jax.losses import MEASURES, find_measure, measure
 from nested_jax.models.lm import LanguageModel
 from nested_jax.models.open_chunk import Chunk, Tokens, held_chunk, lay_out, leave_open
 from nested_jax.models.stacks import run_prefix
@@ -113,7 +113,7 @@ def _check(
     cfg: TeachConfig,
     measures: tuple[str, ...],
 ) -> None:
-    known = set(measures) <= set(MEASURES)
+    known = all(find_measure(name) for name in measures)
     require(known, "measures", measures, f"known: {', '.join(MEASURES)}")
     if targets_BT.shape != tokens_BT.shape[:2]:
         raise ValueError(

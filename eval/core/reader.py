@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nested_jax.config import MeshConfig, TeachConfig
-from nested_jax.losses import logits_of
+from nested_jax.losses import logits_of, prediction_below
 from nested_jax.models.decode import Sampling, sample
 from nested_jax.models.lm import LanguageModel, uses_slots
 from nested_jax.models.state import State
@@ -93,8 +93,8 @@ class ModelReader:
         self._writable = jax.jit(model.init_state, static_argnums=(1, 2), out_shardings=self.rows)
         self._take = jax.jit(_take, out_shardings=self.rows)
         self._read = jax.jit(partial(read_tokens, model))
-        self._score = jax.jit(partial(score_tokens, model))
-        self._score_last = jax.jit(partial(score_last_tokens, model))
+        self._score = jax.jit(partial(score_tokens, model, symbols))
+        self._score_last = jax.jit(partial(score_last_tokens, model, symbols))
         self._decode = jax.jit(partial(decode_tokens, model), static_argnums=(4, 5))
 
     def put(self, *arrays: np.ndarray) -> tuple[Array, ...]:
@@ -175,13 +175,18 @@ def read_tokens(
 
 def score_tokens(
     model: LanguageModel,
+    symbols: int,
     params: PyTree,
     state: PyTree,
     tokens_BT: Array,
     targets_BT: Array,
     lengths_B: Array,
 ) -> tuple[PyTree, Array, Array]:
-    """Read tokens with the fast weights as they are; return nats and likeliest, [B, T]."""
+    """Read tokens with the fast weights as they are; return nats and likeliest, [B, T].
+
+    A target is the likeliest where no other of the first `symbols` ids (0: of all) is likelier.
+    """
+    prediction = prediction_below(symbols)
     state, taught = teach(
         model,
         params,
@@ -189,14 +194,15 @@ def score_tokens(
         tokens_BT,
         targets_BT,
         READ,
-        measures=("loss", "prediction"),
+        measures=("loss", prediction),
         lengths_B=lengths_B,
     )
-    return state, taught.loss_BT, taught.measures["prediction"] == targets_BT
+    return state, taught.loss_BT, taught.measures[prediction] == targets_BT
 
 
 def score_last_tokens(
     model: LanguageModel,
+    symbols: int,
     params: PyTree,
     state: PyTree,
     tokens_BT: Array,
@@ -204,7 +210,7 @@ def score_last_tokens(
     lengths_B: Array,
 ) -> tuple[Array, Array]:
     """`score_tokens` without the next state, whose caches need not be made."""
-    return score_tokens(model, params, state, tokens_BT, targets_BT, lengths_B)[1:]
+    return score_tokens(model, symbols, params, state, tokens_BT, targets_BT, lengths_B)[1:]
 
 
 def decode_tokens(

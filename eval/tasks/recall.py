@@ -85,7 +85,7 @@ def answered(subject: Subject, task: Synthetic, samples: int, seed: int) -> list
     width = -(-task.length // cfg.chunk) * cfg.chunk
     source = SyntheticSource(task, cfg.data.task.seed + seed, width, samples, "test")
     size = subject.scorer.rows(width)
-    step = jax.jit(partial(answer, reader.model, cfg=cfg))
+    step = jax.jit(partial(answer, reader.model, cfg=cfg, symbols=task.vocab_size))
     rows = []
     for first in range(0, samples, size):
         batch, used = source.empty(size), min(size, samples - first)

@@ -16,7 +16,9 @@ from nested_jax.config import Config
 from nested_jax.data.identity import valid_tasks_sha256
 from nested_jax.data.packing import Row
 from nested_jax.data.synthetic.rows import SyntheticSource, task_of
+from nested_jax.data.synthetic.rows import symbols as task_symbols
 from nested_jax.data.synthetic.task import Example, Task
+from nested_jax.losses import prediction_below
 from nested_jax.sharding import place_batch, process_rows, replicated
 from nested_jax.teach import teach
 from nested_jax.train.heldout import own_rows
@@ -97,16 +99,17 @@ def read_test(plan: Plan, spec: str) -> TaskRows:
 
 
 def answer_step(state: TrainState, batch: Batch, model: Any, cfg: Config) -> Answers:
-    return answer(model, state.params, batch, cfg)
+    return answer(model, state.params, batch, cfg, task_symbols(cfg.data.task))
 
 
-def answer(model: Any, params: PyTree, batch: Batch, cfg: Config) -> Answers:
-    """Return a model's answers to rows of one document each, [B, T].
+def answer(model: Any, params: PyTree, batch: Batch, cfg: Config, symbols: int = 0) -> Answers:
+    """Return a model's answers to rows of one document each, [B, T], of the first `symbols` ids.
 
     With the inner loop on, a chunk is answered by the fast weights that the chunks before it left,
     as in training; T is then a multiple of ``teach.chunk``.
     """
     rows, tokens = batch.tokens_BT.shape
+    prediction = prediction_below(symbols)
     _, taught = teach(
         model,
         params,
@@ -114,8 +117,8 @@ def answer(model: Any, params: PyTree, batch: Batch, cfg: Config) -> Answers:
         batch.tokens_BT,
         batch.targets_BT,
         cfg.teach,
-        measures=("loss", "prediction"),
+        measures=("loss", prediction),
         weights_BT=batch.weights_BT,
         start="fresh",
     )
-    return Answers(taught.measures["prediction"], taught.loss_BT)
+    return Answers(taught.measures[prediction], taught.loss_BT)

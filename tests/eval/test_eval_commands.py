@@ -81,6 +81,14 @@ def test_a_transformer_differs_by_exactly_nothing(
     assert "nothing to write" in capsys.readouterr().out
 
 
+def test_a_model_may_have_more_ids_than_its_tokenizer(place: Place, tmp_path: Path) -> None:
+    wide = untrained(tmp_path / "wide", place.root.parent / "data", {"model.vocab_size": 4000})
+    words = ["--context-lengths", "160", "--samples-per-length", "2", "--haystack", "noise"]
+    found = place.run("passkey", wide, tmp_path / "a.json", *words, "--save-items")
+    assert found["metrics"]["passkey@160"]["n"] == 2
+    assert all(item["text"] for item in found["items"])
+
+
 def test_writes_that_did_not_come_end_with_1(place: Place, capsys: Any) -> None:
     words = ["--data-root", str(place.root), "--tasks", "piqa", *FEW, "--memorize"]
     command = ["zeroshot", "--checkpoint", str(place.hope), *words]

@@ -229,13 +229,35 @@ def test_generation_stops_at_stop_strings_and_at_the_end_of_the_document():
 # --- a model of ours -----------------------------------------------------------------------------
 
 
-def model_reader(block: str, devices: int = 1) -> ModelReader:
+def model_reader(block: str, devices: int = 1, symbols: int = 0) -> ModelReader:
     cfg = ModelConfig(
         block=block, vocab_size=64, dim=16, layers=2, heads=2, mlp_hidden=24, max_len=64
     )
     model = build_model(cfg)
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
-    return ModelReader(model, model.init(jax.random.key(0)), mesh)
+    return ModelReader(model, model.init(jax.random.key(0)), mesh, symbols)
+
+
+def test_ids_that_stand_for_nothing_are_neither_written_nor_the_likeliest():
+    """A model of 64 ids, of which the tokenizer has 5: what it says of the rest does not count."""
+    tokens = np.arange(8, dtype=np.int32)[None]  # an untrained model repeats what it reads
+    length = np.asarray([8], np.int32)
+    found = {}
+    for symbols in (0, 5):
+        reader = model_reader("transformer", symbols=symbols)
+        state = reader.fresh(1, 16)
+        _, written = reader.decode(state, np.asarray([7], np.int32), 8, _greedy())
+        scores = [
+            reader.score(reader.fresh(1, 16), tokens, np.full_like(tokens, i), length)
+            for i in range(64)
+        ]
+        found[symbols] = written, np.stack([s[2][0] for s in scores]), scores[2][1]
+    assert found[0][0].max() >= 5 > found[5][0].max()
+    best, known = (found[n][1].argmax(axis=0) for n in (0, 5))  # of each place
+    assert best.max() >= 5 > known.max()
+    assert (known == best)[best < 5].all()
+    assert found[5][1][:5].sum(axis=0).tolist() == [1] * 8
+    np.testing.assert_array_equal(found[0][2], found[5][2])  # nats are those of training
 
 
 @pytest.mark.parametrize("block", ["transformer", pytest.param("hope", marks=pytest.mark.slow)])
