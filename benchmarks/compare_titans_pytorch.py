@@ -15,7 +15,7 @@ With `--compute bfloat16` the products of ours have that type (its fast weights 
 theirs runs under `torch.autocast`.
 
 With `--devices N` ours runs as data parallel over N virtual devices of the CPU, a part of the rows
-each. XLA's loops over chunks use one core a device, so that this is how ours uses two.
+each. XLA's loops over chunks use one core per device, so that this is how ours uses two.
 """
 
 from __future__ import annotations

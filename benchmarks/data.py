@@ -29,7 +29,7 @@ from nested_jax.data.prepare.shard_corpus import ShardOptions, shard_source
 from nested_jax.data.prepare.text_sources import records
 from nested_jax.data.records import Problems
 
-BATCHES = {512: (8, 32), 2048: (8, 32)}  # tokens a row -> rows a batch
+BATCHES = {512: (8, 32), 2048: (8, 32)}  # tokens per row -> rows per batch
 
 
 def quiet(_: str) -> None:

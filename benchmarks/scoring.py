@@ -5,7 +5,7 @@
 One by one is what a plain script does: prompt and answer are one text, read in one compiled call,
 padded to the same widths, so neither side compiles while it is timed. Both sides must give the same
 log-likelihoods (1e-3) or nothing is reported. `choices` has questions of four answers, with the
-lengths of HellaSwag and ARC (drawn evenly); `needles` ten values behind each long prompt; `intents`
+lengths of HellaSwag and ARC (drawn evenly); `needles` ten values after each long prompt; `intents`
 the 150 intents of CLINC150 after a text and its examples, as eval/tasks/classification.py asks
 for them in context.
 

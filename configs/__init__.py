@@ -1,1 +1,1 @@
-"""One file an experiment: ``get_config(arg=None) -> ConfigDict``. Plain data."""
+"""One file per experiment: ``get_config(arg=None) -> ConfigDict``. Plain data."""

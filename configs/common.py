@@ -113,10 +113,10 @@ def base(size: str) -> ml_collections.ConfigDict:
 
 
 def _test(cfg: ml_collections.ConfigDict) -> None:
-    cfg.data.seq_len = 64  # tokens a row
+    cfg.data.seq_len = 64  # tokens per row
     cfg.data.valid_rows = 8  # rows of the held-out set
     cfg.train.steps = 12  # optimizer steps
-    cfg.train.batch_size = 8  # rows a step
+    cfg.train.batch_size = 8  # rows per step
     cfg.train.eval_every = 6  # steps
     cfg.train.save_every = 4  # steps
     cfg.train.log_every = 1  # steps

@@ -314,7 +314,7 @@ def test_apply_reads_what_teach_wrote_and_leaves_it():
 
 
 def test_cadence_is_exact():
-    """floor(T / period) writes a level; between its writes a level is bit-identical."""
+    """floor(T / period) writes per level; between its writes a level is bit-identical."""
     cfg = config()
     model, params, tokens, targets = make(cfg, tokens=27)
     step = compiled(cfg)
@@ -359,7 +359,7 @@ def test_gate_decides_for_each_sequence():
 
 @pytest.mark.slow
 def test_units_do_not_move_with_batch_or_chunk():
-    """The signal's norm a token is that of the summed loss: batch and chunk do not scale it."""
+    """The signal's norm per token is that of the summed loss: batch and chunk do not scale it."""
     cfg = config(scale=0.0)
     _, params, tokens, targets = make(cfg, tokens=16)
     larger = config(scale=0.0, chunk=8, cms={"periods": (8, 16)})

@@ -20,7 +20,7 @@ SMALLEST = 8  # tokens of the smallest bucket
 
 
 class Request(NamedTuple):
-    """The tokens of `continuation` are scored behind those of `context` (at least one)."""
+    """The tokens of `continuation` are scored after those of `context` (at least one)."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]

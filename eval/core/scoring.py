@@ -166,7 +166,7 @@ class Scorer:
         return scores
 
     def read(self, state: Any, texts: Sequence[Sequence[int]], count: int) -> Any:
-        """Return the state behind the texts."""
+        """Return the state after the texts."""
         for tokens_BT, lengths_B, _ in pieces(texts, count):
             state = self.reader.read(state, tokens_BT, lengths_B)
         return state
@@ -209,7 +209,7 @@ class Scorer:
         step: Callable[..., tuple[Any, np.ndarray, np.ndarray]] | None = None,
         start: Start | None = None,
     ) -> list[np.ndarray]:
-        """Return the nats of every token of each text, the first one behind token `prefix`.
+        """Return the nats of every token of each text, the first one after token `prefix`.
 
         A model without end reads a text as one stream; full attention in the windows of `windows`.
         """
@@ -252,7 +252,7 @@ class Scorer:
         start: Start | None = None,
         rows: Sequence[int] | None = None,
     ) -> list[str]:
-        """Return what the model writes behind each prompt, up to a stop string or `max_tokens`.
+        """Return what the model writes after each prompt, up to a stop string or `max_tokens`.
 
         Writing also stops at the end of the document. Without `draw` the likeliest token is taken.
         """

@@ -1,7 +1,7 @@
 """Checkpoints in lm-evaluation-harness: ``python -m eval harness --checkpoint runs/NAME``.
 
 Runs the harness's own loop, prompts and metrics over our local files (--tasks: the zero-shot tasks,
-and text segments for perplexity). Words behind ``--`` are a command line of lm_eval, which then
+and text segments for perplexity). Words after ``--`` are a command line of lm_eval, which then
 knows the model `nested_jax` (model_args: checkpoint, batch_size, batch_tokens, mesh as in 2x1x1,
 too_long=error|left):
 
@@ -70,14 +70,14 @@ class HarnessMethods:
         return [(score.logprob, score.greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        """Return the log-likelihood of each (text,), its first token behind the separator."""
+        """Return the log-likelihood of each (text,), its first token after the separator."""
         texts = [self.subject.tokenizer.encode(r.args[0]) for r in requests]
         filled = [text for text in texts if text]
         nats = iter(self.subject.scorer.rolling(filled, self.subject.tokenizer.eos_id))
         return [-float(next(nats).sum(dtype="float64")) if text else 0.0 for text in texts]
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Return what is written behind each (prompt, options), without the stop string.
+        """Return what is written after each (prompt, options), without the stop string.
 
         Raises:
           ValueError: an unknown option, or a prompt that is too long.

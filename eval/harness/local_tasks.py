@@ -98,7 +98,7 @@ def as_dataset(rows: list[dict[str, Any]]) -> Any:
 
 
 def choice(task: ZeroShot) -> tuple[dict[str, Any], Sequence[str]]:
-    """Choices behind a prompt, which the harness renders by itself from the row's columns."""
+    """Choices after a prompt, which the harness renders by itself from the row's columns."""
     template = task.form.replace("{", "{{").replace("}", "}}")
     return {
         "output_type": "multiple_choice",
@@ -109,7 +109,7 @@ def choice(task: ZeroShot) -> tuple[dict[str, Any], Sequence[str]]:
 
 
 def partial(task: ZeroShot) -> tuple[dict[str, Any], Sequence[str]]:
-    """One continuation behind several contexts: the harness takes the contexts as choices."""
+    """One continuation after several contexts: the harness takes the contexts as choices."""
     return {
         "output_type": "multiple_choice",
         "doc_to_text": lambda row: int(row["gold"]),

@@ -48,7 +48,7 @@ def draw(folder: Path, name: str, proof: Any, chosen: Sequence[Any]) -> list[Pat
 
 
 def panels(names: Sequence[str]) -> tuple[Any, list[Any]]:
-    """Return a figure and axes for each of `names`, `COLUMNS` a row."""
+    """Return a figure and axes for each of `names`, `COLUMNS` per row."""
     columns = min(len(names), COLUMNS)
     fig, axes = figure(columns, rows=-(-len(names) // columns), width=4.4, height=3.6)
     used, empty = np.ravel(axes)[: len(names)], np.ravel(axes)[len(names) :]
@@ -69,7 +69,7 @@ def accuracy(result: Result, spec: str) -> float:
 
 
 def learning_curves(path: Path, title: str, runs: Sequence[Any], colors: Colors) -> Path:
-    """Training loss by step, the mean over seeds, a panel a case that has curves."""
+    """Training loss by step, the mean over seeds, one panel for each case that has curves."""
     cases = by_case([one for one in runs if any(run.curve for run in one.results)])
     fig, axes = panels(list(cases))
     for ax, (case, models) in zip(axes, cases.items(), strict=True):
@@ -156,7 +156,7 @@ def by_pairs(path: Path, runs: Sequence[Any], colors: Colors) -> Path:
 
 
 def by_state(path: Path, runs: Sequence[Any], colors: Colors) -> Path:
-    """Recall by the size of what a sequence carries: a point a case, published readings dashed."""
+    """Recall by the size of what a sequence carries: a point for each case; dashed: published."""
     fig, ax = figure(width=9.0, height=4.8)
     markers: dict[int, str] = {}
     for one in recalls(runs):
@@ -174,7 +174,7 @@ def by_state(path: Path, runs: Sequence[Any], colors: Colors) -> Path:
         ax.annotate(label, first, (2, -3), textcoords="offset points", ha="left", va="top", size=7)
     ax.plot([], [], "--", color="gray", lw=1, label="published (Zoology)")
     ax.set_xscale("log")
-    ax.set(title="MQAR", xlabel="numbers of state a sequence", ylabel="recall, %")
+    ax.set(title="MQAR", xlabel="numbers of state per sequence", ylabel="recall, %")
     ax.set_ylim(-3, 103)
     ax.grid(alpha=0.3)
     legend_beside(fig, [ax])

@@ -25,7 +25,7 @@ class Chosen(NamedTuple):
 
     case: str
     model: str
-    results: list[Result]  # one a seed
+    results: list[Result]  # one per seed
     failed: list[Result]  # at any rate
     refused: Sequence[Result] = ()  # of other text than those of the case
 

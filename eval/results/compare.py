@@ -51,7 +51,7 @@ def compare(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         require_same_items(first, other)
         same = len({r["subject"]["tokenizer_sha256"] for r in (first, other)}) == 1
         comparable = same or all("correct" in item for item in first["items"])
-        wanted = "has another tokenizer: its losses a token do not compare"
+        wanted = "has another tokenizer: its losses per token do not compare"
         require(comparable, "--to", other["subject"]["name"], wanted)
         groups = {}
         for group in dict.fromkeys(item["group"] for item in first["items"]):

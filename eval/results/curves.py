@@ -1,10 +1,10 @@
 """Learning curves of runs: ``python -m eval curves RUN... --out curves.png``.
 
-Panels: loss, perplexity, auxiliary loss, bits a byte, and the accuracy of each of train.eval_tasks
-at its checkpoints (dotted: chance), each where a run has it. Solid lines are training values,
-dashed ones with dots held-out. Held-out losses of different texts are refused; runs that were not
-trained on the same rows in the same order are named below the plot. Exit status: 0 done, 2 bad
-input.
+Panels: loss, perplexity, auxiliary loss, bits per byte, and the accuracy of each of
+train.eval_tasks at its checkpoints (dotted: chance), each where a run has it. Solid lines are
+training values, dashed ones with dots held-out. Held-out losses of different texts are refused;
+runs that were not trained on the same rows in the same order are named below the plot. Exit status:
+0 done, 2 bad input.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    Panel("loss (nats a token)", "loss", "valid_loss"),
+    Panel("loss (nats per token)", "loss", "valid_loss"),
     Panel("perplexity", "ppl", "valid_ppl", log_y=True),
     Panel("auxiliary loss", "aux_loss", ""),
-    Panel("held-out bits a byte", "", "valid_bits_per_byte"),
+    Panel("held-out bits per byte", "", "valid_bits_per_byte"),
 )
 
 

@@ -1,7 +1,7 @@
 """bAbI stories inside a long text: ``python -m eval babi --checkpoint runs/NAME``.
 
 In the manner of BABILong (arXiv 2406.10149): the facts of a story stand in their order, at places
-drawn at random, between the sentences of other texts; behind them stands a question. A prompt has
+drawn at random, between the sentences of other texts; a question follows them. A prompt has
 exactly the stated tokens. accuracy: the model writes the answer, exactly and first; rank1: the
 answer is the likeliest of all that could be answered (rank1_chance is what guessing gives, majority
 the share of the commonest answer). Intervals are Wilson's, 95 %. Stories are simulated from --seed

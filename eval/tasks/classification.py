@@ -157,7 +157,7 @@ def classify(
     before: tuple[int, ...],
     start: Start | None,
 ) -> list[str]:
-    """Return the likeliest label of each text, by mean log-likelihood a token."""
+    """Return the likeliest label of each text, by mean log-likelihood per token."""
     requests = []
     for text, _ in tests:
         for label in labels:

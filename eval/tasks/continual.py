@@ -113,7 +113,7 @@ def load_later(path: Path, first: Subject, flags: argparse.Namespace) -> Subject
     """Load a later stage.
 
     Raises:
-      ValueError: its tokenizer is another one; losses a token could not be compared.
+      ValueError: its tokenizer is another one; losses per token could not be compared.
     """
     found = subject_of(flags, path)
     same = found.tokenizer.hash == first.tokenizer.hash

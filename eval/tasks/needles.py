@@ -34,7 +34,7 @@ class NeedleKind:
     value: str  # number | uuid | passkey
     keys: int = 1  # needles of different keys
     values: int = 1  # needles of the key that is asked for
-    queries: int = 1  # keys that are asked for, each behind the same text
+    queries: int = 1  # keys that are asked for, each after the same text
 
 
 KINDS: dict[str, NeedleKind] = {
@@ -49,7 +49,7 @@ KINDS: dict[str, NeedleKind] = {
 
 
 class Query(NamedTuple):
-    """A question behind the text of an item."""
+    """A question after the text of an item."""
 
     tokens: tuple[int, ...]
     answers: list[str]
@@ -217,7 +217,7 @@ def insert(
     depths: dict[int, float],
     length: int,
 ) -> tuple[tuple[int, ...], list[float]]:
-    """Put needle i behind the share ``depths[i]`` of the sentences; return text and places."""
+    """Put needle i after the share ``depths[i]`` of the sentences; return text and places."""
     at = {i: round(depth * len(body)) for i, depth in depths.items()}
     tokens = list(intro)
     places = [0.0] * len(needles)

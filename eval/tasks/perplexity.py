@@ -1,8 +1,8 @@
 """Held-out perplexity by segment: ``python -m eval perplexity --checkpoint runs/NAME``.
 
-Every document is read as one stream from a fresh state, its first token behind the document
+Every document is read as one stream from a fresh state, its first token after the document
 separator; full attention reads documents longer than it can hold in disjoint windows. loss is in
-nats a token, ppl its exponential, bits_per_byte does not depend on the tokenizer. With --memorize
+nats per token, ppl its exponential, bits_per_byte does not depend on the tokenizer. With --memorize
 the inner loop runs while reading: a token is scored before the write that it causes.
 """
 
@@ -111,7 +111,7 @@ def stream_report(memorizer: Memorizer | None) -> dict[str, Any] | None:
 def summarize(
     subject: Subject, docs: Sequence[tuple[str, list[int]]], nats: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """Return loss, perplexity and bits a byte of documents."""
+    """Return loss, perplexity and bits per byte of documents."""
     lengths = subject.tokenizer.piece_byte_lengths
     count = sum(len(tokens) for _, tokens in docs)
     size = int(sum(lengths[tokens].sum() for _, tokens in docs))

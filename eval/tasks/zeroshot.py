@@ -1,6 +1,6 @@
 """Zero-shot tasks: ``python -m eval zeroshot --checkpoint runs/NAME --tasks piqa,hellaswag``.
 
-A choice is scored by the summed log-likelihood of its tokens behind the prompt: acc takes the
+A choice is scored by the summed log-likelihood of its tokens after the prompt: acc takes the
 largest sum, acc_norm the largest sum divided by the choice's length in characters. WinoGrande
 scores what follows the blank (partial scoring); LAMBADA's acc asks for the word greedily, and ppl
 is a word's. chance is the mean of 1 / choices, and majority the share of the commonest answer.

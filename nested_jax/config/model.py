@@ -43,7 +43,7 @@ class MemoryConfig(Block):
     max_rate: Annotated[float, Range(above=0, most=2)] = 1.0  # of a delta write; 2: reflections
     momentum: bool = True  # Titans Eq. 10: past surprise (rules titans and dgd)
     retention: bool = True  # Titans Eq. 13: the forget gate (rules titans and dgd)
-    keep_init: Small = 0.9999  # retention a token at initialisation; 0.99 empties a deep memory
+    keep_init: Small = 0.9999  # retention per token at initialisation; 0.99 empties a deep memory
     conv: Annotated[int, Range(least=2, also=0)] = 4  # width of the causal convolution; 0 is none
     adaptive_k: bool = True  # `hope`: keys come from a memory that is written in context
     adaptive_v: bool = True  # `hope`: values likewise

@@ -28,9 +28,9 @@ class TeachConfig(Block):
     """The inner loop: how a sequence writes the fast weights of the CMS levels."""
 
     mode: Literal["off", "exact", "local"] = "off"  # exact: the chunk's own loss gradient
-    chunk: Count = 64  # tokens a chunk; divides every CMS period
+    chunk: Count = 64  # tokens per chunk; divides every CMS period
     scale: Amount = 1.0  # factor on the teach signal
-    clip: Amount = 0.0  # L2 bound of the teach signal a token; 0 is none
+    clip: Amount = 0.0  # L2 bound of the teach signal per token; 0 is none
     warmup_steps: Size = 0  # outer steps over which `scale` rises from 0
     decay: tuple[Size, ...] = ()  # (start, steps) of the fall of `scale` to 0; () never falls
     surprise_metric: Literal["l2", "loss", "entropy"] = "loss"  # mean over the chunk's tokens
@@ -96,7 +96,7 @@ class DataConfig(Block):
     vocab_size: Annotated[int, Range(least=512)] = 8192  # of the tokenizer that is trained
     tokenizer: Literal["sentencepiece", "char"] = "sentencepiece"  # pieces, or characters
     mode: Literal["rows", "stream"] = "rows"  # shuffled rows, or contiguous streams of text
-    seq_len: Count = 512  # tokens a row
+    seq_len: Count = 512  # tokens per row
     align: Size = 0  # documents start at multiples of it in a row; 0: the most that divides
     # 64 and seq_len. Every chunk of a model divides it; equal for all models that are compared
     segments: tuple[str, ...] = ()  # segments of the source that are used; () is all
@@ -129,8 +129,8 @@ class TrainConfig(Block):
 
     steps: Free[Count] = 1000  # optimizer steps
     init_from: str = ""  # run or checkpoint whose parameters a new run begins with; "" draws them
-    batch_size: Count = 8  # rows a step, over all processes and microbatches
-    grad_accum: Free[Count] = 1  # microbatches a step
+    batch_size: Count = 8  # rows per step, over all processes and microbatches
+    grad_accum: Free[Count] = 1  # microbatches per step
     label_smoothing: Share = 0.0  # share of a target's mass that all symbols get alike; not scored
     carry: Literal["none", "mixers", "all"] = "none"  # state of a stream that outlives its batch
     eval_every: Free[Size] = 250  # steps; 0 evaluates at the end only

@@ -1,6 +1,6 @@
 """Records of a user's JSON lines: the one reader of such files, for training and evaluation.
 
-A file holds one JSON value a line, or one array of them, however it is printed. What cannot be read
+A file holds one JSON value per line, or one array of them, in any print. What cannot be read
 is told by its kind, file and line to a function of the caller's: `refuse` raises (an evaluation
 wants every row), `Problems` counts (a corpus may lose a few).
 """

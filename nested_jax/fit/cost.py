@@ -125,7 +125,7 @@ def _add(
     if instruction.op.startswith(COLLECTIVES):
         moved = instruction.bytes / (2 if instruction.op.endswith("start") else 1)
         kind = instruction.op.removesuffix("-start")
-        where = "once a step" if not loops else "in loops of " + " x ".join(map(str, loops))
+        where = "once per step" if not loops else "in loops of " + " x ".join(map(str, loops))
         found = total.collectives[f"{kind}, {where}"]
         found.bytes += times * moved
         found.count += times

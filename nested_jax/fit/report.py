@@ -68,12 +68,12 @@ def as_text(spec: str, cfg: Config, fit: Fit) -> str:
         f"{spec} on {fit.devices} x {fit.gpu.name}: {verdict}; {size(peak)} of "
         f"{size(fit.gpu.usable_bytes)} usable per device ({100 * fit.share:.0f} %)",
         f"  {fit.parameters / 1e6:,.1f} M parameters; {cfg.train.batch_size} rows of "
-        f"{cfg.data.seq_len} tokens a step, {micro} at once",
+        f"{cfg.data.seq_len} tokens per step, {micro} at once",
         f"  training step: peak {size(train.peak_bytes)}; state and batch "
         f"{size(train.state_bytes)}, temporary {size(train.temporary_bytes)}",
         f"  evaluation step: peak {size(fit.evaluation.peak_bytes)}",
         f"  compiled in {train.compile_s:.0f} s and {fit.evaluation.compile_s:.0f} s",
-        f"  estimated, a model of the card and no measurement: {cost.seconds:.3f} s a step, "
+        f"  estimated, a model of the card and no measurement: {cost.seconds:.3f} s per step, "
         f"{fit.tokens_per_s:,.0f} tokens/s, MFU {100 * fit.mfu:.1f} %, {cost.kernels:,} kernels, "
         f"bound by {cost.bound}",
         f"  of it memory {cost.memory_s:.3f} s, products {cost.compute_s:.3f} s, launches "

@@ -74,7 +74,7 @@ def self_modifying_spec(cfg: MemoryConfig) -> SelfModSpec:
 
 
 def erase_biases(cfg: MemoryConfig) -> tuple[float, ...]:
-    """Return the logits at which the erase gate starts, for the heads in turn.
+    """Return the logits at which the erase gate starts, one per head.
 
     Raises:
       ValueError: it is to start where it cannot get to.

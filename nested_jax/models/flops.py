@@ -43,7 +43,7 @@ def _head_weights(cfg: Config, info: PyTree) -> int:
 
 
 def _attention(cfg: Config) -> float:
-    """Return the FLOPs a token of q k and p v, over the mean number of keys that it sees."""
+    """Return the FLOPs per token of q k and p v, over the mean number of keys that it sees."""
     return 4.0 * _seen(cfg) * cfg.model.dim * cfg.model.layers
 
 

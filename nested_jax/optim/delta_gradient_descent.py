@@ -35,7 +35,7 @@ def scale_by_delta_gradient(
     the paper's rule exactly, whatever the norm of x. It needs a learning rate (eta') below 2.
 
     ``form="literal"``: c = 1, the raw gradient; wants a learning rate of gradient descent's size.
-    ``form="unit"``: c = 0.2 sqrt(in * out) / ||G||_F, a step of RMS 0.2 a element before the
+    ``form="unit"``: c = 0.2 sqrt(in * out) / ||G||_F, a step of RMS 0.2 per element before the
     learning rate, so that rates carry over from AdamW and Muon.
 
     Args:

@@ -28,7 +28,7 @@ TRIGRAM_BYTES = 32 << 20  # of text that the baseline reads; it counts about as 
 class HeldOut:
     """The first ``data.valid_rows`` rows of the valid split's fixed order, and how to score them.
 
-    Bits a byte do not depend on the tokenizer: summed loss / ln 2 / UTF-8 bytes of the targets.
+    Bits per byte do not depend on the tokenizer: summed loss / ln 2 / UTF-8 bytes of the targets.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -89,7 +89,7 @@ def piece_characters(plan: Plan) -> np.ndarray:
 
 
 def trigram_baseline(cfg: DataConfig) -> float:
-    """Return the bits a byte of the valid split under a byte trigram model of the train split.
+    """Return the bits per byte of the valid split under a byte trigram model of the train split.
 
     Of a large corpus, the beginning of every shard is read: `TRIGRAM_BYTES` in all.
     """

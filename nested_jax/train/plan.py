@@ -64,8 +64,8 @@ def make_plan(cfg: Config, workdir: Path, say: Callable[[str], None]) -> Plan:
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     say(f"{machine.device_name()}, mesh {axes}, {jax.process_count()} process(es)")
     say(
-        f"{cfg.model.block}: {layout.parameters:,} parameters, {layout.flops:.3g} FLOPs a step of "
-        f"{cfg.train.batch_size} x {cfg.data.seq_len} tokens"
+        f"{cfg.model.block}: {layout.parameters:,} parameters, {layout.flops:.3g} FLOPs per step "
+        f"of {cfg.train.batch_size} x {cfg.data.seq_len} tokens"
     )
     groups = group_counts(cfg.optim, layout.info)
     say("optimizer: " + ", ".join(f"{name} {count:,}" for name, count in groups.items()))

@@ -11,7 +11,7 @@ import jax
 from nested_jax.config import Config
 from nested_jax.errors import require
 
-AFTER = 10  # steps of a start before the trace begins: compilation and warm caches are behind
+AFTER = 10  # steps of a start before the trace begins: compilation is over, caches are warm
 
 
 def check_profile(cfg: Config) -> None:

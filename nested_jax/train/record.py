@@ -38,8 +38,8 @@ class Summary(NamedTuple):
     """What a finished run leaves in summary.json."""
 
     step: int
-    train_loss: float  # nats a token, mean since the log line before the last
-    valid_loss: float  # nats a token, on the fixed held-out set
+    train_loss: float  # nats per token, mean since the log line before the last
+    valid_loss: float  # nats per token, on the fixed held-out set
     valid_bits_per_byte: float | None  # None: synthetic tasks, which have no bytes
     parameters: int
     tokens: int  # targets trained on

@@ -106,7 +106,7 @@ def compile_step(plan: Plan, say: Callable[[str], None]) -> Callable[..., Any]:
     memory.check(plan.cfg, peak)
     of = f" of {machine.human_bytes(limit)}" if limit else ""
     say(
-        f"{took}; a step needs {machine.human_bytes(peak)}{of} a device, "
+        f"{took}; a step needs {machine.human_bytes(peak)}{of} per device, "
         f"{machine.human_bytes(held)} of it state and batch"
     )
     return compiled

@@ -92,7 +92,7 @@ class Built(NamedTuple):
     fresh: Any  # State
     train: Callable[..., Any]  # params, state, tokens: all rows whole, from a fresh state
     read: Callable[..., Any]  # params, state, tokens, starts, lengths
-    step: Callable[..., Any]  # params, state, one token a row
+    step: Callable[..., Any]  # params, state, one token per row
 
 
 @lru_cache

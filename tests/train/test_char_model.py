@@ -141,7 +141,7 @@ def test_a_run_reports_its_objectives_and_characters(undisturbed: Path) -> None:
     scored = [line for line in lines if "valid_loss" in line]
     for line in scored:
         assert line["valid_ppl"] == pytest.approx(math.exp(line["valid_loss"]))
-        # An end of document is a target and no character: bits a character are a bit more.
+        # An end of document is a target and no character: bits per character are a bit more.
         bits = line["valid_loss"] / math.log(2)
         assert bits < line["valid_bits_per_char"] < 1.02 * bits
         assert line["valid_bits_per_char"] == line["valid_bits_per_byte"]  # the text is ASCII

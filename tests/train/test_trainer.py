@@ -91,7 +91,7 @@ def test_a_run_leaves_what_it_should(undisturbed: tuple[Path, Summary], data: Pa
     for name in ("valid_text_sha256", "train_order_sha256"):
         assert len(getattr(summary, name)) == 64
         assert {line[name] for line in scored} == {getattr(summary, name)}
-    # Bits a byte and nats a token of one set of targets: a few bytes a token.
+    # Bits per byte and nats per token of one set of targets: a few bytes per token.
     bytes_a_token = summary.valid_loss / math.log(2) / summary.valid_bits_per_byte
     assert 1.0 < bytes_a_token < 8.0
 

@@ -3,8 +3,8 @@
 After every symbol of a string the model says which symbols may follow, the end "$" among them; a
 string is right only if every position is. **The set is the target token**: each set that a language
 can ask for is one symbol of the output vocabulary, so that training is the ordinary cross-entropy
-on one target a position and an answer is an argmax. That is how Irie et al. (EMNLP 2023), whose
-numbers NL's table extends, train: their target files hold one label a position. Nothing is lost,
+on one target per position and an answer is an argmax. That is how Irie et al. (EMNLP 2023), whose
+numbers NL's table extends, train: their target files hold one label per position. Nothing is lost,
 because the right set is a function of the prefix. The older form (Bhattamishra et al., 2009.11264)
 is a sigmoid for each symbol, trained with MSE and thresholded at 0.5: `sets_TS` holds its targets
 and `set_accuracy` its score.
@@ -141,7 +141,7 @@ LANGUAGES: dict[str, Language] = {
 
 @dataclass(frozen=True)
 class Formal(Task):
-    """Next-symbol-set prediction over strings of one language, one string a row.
+    """Next-symbol-set prediction over strings of one language, one string per row.
 
     Splits differ in their random draws alone; a bin is a setting. Train on ``Formal(name)``, test
     on it and on ``Formal(name, *BINS[1])``, which has the same vocabulary and longer rows.

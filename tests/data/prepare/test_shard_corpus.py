@@ -211,7 +211,7 @@ def test_other_settings_need_force(corpus: Path, model: Path, tmp_path: Path) ->
 def test_a_full_disk(corpus: Path, model: Path, tmp_path: Path) -> None:
     whole = shard(corpus, model, tmp_path / "whole")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))  # bytes a file; shards have more
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))  # bytes per file; shards have more
     try:
         with pytest.raises(OSError, match="File too large"):
             shard(corpus, model, tmp_path / "full", block_chars=10_000)
