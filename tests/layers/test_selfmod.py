@@ -132,7 +132,8 @@ def test_the_erase_gate_starts_where_it_is_told(stretch: float, start: tuple[flo
     memory |= {"erase_gate": True, "erase_stretch": stretch, "erase_init": start}
     model = {"block": "hope", "vocab_size": 8, "dim": 12, "heads": 3, "layers": 2, "memory": memory}
     built = nested_jax.build_model(from_config_dict({"model": model}).model)
-    bias_LH = built.init(jax.random.key(0))["prefix"]["mixer"]["erase_bias"]
+    init = jax.jit(lambda key: built.init(key)["prefix"]["mixer"]["erase_bias"])
+    bias_LH = init(jax.random.key(0))
     begun = 2.0 * stretched_sigmoid(bias_LH, stretch)
     assert self_modifying_spec(built.cfg.memory).erase_stretch == stretch
     want = [1.0, 0.03, 1.0] if start else [0.5] * 3

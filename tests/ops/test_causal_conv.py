@@ -8,8 +8,9 @@ import numpy as np
 from helpers import assert_close, assert_equal
 from jax.test_util import check_grads
 
-from nested_jax.ops.causal_conv import causal_conv
+from nested_jax.ops import causal_conv as op
 
+causal_conv = jax.jit(op.causal_conv)
 B, T, W, H, K = 2, 9, 4, 3, 5
 POSITIONS = np.array([[0, 1, 2, 0, 1, 2, 3, 4, 5], [7, 8, 0, 1, 2, 3, 4, 0, 1]], np.int32)
 

@@ -38,7 +38,7 @@ def subject(block: str, fast_layers: int = 1, frozen: bool = False) -> Subject:
         teach=TeachConfig(mode="exact" if block == "hope_attention" else "off", chunk=8),
     )  # fmt: skip
     model = build_model(cfg.model)
-    reader = ModelReader(model, model.init(jax.random.key(0)))
+    reader = ModelReader(model, jax.jit(model.init)(jax.random.key(0)))
     return Subject("tiny", cfg, 0, tokenizer(), Scorer(reader, 4), 0)
 
 

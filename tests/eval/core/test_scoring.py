@@ -235,7 +235,7 @@ def model_reader(block: str, devices: int = 1, symbols: int = 0) -> ModelReader:
     )
     model = build_model(cfg)
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
-    return ModelReader(model, model.init(jax.random.key(0)), mesh, symbols)
+    return ModelReader(model, jax.jit(model.init)(jax.random.key(0)), mesh, symbols)
 
 
 def test_ids_that_stand_for_nothing_are_neither_written_nor_the_likeliest():
