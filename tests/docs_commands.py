@@ -24,7 +24,7 @@ SMALLER = [
     (r"(configs/real_text\.py:)(?:text|test)\b", r"\1test"),
 ]
 MORE_FLAGS = {
-    r"-m eval (niah|passkey|babi|books|recall|continual|classification|zeroshot)\b": "--limit 2",
+    r"-m eval (niah|passkey|babi|books|continual|classification|zeroshot)\b": "--max-samples 2",
     r"-m nested_jax\.generate\b": "--max-tokens 4",
 }
 # Commands that no test runs, and why.

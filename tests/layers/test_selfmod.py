@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -162,17 +163,19 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 
 
+@cache
+def shapes(**memory: Any) -> tuple[dict[str, tuple[int, ...]], SelfModSpec]:
+    """Return the shapes of the parameters, and what the memory is told."""
+    cfg = from_config_dict({"model": {"block": "hope", "memory": memory}}).model
+    info = nested_jax.build_model(cfg).param_info()
+    paths = jax.tree_util.tree_leaves_with_path(info)
+    named = {jax.tree_util.keystr(path): leaf.shape for path, leaf in paths}
+    return named, self_modifying_spec(cfg.memory)
+
+
 @pytest.mark.parametrize("name", SWITCHES)
 def test_each_ablation_changes_the_parameters_or_the_spec(name: str) -> None:
     """No switch is without effect: one more than the other rows of NL Table 6 is a config flag."""
-
-    def shapes(**memory: Any) -> Any:
-        cfg = from_config_dict({"model": {"block": "hope", "memory": memory}}).model
-        info = nested_jax.build_model(cfg).param_info()
-        paths = jax.tree_util.tree_leaves_with_path(info)
-        return {jax.tree_util.keystr(p): leaf.shape for p, leaf in paths}, self_modifying_spec(
-            cfg.memory
-        )
 
     (had, spec), (has, changed) = shapes(), shapes(**SWITCHES[name])
     parameters = {

@@ -52,8 +52,8 @@ def tiny_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("formal", "quick"),
         ("counting", "quick"),
-        ("mqar", "quick"),
         ("text", "quick"),
+        pytest.param("mqar", "quick", marks=pytest.mark.slow),
         pytest.param("mad", "quick", marks=pytest.mark.slow),
         pytest.param("ablation", "quick", marks=pytest.mark.slow),
         pytest.param("formal", "default", marks=pytest.mark.slow),
