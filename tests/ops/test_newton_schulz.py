@@ -31,10 +31,8 @@ def test_singular_values(rows: int, columns: int) -> None:
 
 
 def test_scale_and_leading_axes_do_not_matter() -> None:
-    x, fn = (
-        np.random.default_rng(0).normal(size=(2, 3, 5, 7)).astype(np.float32),
-        jax.jit(newton_schulz),
-    )
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, 7)).astype(np.float32)
+    fn = jax.jit(newton_schulz)
     y = fn(x)
     assert_close(fn(100.0 * x), y, 1e-5)
     assert_close(np.asarray(y)[1, 2], fn(x[1, 2]), 1e-6)
