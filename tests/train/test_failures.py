@@ -18,7 +18,7 @@ from nested_jax.train.trainer import train
 from nested_jax.train.workdir import saved_steps
 
 AT = 7  # the step at which something happens; checkpoints are of 2, 4, 6, 8 ...
-SECONDS = 20.0  # from there to the end of the process; Orbax's own limit is minutes
+SECONDS = 30.0  # from there to the end of the process; Orbax's own limit is minutes
 
 BREAK = f"""
 import pathlib, resource, sys, time
