@@ -52,6 +52,13 @@ def require_same(flag: str, runs: Sequence[Named], field: str) -> None:
         raise ValueError(f"{flag}={name!r}: {why}; these results are not comparable")
 
 
+def training_lines(runs: Sequence[Named]) -> list[str]:
+    """Return which runs were not trained on the same rows in the same order, or do not say."""
+    lines = [f"{name}: {why}" for name, why in odd_ones(runs, TRAIN_ORDER).items()]
+    old = not_recorded(runs, TRAIN_ORDER)
+    return lines + ([f"order of training not recorded: {', '.join(old)}"] if old else [])
+
+
 def not_recorded(runs: Sequence[Named], field: str) -> list[str]:
     """Return the names of runs from before the field was recorded."""
     return [run.name for run in runs if not run.record.get(field)]

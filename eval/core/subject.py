@@ -15,6 +15,7 @@ from eval.core.bundle import checkpoint_hash, is_bundle, verify
 from eval.core.reader import ModelReader, Reader
 from eval.core.scoring import Scorer
 from nested_jax.config import Config, MeshConfig
+from nested_jax.data.identity import TRAIN_ORDER
 from nested_jax.data.synthetic.rows import identity
 from nested_jax.data.tokenizers.tokenizer import Tokenizer
 from nested_jax.errors import require
@@ -37,6 +38,7 @@ class Subject:
     parameters: int
     checkpoint: Path | None = None  # the folder of the step; None inside training
     checkpoint_sha256: str | None = None  # of the parameters on disk
+    train_order_sha256: str | None = None  # of the rows that it was trained on, in their order
 
     @property
     def reader(self) -> Reader:
@@ -61,6 +63,7 @@ class Subject:
             "size": self.cfg.model.size,
             "parameters": self.parameters,
             "tokenizer_sha256": self.tokenizer.hash,
+            "train_order_sha256": self.train_order_sha256,
         }
 
 
@@ -112,6 +115,7 @@ def load_subject(
         parameters=count_parameters(model.param_info()),
         checkpoint=folder,
         checkpoint_sha256=checkpoint_hash(folder),
+        train_order_sha256=opened.saved.meta.get("data", {}).get(TRAIN_ORDER),
     )
 
 

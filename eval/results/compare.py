@@ -2,7 +2,8 @@
 
 Every checkpoint runs the task with the same flags, seeds and items. Differences are paired: the
 exact McNemar test where an item is right or wrong, sign flips where it has a loss; with the 95 %
-bootstrap interval of the mean difference. Flags after ``--`` go to the task.
+bootstrap interval of the mean difference. Checkpoints that were not trained on the same rows in
+the same order are named. Flags after ``--`` go to the task.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from eval.core.cli import Command, Task, evaluate, subject_of, tasks, write_out
 from eval.core.flags import OUT, flag
 from eval.core.items import first_difference, items_sha256
 from eval.core.report import group_table
+from eval.core.same_text import Named, training_lines
 from eval.core.stats import bootstrap, mcnemar, sign_flip
 from nested_jax.errors import require
 
@@ -30,6 +32,8 @@ def act(flags: argparse.Namespace) -> int:
     write_out(flags.out, found)
     for pair in found["pairs"]:
         print(f"## {flags.task}: {pair['b']} minus {pair['a']}\n\n{group_table(pair['groups'])}\n")
+    for line in found["training"]:
+        print(f"note: {line}")
     return 0
 
 
@@ -60,6 +64,7 @@ def compare(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         pairs.append({"a": label(first), "b": label(other), "groups": groups})
     subjects = [r["subject"] for r in results]
     return {"task": "compare", "of": first["task"], "subjects": subjects, "pairs": pairs,
+            "training": training_lines([Named(label(r), r["subject"]) for r in results]),
             "metrics": [r["metrics"] for r in results]}  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from eval.core.cli import Command
 from eval.core.flags import flag
 from eval.core.report import markdown
-from eval.core.same_text import ITEMS, Named, not_recorded, odd_ones
+from eval.core.same_text import ITEMS, Named, not_recorded, odd_ones, training_lines
 from nested_jax.data.records import checked_row
 from nested_jax.errors import require
 
@@ -36,6 +36,8 @@ def items_lines(files: Sequence[Path], results: Sequence[dict[str, Any]]) -> lis
             for file, result in zip(files, results, strict=True)
             if result["task"] == task
         ]
+        subjects = [Named(run.name, run.record["subject"]) for run in of_task]
+        lines += [f"{task}: {line}.\n" for line in training_lines(subjects) if len(of_task) > 1]
         odd = odd_ones(of_task, ITEMS)
         lines += [f"**Not comparable**: {task}: {name}: {why}.\n" for name, why in odd.items()]
         old = not_recorded(of_task, ITEMS)

@@ -29,6 +29,7 @@ from nested_jax.data.synthetic.task import Example, Task
 
 ORDER_ROWS = 4096  # row numbers of the training order that are hashed
 CONTENT_ROWS = 64  # of them, rows that are hashed as they are read
+TRAIN_ORDER = "order of training rows"  # in what a checkpoint says of its data
 FIELDS = {"tokens_BT": "<i4", "targets_BT": "<i4", "weights_BT": "<f4", "segments_BT": "<i4"}
 
 
@@ -118,7 +119,7 @@ def data_identity(cfg: DataConfig, train_order: str) -> dict[str, str]:
       train_order: `train_order_sha256` of the run.
     """
     if cfg.is_synthetic:
-        return {"tokenizer": synthetic_identity(cfg.task), "order of training rows": train_order}
+        return {"tokenizer": synthetic_identity(cfg.task), TRAIN_ORDER: train_order}
     store = open_data(cfg)
     parts: dict[str, Any] = {
         split: [
@@ -136,7 +137,7 @@ def data_identity(cfg: DataConfig, train_order: str) -> dict[str, str]:
         "tokenizer": store.tokenizer.hash,
         "training text": text["train"],
         "held-out text": text["valid"],
-        "order of training rows": train_order,
+        TRAIN_ORDER: train_order,
     }
 
 

@@ -15,6 +15,7 @@ import jax
 
 from nested_jax import machine
 from nested_jax.config import Config
+from nested_jax.data.identity import TRAIN_ORDER
 from nested_jax.files import write_json
 from nested_jax.losses import perplexity
 from nested_jax.train.checkpoint import Identity, run_meta
@@ -209,7 +210,7 @@ class Record:
         """Return what compared runs have in common: the text scored, and the order trained in."""
         return {
             "valid_text_sha256": self.open_held_out().sha256,
-            "train_order_sha256": self.data["order of training rows"],
+            "train_order_sha256": self.data[TRAIN_ORDER],
         }
 
     def evaluate(self, step: int, state: TrainState) -> None:

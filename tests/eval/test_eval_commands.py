@@ -275,6 +275,14 @@ def test_other_items_are_not_compared(changes: dict[int, Any], message: str) -> 
 
     with pytest.raises(ValueError, match=message):
         compare([result("a", {}), result("b", changes)])
+    a, b, c = (result(name, {}) for name in "abc")
+    for found, order in ((a, "1" * 64), (b, "2" * 64)):
+        found["subject"]["train_order_sha256"] = order
+    assert compare([a, b, c])["training"] == [
+        "b@1: trained on other rows, or in another order than a@1: train_order_sha256 "
+        "222222222222 for 111111111111",
+        "order of training not recorded: c@1",
+    ]
     assert compare([result("a", {}), result("b", {})])["pairs"][0]["groups"]["g"]["n"] == 2
 
 

@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     opt = {"m": jax.tree.map(jnp.ones_like, params)}
     checkpoints = Checkpoints(workdir, cfg.train, print)
     state = TrainState(jnp.int32(STEP), params, opt)
-    checkpoints.save(state, {}, run_meta(cfg, STEP, tokenizer().hash))
+    checkpoints.save(state, {}, run_meta(cfg, STEP, {"tokenizer": tokenizer().hash}))
     checkpoints.close()
     (workdir / "tokenizer.model").write_bytes(tokenizer().model)
     (workdir / "config.json").write_text("{}")
