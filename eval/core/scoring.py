@@ -28,7 +28,7 @@ from nested_jax.data.tokenizers.tokenizer import Tokenizer
 from nested_jax.errors import require
 
 SPARE = 2048  # tokens of padding that are not worth another shape to compile
-BLOCK = 8  # tokens decoded between two looks at the stop strings
+STRIDE = 8  # tokens decoded between two looks at the stop strings
 
 
 class Scorer:
@@ -267,7 +267,7 @@ class Scorer:
         for batch in self.batches(groups):
             count = self.rows(bucket(len(batch[0].context) - 1), len(batch))
             width = padded(max(len(g.context) for g in batch))
-            more = -(-max_tokens // BLOCK) * BLOCK
+            more = -(-max_tokens // STRIDE) * STRIDE
             state = self.start(start, [g.row for g in batch], count, width + more)
             state = self.read(state, [g.context[:-1] for g in batch], count)
             last_B = np.zeros(count, np.int32)
@@ -291,7 +291,7 @@ class Scorer:
         tokens = np.zeros((used, 0), np.int32)
         while True:
             state, block_BT = self.reader.decode(
-                state, last_B, BLOCK, replace(draw, first=draw.first + tokens.shape[1])
+                state, last_B, STRIDE, replace(draw, first=draw.first + tokens.shape[1])
             )
             last_B = block_BT[:, -1]
             tokens = np.concatenate([tokens, block_BT[:used]], axis=1)

@@ -13,7 +13,7 @@ from eval.core.datasets import DataRoot
 from eval.core.flags import choose
 from eval.core.items import ASKED, item_hash
 from eval.tasks.perplexity import SEGMENTS, documents
-from eval.tasks.zeroshot_files import TASKS, ZeroShot
+from eval.tasks.zeroshot_files import SETS, ZeroShot
 from nested_jax.errors import import_extra
 
 SPLIT = "test"  # what every file is called inside the harness
@@ -32,7 +32,7 @@ def choose_local(text: str) -> list[str]:
     Raises:
       ValueError: an unknown name, with the known ones.
     """
-    return choose(text, (*TASKS, *SEGMENTS), "--tasks")
+    return choose(text, (*SETS, *SEGMENTS), "--tasks")
 
 
 def run_local(
@@ -73,7 +73,7 @@ def configuration(name: str, root: DataRoot, limit: int) -> dict[str, Any]:
         }
         metrics: Sequence[str] = ROLLING
     else:
-        how, metrics = FORMS[TASKS[name].kind](TASKS[name])
+        how, metrics = FORMS[SETS[name].kind](SETS[name])
     return {**config, **how, "metric_list": [{"metric": metric} for metric in metrics]}
 
 
@@ -82,7 +82,7 @@ def rows_of(name: str, root: DataRoot, limit: int) -> list[dict[str, Any]]:
         texts = documents(root, name, SPLIT)
         found = ({"id": key, "text": text} for key, text in texts)
     else:
-        task = TASKS[name]
+        task = SETS[name]
         columns = (*task.columns, "id")
         rows = enumerate(root.rows(task.file, **task.columns))
         found = ({"id": str(i), **{c: row[c] for c in columns if c in row}} for i, (_, row) in rows)

@@ -136,7 +136,7 @@ def evaluations(run: Run, field: str) -> list[Named]:
 
 
 def remarks(runs: Sequence[Run]) -> list[str]:
-    """Return what a reader of the curves must know of the text behind them."""
+    """Return what a reader of the curves must know of their text."""
     if len(runs) < 2:
         return []
     scored = [each for run in runs for each in evaluations(run, VALID_TEXT)]

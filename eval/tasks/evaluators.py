@@ -13,7 +13,7 @@ from eval.core.reader import ModelReader
 from eval.core.scoring import Scorer
 from eval.core.subject import Subject
 from eval.tasks.zeroshot import encode, judge, score, summarize
-from eval.tasks.zeroshot_files import TASKS, Question
+from eval.tasks.zeroshot_files import SETS, Question
 from nested_jax.config import Config
 from nested_jax.data.pipeline import prepare
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
@@ -32,9 +32,9 @@ def make_evaluators(cfg: Config) -> list[Evaluator]:
     """
     evaluators = []
     for name in cfg.train.eval_tasks:
-        known = f"wants some of {', '.join(TASKS)}"
-        require(name in TASKS, "train.eval_tasks", cfg.train.eval_tasks, known)
-        evaluators.append(ZeroShotEvaluator(name, list(TASKS[name].questions(DataRoot(), SAMPLES))))
+        known = f"wants some of {', '.join(SETS)}"
+        require(name in SETS, "train.eval_tasks", cfg.train.eval_tasks, known)
+        evaluators.append(ZeroShotEvaluator(name, list(SETS[name].questions(DataRoot(), SAMPLES))))
     require(
         not evaluators or jax.process_count() == 1,
         "train.eval_tasks",
@@ -63,7 +63,7 @@ class ZeroShotEvaluator:
             parameters=0,
         )
         rows = judge(self.questions, score(subject, encode(subject, self.questions)))
-        found = summarize(TASKS[self.name].kind, self.questions, rows)
+        found = summarize(SETS[self.name].kind, self.questions, rows)
         return {f"{self.name}/acc": found["acc"], f"{self.name}/chance": found["chance"]}
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from eval.core.cli import Command
 from eval.core.datasets import DEFAULTS
 from eval.core.flags import choose, flag
-from eval.tasks.zeroshot_files import TASKS, Row
+from eval.tasks.zeroshot_files import SETS, Row
 from nested_jax.errors import import_extra, require
 from nested_jax.files import write_bytes
 
@@ -101,8 +101,8 @@ SOURCES: dict[str, Source] = {
 
 
 def fetch(flags: argparse.Namespace) -> int:
-    for name in choose(flags.tasks, TASKS, "--tasks"):
-        file = flags.data_root / TASKS[name].file
+    for name in choose(flags.tasks, SETS, "--tasks"):
+        file = flags.data_root / SETS[name].file
         if file.is_file():
             print(f"{name}: {file} is there")
             continue

@@ -22,7 +22,7 @@ from eval.core.memory import Memorizer, memorizer_of
 from eval.core.requests import Request, Score, encode_pair
 from eval.core.stats import mean_stderr, wilson
 from eval.core.subject import Subject
-from eval.tasks.zeroshot_files import TASKS, Question
+from eval.tasks.zeroshot_files import SETS, Question
 from nested_jax.losses import perplexity
 
 
@@ -30,14 +30,14 @@ class ListTasks(argparse.Action):
     """Show the tasks and stop."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        for name, task in TASKS.items():
+        for name, task in SETS.items():
             print(f"{name:15} {task.kind:8} {task.file:45} {task.form!r}")
         parser.exit(0)
 
 
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
-    names, root = choose(flags.tasks, TASKS, "--tasks"), data_root(flags)
-    asked = {name: list(TASKS[name].questions(root, flags.max_samples)) for name in names}
+    names, root = choose(flags.tasks, SETS, "--tasks"), data_root(flags)
+    asked = {name: list(SETS[name].questions(root, flags.max_samples)) for name in names}
     memorizer = memorizer_of(subject, flags)
     metrics: dict[str, dict[str, Any]] = {}
     items: list[dict[str, Any]] = []
@@ -48,10 +48,10 @@ def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
         after = None
         if memorizer is not None:
             written = judge(questions, score_memorized(subject, memorizer, questions, requests))
-            after = summarize(TASKS[name].kind, questions, written)
+            after = summarize(SETS[name].kind, questions, written)
             for row, more in zip(rows, written, strict=True):
                 row["memorized"] = more
-        metrics[name] = with_memorized(summarize(TASKS[name].kind, questions, rows), after)
+        metrics[name] = with_memorized(summarize(SETS[name].kind, questions, rows), after)
         items += [
             {"id": f"{name}/{q.id}", "group": name, ASKED: item_hash(q.pairs, q.gold), **r}
             for q, r in zip(questions, rows, strict=True)

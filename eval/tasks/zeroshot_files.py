@@ -82,7 +82,7 @@ def choices(file: str, form: str, *columns: str) -> ZeroShot:
 
 
 FOLDER = "zero_shot"
-TASKS: dict[str, ZeroShot] = {
+SETS: dict[str, ZeroShot] = {
     "piqa": question_answer(f"{FOLDER}/piqa/validation.jsonl.gz"),
     "hellaswag": choices(f"{FOLDER}/hellaswag/validation.jsonl.gz", "{query}", "query"),
     "winogrande": ZeroShot(

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from eval.core.reader import Draw
+from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["the cat sat on the mat, the dog ran at the cat. " * 40], 300)
+
 
 History = tuple[int, ...]
 

@@ -12,7 +12,7 @@ import jax
 from tiny import WORDS, synthetic_text, tiny_config
 
 from eval.tasks.perplexity import SEGMENTS
-from eval.tasks.zeroshot_files import TASKS
+from eval.tasks.zeroshot_files import SETS
 from nested_jax.config import Config
 from nested_jax.train.plan import make_plan
 from nested_jax.train.progress import Display
@@ -26,7 +26,7 @@ INTENTS = {"pay_bill": "bank", "open_account": "bank", "play_song": "home", "set
 def write_root(folder: Path) -> Path:
     """Write rows for every task; answers are drawn, so that nothing but luck finds them."""
     rng = random.Random(7)
-    for task in TASKS.values():
+    for task in SETS.values():
         rows = (question(rng, task.columns) for _ in range(QUESTIONS))
         write_rows(folder / task.file, rows)
     for segment in SEGMENTS[1:]:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from doubles import tokenizer
 from helpers import assert_equal
-from test_scoring import tokenizer
 
 from eval.core.memory import Memories, MemorizeOptions, Memorizer
 from eval.core.memory_paths import keep_memories, sequence_change

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import jax
 import numpy as np
 import pytest
-from doubles import HandMade, bigram, order_two, uniform
+from doubles import HandMade, bigram, order_two, tokenizer, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,16 +16,10 @@ from eval.core.requests import Request, bucket, encode_pair, room, windows
 from eval.core.schedule import choose_calls
 from eval.core.scoring import Scorer
 from nested_jax.config import MeshConfig, ModelConfig
-from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from nested_jax.models.lm import build_model
 from nested_jax.sharding import make_mesh
 
 VOCAB = 11
-
-
-@cache
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(["the cat sat on the mat, the dog ran at the cat. " * 40], 300)
 
 
 def requests(seed: int, count: int = 13) -> list[Request]:

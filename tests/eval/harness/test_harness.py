@@ -12,8 +12,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from doubles import HandMade, bigram, order_two
-from test_scoring import tokenizer
+from doubles import HandMade, bigram, order_two, tokenizer
 
 from eval.__main__ import main
 from eval.core.datasets import DataRoot
@@ -24,7 +23,7 @@ from eval.harness import adapter as harness
 from eval.harness import local_tasks as harness_tasks
 from eval.harness.adapter import HarnessMethods, writing
 from eval.tasks import perplexity, zeroshot
-from eval.tasks.zeroshot_files import TASKS
+from eval.tasks.zeroshot_files import SETS
 from nested_jax.config import Config
 
 VOCAB = 300
@@ -187,10 +186,10 @@ ROW = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", SETS)
 def test_the_harness_is_given_the_requests_that_we_score(name):
     """Build the harness's requests by its documented rules; they must be our pairs."""
-    task = TASKS[name]
+    task = SETS[name]
     how, _ = harness_tasks.FORMS[task.kind](task)
     text = how["doc_to_text"]
     if callable(text):
@@ -236,7 +235,7 @@ def test_the_harness_and_we_agree(tmp_path):
     ]  # fmt: skip
     names = ["hellaswag", "arc_easy", "lambada"]
     for name in names:
-        file = tmp_path / TASKS[name].file
+        file = tmp_path / SETS[name].file
         file.parent.mkdir(parents=True)
         file.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     texts = [{"text": phrase(40)} for _ in range(5)]
@@ -250,13 +249,13 @@ def test_the_harness_and_we_agree(tmp_path):
     model = harness.register()(who)
     metrics, items = harness_tasks.run_local(model, [*names, "code"], root, flags)
     for name in names:
-        questions = list(TASKS[name].questions(root))
+        questions = list(SETS[name].questions(root))
         ours = zeroshot.judge(questions, zeroshot.score(who, zeroshot.encode(who, questions)))
         found = [item for item in items if item["group"] == name]
         for mine, theirs in zip(ours, found, strict=True):
             assert mine["logprobs"] == pytest.approx(theirs["logprobs"], abs=1e-9)
             assert mine["correct"] == theirs["correct"]
-        wanted = zeroshot.summarize(TASKS[name].kind, questions, ours)
+        wanted = zeroshot.summarize(SETS[name].kind, questions, ours)
         for key in metrics[name].keys() & wanted.keys():
             assert metrics[name][key] == pytest.approx(wanted[key]), (name, key)
     assert [row["id"] for row in harness_tasks.rows_of("lambada", root, 4)] == ["0", "1", "2", "3"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from doubles import tokenizer
 from helpers import assert_equal
-from test_scoring import tokenizer
 
 from eval.__main__ import main
 from eval.core import bundle

@@ -19,7 +19,7 @@ from eval.core.stats import wilson
 from eval.core.subject import Subject
 from eval.tasks import babi, books, classification, continual, niah, passkey, perplexity, zeroshot
 from eval.tasks.stories import GENERATED
-from eval.tasks.zeroshot_files import TASKS
+from eval.tasks.zeroshot_files import SETS
 from nested_jax.config import Config
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
@@ -53,7 +53,7 @@ def at_chance(hits: float, count: int, chance: float) -> bool:
 
 def test_a_random_model_is_at_chance_on_every_zero_shot_task(root: Path, tokenizer: Any) -> None:
     found = run(zeroshot.TASK, order_two(VOCAB), tokenizer, root).metrics
-    assert set(found) == set(TASKS)
+    assert set(found) == set(SETS)
     for name, group in found.items():
         assert group["n"] == QUESTIONS
         assert at_chance(group["acc"] * QUESTIONS, QUESTIONS, group["chance"]), name

@@ -16,7 +16,7 @@ import pytest
 from eval.__main__ import main
 from eval.core.datasets import DataRoot
 from eval.tasks.fetch import SOURCES, hellaswag, lettered
-from eval.tasks.zeroshot_files import TASKS
+from eval.tasks.zeroshot_files import SETS
 
 LETTERS = {"choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]}, "answerKey": "C"}
 ROWS = {
@@ -76,21 +76,21 @@ def hub(monkeypatch):
 
 def test_every_task_comes_out_as_its_right_answer(hub, tmp_path):
     assert main(["fetch", "--data-root", str(tmp_path)]) == 0
-    assert len(hub) == len(TASKS)
+    assert len(hub) == len(SETS)
     read_back(tmp_path)
     files = {file: file.read_bytes() for file in tmp_path.rglob("*.gz")}
     assert {content[4:8] for content in files.values()} == {bytes(4)}  # gzip's time of writing
     assert main(["fetch", "--data-root", str(tmp_path)]) == 0
-    assert len(hub) == len(TASKS)  # what is there is not fetched again
+    assert len(hub) == len(SETS)  # what is there is not fetched again
     next(iter(files)).unlink()
     assert main(["fetch", "--data-root", str(tmp_path)]) == 0
-    assert len(hub) == len(TASKS) + 1
+    assert len(hub) == len(SETS) + 1
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == files
 
 
 def read_back(root):
     """The right answers, as the tasks read them from the files."""
-    for name, task in TASKS.items():
+    for name, task in SETS.items():
         (question,) = task.questions(DataRoot(root))
         assert question.pairs[question.gold] == GOLD[name], name
 
@@ -155,7 +155,7 @@ def test_the_real_package_reads_copies_of_the_repositories(tmp_path):
     done = run(*fetch, "--copies", copies)
     assert done.returncode == 0, done.stderr
     read_back(root)
-    file = root / TASKS["boolq"].file
+    file = root / SETS["boolq"].file
     file.unlink()
     (parquet,) = (copies / SOURCES["boolq"].repository).rglob("*.parquet")
     parquet.write_bytes(parquet.read_bytes()[:-9])
@@ -185,7 +185,7 @@ def test_what_cannot_be_reached_is_said(monkeypatch, tmp_path, capsys):
     words = ["fetch", "--data-root", str(tmp_path), "--tasks", "hellaswag"]
     assert main(words) == 2
     said = capsys.readouterr().err
-    for part in ("Rowan/hellaswag", "ConnectionError", "--copies", TASKS["hellaswag"].file):
+    for part in ("Rowan/hellaswag", "ConnectionError", "--copies", SETS["hellaswag"].file):
         assert part in said
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert main(words) == 2

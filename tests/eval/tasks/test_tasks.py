@@ -26,7 +26,7 @@ from eval.core.subject import Subject
 from eval.tasks import continual, niah, perplexity, zeroshot
 from eval.tasks.continual import own_stages, summarize
 from eval.tasks.needles import KINDS, Haystack, make_item
-from eval.tasks.zeroshot_files import TASKS, Question
+from eval.tasks.zeroshot_files import SETS, Question
 from nested_jax.config import CMSConfig, Config, ModelConfig
 from nested_jax.data.tokenizers.tokenizer import train_tokenizer
 from nested_jax.losses import perplexity as perplexity_of
@@ -242,7 +242,7 @@ def test_memories_by_name():
     with pytest.raises(ValueError, match="--memorize-layers"):
         choose_layers("4", cfg)
     with pytest.raises(ValueError, match="hellaswag"):
-        choose("pika", TASKS, "--tasks")
+        choose("pika", SETS, "--tasks")
 
 
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path):
