@@ -151,6 +151,8 @@ def item(name: str, sample: dict[str, Any]) -> dict[str, Any]:
         "logprobs": [float(x) if rolling else float(x[0]) for x in answers],
         ASKED: item_hash(sample["doc"]),
     }
-    if not rolling:
+    if rolling:
+        found["loss"] = -found["logprobs"][0]  # of the whole text, in nats
+    else:
         found["correct"] = bool(sample["acc"])
     return found

@@ -15,8 +15,9 @@ import pytest
 from small_root import untrained, write_root
 from tiny import HOPE, ROOT, environment, read_lines, tiny_config, write_data
 
+import eval.tasks
 from eval.__main__ import main
-from eval.core.cli import evaluate
+from eval.core.cli import commands, evaluate
 from eval.results import suite
 from eval.results.compare import compare
 from eval.tasks.evaluators import make_evaluators
@@ -79,6 +80,27 @@ def test_a_transformer_differs_by_exactly_nothing(
         assert found["memorize"]["writes"] == {}
         assert "nothing to write" in found["memorize"]["note"]
     assert "nothing to write" in capsys.readouterr().out
+
+
+def test_the_task_of_the_page_runs(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pasted from docs/evaluation.md into one file: the command, and the comparison."""
+    text = (ROOT / "docs/evaluation.md").read_text().partition("## Adding a task")[2]
+    (tmp_path / "surprise.py").write_text(text.split("```python\n")[1].split("```")[0])
+    monkeypatch.setattr(eval.tasks, "__path__", [*eval.tasks.__path__, str(tmp_path)])
+    commands.cache_clear()
+    try:
+        found = place.run("surprise", place.plain, tmp_path / "a.json", "--word", "index")
+        assert found["metrics"]["all"]["loss"] > 0
+        words = ["compare", "--checkpoint", str(place.plain), "--to", str(place.other)]
+        assert main([*words, "--task", "surprise", "--out", str(tmp_path / "b.json")]) == 0
+        (pair,) = json.loads((tmp_path / "b.json").read_text())["pairs"]
+        assert pair["groups"]["all"]["n"] == 1
+        assert pair["groups"]["all"]["p"] == 1.0
+    finally:
+        commands.cache_clear()
+        sys.modules.pop("eval.tasks.surprise", None)
 
 
 def test_a_model_may_have_more_ids_than_its_tokenizer(place: Place, tmp_path: Path) -> None:
