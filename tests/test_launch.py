@@ -393,7 +393,6 @@ def compare(data: Path, block: dict[str, Any], meshes: list[str], steps: int) ->
         assert got == pytest.approx(want, rel=2e-4), mesh
 
 
-@pytest.mark.slow
 def test_a_mesh_changes_no_loss(data: Path) -> None:
     """The meta-gradient goes through the writes; fast weights are laid out over all axes."""
     compare(data, {**HOPE, "model.layers": 1}, ["mixed"], steps=3)
