@@ -18,6 +18,7 @@ from eval.core.items import items_sha256
 from eval.core.scoring import Scorer
 from eval.core.subject import Subject
 from eval.tasks import babi, books, classification, niah, passkey, perplexity, zeroshot
+from eval.tasks.zeroshot_files import SETS
 from nested_jax.config import Config
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
@@ -77,8 +78,8 @@ def set_text(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "file", "change"),
     [
-        ("zeroshot", zeroshot.TASKS["piqa"].file, set_gold),
-        ("zeroshot", zeroshot.TASKS["piqa"].file, set_choice),
+        ("zeroshot", SETS["piqa"].file, set_gold),
+        ("zeroshot", SETS["piqa"].file, set_choice),
         ("perplexity", "lm/code/test.jsonl", set_text),
         ("books", "lm/code/test.jsonl", set_text),
         ("classification", "continual/clinc150/test.jsonl", set_text),
