@@ -4,7 +4,7 @@
         2 to 4 minutes on one core. All strings of Parity are right to length 100, twice the trained
         length; ``model=transformer`` has none of 51 to 100 (docs/proof/formal-quick.md).
     python launch.py --config configs/synthetic.py:mqar,pairs=4,vocab=128,fill=zero,steps=900,lr=.01
-        4 minutes on one core. `hope` recalls above 99 % (docs/proof/mqar-quick.md).
+        4 minutes on one core. `hope` recalls 90 to 100 %, by seed (docs/proof/mqar-quick.md).
 
 The argument is a task, then fields: of the run (`FIELDS`), or of the task itself (`pairs`,
 `tokens`, `vocab`, ...; nested_jax/data/synthetic lists them). Formal languages are trained on
