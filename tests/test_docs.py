@@ -14,7 +14,6 @@ from tiny import environment
 PAGES = [page for page in ("README.md", "docs/guide.md") if (ROOT / page).exists()]
 
 
-@pytest.mark.xfail(strict=True, reason="the example of README.md lacks its arrays, yet")
 @pytest.mark.parametrize(
     "page", [pytest.param(p, marks=() if p == "README.md" else pytest.mark.slow) for p in PAGES]
 )

@@ -253,7 +253,6 @@ def test_every_folder_says_what_it_is_for():
     assert house.folders_without_purpose(ROOT) == []
 
 
-@pytest.mark.xfail(strict=True, reason="a few functions and files are above the limits yet")
 def test_files_functions_and_folders_have_a_size_that_one_can_read():
     assert house.too_large(ROOT) == []
 
