@@ -65,7 +65,7 @@ def test_right_answers_are_counted(checkpoint: Path, monkeypatch: pytest.MonkeyP
     flags = recall.TASK.parser().parse_args(["--samples", "9", "--lengths", "24"])
     for wrong, accuracy, token in ((0, 1.0, 1.0), (1, 0.0, 0.5)):
 
-        def copies(model: Any, params: Any, batch: Any, cfg: Any, wrong: int = wrong) -> Answers:
+        def copies(model: Any, params: Any, batch: Any, wrong: int = wrong, **_: Any) -> Answers:
             last = np.zeros(batch.targets_BT.shape, np.int32)
             last[:, -1] = wrong
             return Answers(batch.targets_BT + last, batch.weights_BT)
