@@ -156,6 +156,8 @@ def _large(cfg: ml_collections.ConfigDict) -> None:
     cfg.data.valid_rows = 512
     cfg.train.steps = 20_000
     cfg.train.batch_size = 128
+    # Fast weights are kept per row, so few rows are read at once: docs/h200.md has the plans.
+    cfg.train.grad_accum = {"pilot": 8, "mid": 8, "target": 16}.get(cfg.model.size, 1)
     cfg.train.eval_every = 500
     cfg.train.save_every = 1000
     cfg.train.log_every = 20

@@ -29,11 +29,6 @@ NO_KERNEL = {
     "partition-id",
     "replica-id",
     "opt-barrier",
-    "all-gather-done",
-    "all-reduce-done",
-    "async-done",
-    "copy-done",
-    "collective-permute-done",
 }
 
 
@@ -95,7 +90,7 @@ def _walk(
     """Add the cost of a computation that runs `times` times, inside of loops of these lengths."""
     computation = module.computations[name]
     for instruction in computation.values():
-        if instruction.op in NO_KERNEL:
+        if instruction.op in NO_KERNEL or instruction.op.endswith("-done"):
             continue
         if instruction.op == "while":
             body, trips = instruction.called("body"), instruction.trips
@@ -123,7 +118,9 @@ def _add(
 ) -> None:
     size, flops, dtype, moved = 0.0, 0.0, "bf16", 0.0
     if instruction.op.startswith(COLLECTIVES):
-        moved = instruction.bytes / (2 if instruction.op.endswith("start") else 1)
+        moved = float(instruction.bytes)
+        if instruction.op.endswith("-start"):  # its result may hold the operand too
+            moved = float(max(shape.bytes for shape in instruction.shapes))
         kind = instruction.op.removesuffix("-start")
         where = "once per step" if not loops else "in loops of " + " x ".join(map(str, loops))
         found = total.collectives[f"{kind}, {where}"]

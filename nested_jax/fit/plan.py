@@ -16,6 +16,9 @@ from nested_jax.train.layout import Layout
 from nested_jax.train.memory import peak_bytes, state_bytes
 
 
+IN_PLACE = ("parameter", "tuple", "get-tuple-element", "bitcast", "while")  # no buffer of their own
+
+
 @dataclass
 class Need:
     """What one compiled step needs of one device."""
@@ -101,7 +104,7 @@ def largest_buffers(module: Module, count: int = 12) -> list[dict[str, Any]]:
         if name in fused:
             continue  # values inside of a kernel are not in memory
         for instruction in computation.values():
-            if instruction.op in ("parameter", "tuple", "get-tuple-element", "bitcast", "while"):
+            if instruction.op in IN_PLACE or instruction.op.endswith("-done"):
                 continue
             for shape in instruction.shapes:
                 key = module.source(instruction), str(shape)

@@ -33,7 +33,8 @@ StackFrames
   %w = f32[32,32]{1,0} constant({...})
   %y = f32[64,32]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}, \
 metadata={op_name="jit(f)/dot_general" stack_frame_id=2}
-  %all-reduce = f32[64,32]{1,0} all-reduce(%y), to_apply=%add
+  %start = (f32[64,32]{1,0}, f32[64,32]{1,0}) all-reduce-start(%y), to_apply=%add
+  %all-reduce = f32[64,32]{1,0} all-reduce-done(%start)
   ROOT %t = (s32[], f32[64,32]{1,0}) tuple(%i, %all-reduce)
 }
 
@@ -82,9 +83,9 @@ def test_the_largest_results_are_listed_once_per_line_and_shape() -> None:
     found = largest_buffers(parse(TEXT))
     assert [(b["shape"], b["bytes"], b["places"]) for b in found[:2]] == [
         ("f32[64,32]", 8192, 1),
-        ("f32[64,32]", 8192, 1),
+        ("f32[64,32]", 8192, 2),
     ]
-    assert {b["source"] for b in found[:2]} == {"nested_jax/ops/linear.py:31", "all-reduce"}
+    assert {b["source"] for b in found[:2]} == {"nested_jax/ops/linear.py:31", "all-reduce-start"}
 
 
 def test_a_program_that_this_machine_compiled() -> None:

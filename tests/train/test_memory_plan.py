@@ -64,7 +64,7 @@ def test_the_pilot_is_refused_on_a_laptop_within_seconds(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No data are prepared, nothing is compiled and nothing is written."""
-    monkeypatch.setattr(memory, "available", lambda: (8 << 30, "of this machine's memory"))
+    monkeypatch.setattr(memory, "available", lambda: (1 << 30, "of this machine's memory"))
     workdir = tmp_path / "run"
     assert launch.main(["--config", str(ROOT / "configs/pilot.py"), "--workdir", str(workdir)]) == 2
     assert "--config.train.grad_accum" in capsys.readouterr().err
