@@ -13,7 +13,7 @@ from nested_jax.models.state import OpenChunk, State, StreamPosition
 from nested_jax.types import Array, PyTree
 
 LEVELS = ("cms_fast", "cms_mid", "cms_slow", "cms_ultra")  # CMS levels, the fastest first
-SEQUENCE = tuple(sorted({kind.memory for kind in KINDS.values() if kind.memory}))
+SEQUENCE = tuple(dict.fromkeys(kind.memory for kind in KINDS.values() if kind.memory))
 KNOWN = (*SEQUENCE, *LEVELS)
 
 

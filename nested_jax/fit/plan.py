@@ -15,7 +15,6 @@ from nested_jax.fit.hlo import Module, parse
 from nested_jax.train.layout import Layout
 from nested_jax.train.memory import peak_bytes, state_bytes
 
-
 IN_PLACE = ("parameter", "tuple", "get-tuple-element", "bitcast", "while")  # no buffer of their own
 
 

@@ -437,7 +437,7 @@ def test_bad_combinations_name_field_value_and_form(
 
 def test_a_row_must_hold_whole_chunks() -> None:
     cfg = config("titans_mac")
-    with pytest.raises(ValueError, match=r"data\.seq_len=10: must be a multiple of the chunk, 4"):
+    with pytest.raises(ValueError, match=r"data\.align=2: must be a multiple of .*=4;"):
         replace(cfg, data=replace(cfg.data, seq_len=10))
 
 
