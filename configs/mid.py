@@ -2,8 +2,7 @@
 
     python launch.py --config configs/mid.py --config.mesh.fsdp=8
 
-For a mesh of GPUs. Not run yet: no result is known. What it needs of eight GPUs:
-``python -m nested_jax.fit --config configs/mid.py --gpu h200 --devices 8 --config.mesh.fsdp=8``.
+For a mesh of GPUs. Not run yet: no result is known. Its compiled plan is in docs/h200.md.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ context.
         2.2 M parameters, 120 steps, 3 min 29 s on two idle CPU cores. It ends at 1.724 held-out
         bits per byte (a byte trigram model of the same text: 2.741; without writes: 2.249).
     python launch.py --config configs/pilot.py
-        138 M parameters, for GPUs. Not run yet: no result is known. What it needs of a GPU:
-        python -m nested_jax.fit --config configs/pilot.py --gpu h200 --devices 8
+        138 M parameters, for GPUs. Not run yet: no result is known. Its compiled plan is in
+        docs/h200.md; `python -m nested_jax.fit` makes that of other GPUs.
 
 The argument is a size (test, smoke, pilot, mid, target) and fields: see configs/common.py.
 Other blocks of the HOPE family: ``pilot.py:smoke,block=hope``.

@@ -116,7 +116,7 @@ def test_nor_does_one_that_erases_at_a_rate_of_its_own(arch: str) -> None:
 
 
 def stays_alive(block: str, memory: dict[str, Any]) -> None:
-    """Read 4097 tokens and compare each memory behind the last with that behind the first."""
+    """Read 4097 tokens and compare each memory after the last with that after the first."""
     cfg = config(block, 2, dim=64, layers=2, memory=memory).model
     model = nested_jax.build_model(cfg)
     params = jax.jit(model.init)(jax.random.key(0))

@@ -1,7 +1,7 @@
 """The small corpora of `python -m nested_jax.data sample`: what is on the machine.
 
     python -m nested_jax.data sample                        # the embedded text: no file, no network
-    python -m nested_jax.data sample --root ../shared/data  # five corpora under ROOT/lm
+    python -m nested_jax.data sample --root ROOT            # five corpora under ROOT/lm
 
 Cost: about a minute for the embedded text, at most five for the five corpora on two CPU cores.
 Result: a mixture.json that `launch.py --config.data.source=...` trains on.

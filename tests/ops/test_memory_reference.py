@@ -37,7 +37,7 @@ def act(spec: MemorySpec, x: np.ndarray) -> np.ndarray:
 
 
 def forward(spec: MemorySpec, matrices: list[np.ndarray], x: np.ndarray) -> list[np.ndarray]:
-    """Return the input of every matrix, and the answer behind them."""
+    """Return the input of every matrix, and the answer after them."""
     values, hidden = [], x
     for i, w in enumerate(matrices):
         values.append(hidden if i == 0 else act(spec, hidden))

@@ -116,7 +116,7 @@ def final_state(workdir: Path, cfg: Config) -> Restored:
 def test_a_killed_run_continues_its_streams_bit_for_bit(
     undisturbed: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Killed at step 5, two steps behind its checkpoint: losses, states, the place in the text."""
+    """Killed at step 5, two steps after its checkpoint: losses, states, the place in the text."""
     cfg, workdir = config(data), tmp_path / "run"
 
     def crash(model: Any, params: Any, cfg: Any, step: int) -> dict[str, float]:

@@ -41,7 +41,7 @@ PAIRS = [("the cat sat", " on the mat"), ("", "the dog"), ("the dog  ", "ran"), 
 
 
 def total(reader: HandMade, context, continuation) -> float:
-    """Score token by token, each behind all tokens before it."""
+    """Score token by token, each after all tokens before it."""
     whole = [*context, *continuation]
     steps = range(len(context), len(whole))
     return sum(float(reader.log_p(tuple(whole[:i]))[whole[i]]) for i in steps)

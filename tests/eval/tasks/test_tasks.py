@@ -80,7 +80,7 @@ def test_a_length_that_one_variant_lacks_room_in_is_refused_before_all_others():
 
 
 def oracle(tokenizer, items):
-    """Copies: behind a question it writes the values that the text of the item has for it."""
+    """Copies: after a question it writes the values that the text of the item has for it."""
     scripts = {}
     for item in items:
         for query in item.queries:
