@@ -106,7 +106,8 @@ def test_records_of_text_have_the_loss_by_position(tmp_path: Path) -> None:
     budget = Budget(text("test"), MODELS, 2, 8, (3e-3,), (0,))
     cells = plan_cells(SUITES["text"], budget)
     for cell in cells:
-        run = leave_text(cell, tmp_path, 2.0, [1.0, 2.0, 3.0, 4.0])
+        hashes = {"valid_text_sha256": "a" * 64, "train_order_sha256": "b" * 64}
+        run = leave_text(cell, tmp_path, 2.0, [1.0, 2.0, 3.0, 4.0], **hashes)
         versions = {"python": "3.11", "jax": "0.10", "flax": "0.12"}
         more = {"seconds": 1.0, "device": "toy", "git_commit": None, "versions": versions}
         more |= {"valid_text_sha256": "a" * 64, "train_order_sha256": "b" * 64}
