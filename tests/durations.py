@@ -3,7 +3,7 @@
 Processor time, that of subprocesses included, depends little on what else the machine does; the
 time on the clock does.
 
-    pytest ... --durations-to FILE           write what the tests cost
+    pytest ... --durations-to=FILE           write what the tests cost
     pytest ... --sample N                    run N tests: of every file the cheapest, then the next
     python tests/durations.py OLD NEW        compare two records; 1 if NEW is far above OLD
 
