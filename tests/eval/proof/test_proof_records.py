@@ -110,7 +110,6 @@ def test_records_of_text_have_the_loss_by_position(tmp_path: Path) -> None:
         run = leave_text(cell, tmp_path, 2.0, [1.0, 2.0, 3.0, 4.0], **hashes)
         versions = {"python": "3.11", "jax": "0.10", "flax": "0.12"}
         more = {"seconds": 1.0, "device": "toy", "git_commit": None, "versions": versions}
-        more |= {"valid_text_sha256": "a" * 64, "train_order_sha256": "b" * 64}
         summary = json.dumps(run.summary | more | {"scores": {}})
         (cell.workdir(tmp_path) / "summary.json").write_text(summary)
     kept = tmp_path / "records" / "text-quick.jsonl"
