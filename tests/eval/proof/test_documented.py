@@ -83,7 +83,7 @@ def test_what_rounding_took_is_no_difference() -> None:
     assert ranges([12.36], [[12.3457]], 1).endswith("outside")
 
 
-@pytest.mark.parametrize("suite", ["formal", "mad", "mqar"])
+@pytest.mark.parametrize("suite", ["formal", "mqar", pytest.param("mad", marks=pytest.mark.slow)])
 def test_the_committed_records_are_read(suite: str) -> None:
     known = read_documented(suite, "quick")
     assert RECORDS.is_dir()
