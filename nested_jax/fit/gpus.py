@@ -41,7 +41,6 @@ class GPU:
         return int(self.memory_bytes * (1 - RESERVED))
 
 
-GIB = 1 << 30
 GPUS = {
     "a100": GPU(
         "NVIDIA A100-SXM4-80GB",
