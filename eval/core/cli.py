@@ -12,25 +12,29 @@ import json
 import pkgutil
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.core.datasets import DataRoot
-from eval.core.flags import OUT, Flag, flag, parser_for, split_rest
-from eval.core.items import items_sha256
+from eval.core.flags import OUT, Flag, check_place, flag, parser_for, split_rest
+from eval.core.items import ASKED, items_sha256
 from eval.core.memory_options import MEMORY_FLAGS, memorize_options
 from eval.core.report import markdown
 from eval.core.subject import Subject, load_subject, parse_mesh
 from nested_jax import machine
 from nested_jax.errors import require
 from nested_jax.files import write_json
+from nested_jax.train.workdir import locate
 
 FOLDERS = ("tasks", "harness", "results", "proof")  # of eval
+RESULTS = "eval"  # folder of a workdir
+COMPARED = ("id", "group", ASKED, "correct", "loss", "memorized")  # of an item that is kept
 COMMON = (
     flag("--checkpoint", help="a workdir, or its checkpoints/STEP", type=Path),
     OUT,
-    flag("--save-items", False, "keep every item in --out"),
+    flag("--save-items", False, "keep items whole: what was asked and answered"),
     flag("--plots", help="folder for plots (wants matplotlib)", makes="folder", type=Path),
     flag("--data-root", help="folder of the data files", type=Path),
     flag("--seed", 0, "of everything that is drawn", least=0),
@@ -85,12 +89,18 @@ class Task(NamedTuple):
         return flags
 
     def run(self, arguments: Sequence[str]) -> int:
-        """Evaluate, write --out and --plots, print Markdown."""
+        """Evaluate, write the result and --plots, print Markdown."""
         flags = self.parse(arguments)
+        out = flags.out or result_file(flags.checkpoint, self.name)
+        if flags.out is None and out.parent.parent.is_dir():
+            check_place("--out", out, "file")
         result = evaluate(self, subject_of(flags), flags)
-        kept = {k: v for k, v in result.items() if k != "items" or flags.save_items}
-        write_out(flags.out, kept)
+        kept = dict(result)
+        if not flags.save_items:
+            kept["items"] = [{k: x[k] for k in COMPARED if k in x} for x in result["items"]]
+        write_out(out, kept)
         print(markdown(result))
+        print(f"kept in {out}")
         return 0
 
 
@@ -187,6 +197,14 @@ def write_out(file: Path | None, content: dict[str, Any]) -> None:
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, json.loads(json.dumps(content)))
+
+
+def result_file(checkpoint: Path, task: str) -> Path:
+    """Return where a result is kept without --out: eval/TASK-TIME.json of the workdir."""
+    stem = f"{task}-{datetime.now():%Y-%m-%dT%H-%M-%S}"
+    folder = locate(checkpoint)[0] / RESULTS
+    names = (f"{stem}{more}.json" for more in ("", *(f".{i}" for i in range(1, 1000))))
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def data_root(flags: argparse.Namespace) -> DataRoot:

@@ -54,7 +54,8 @@ def flag(
     return Flag(name, default, help, least, makes, how)
 
 
-OUT = flag("--out", help="JSON file of the result", makes="file", type=Path)
+OUT = flag("--out", help="JSON file of the result (a task: eval/TASK-TIME.json of the workdir)",
+           makes="file", type=Path)  # fmt: skip
 
 
 def parser_for(

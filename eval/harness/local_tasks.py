@@ -12,7 +12,7 @@ from typing import Any
 from eval.core.datasets import DataRoot
 from eval.core.flags import choose
 from eval.core.items import ASKED, item_hash
-from eval.tasks.perplexity import SEGMENTS, documents
+from eval.core.texts import CORPORA, documents
 from eval.tasks.zeroshot_files import SETS, ZeroShot
 from nested_jax.errors import import_extra
 
@@ -32,7 +32,7 @@ def choose_local(text: str) -> list[str]:
     Raises:
       ValueError: an unknown name, with the known ones.
     """
-    return choose(text, (*SETS, *SEGMENTS), "--tasks")
+    return choose(text, (*SETS, *CORPORA), "--tasks")
 
 
 def run_local(
@@ -65,7 +65,7 @@ def configuration(name: str, root: DataRoot, limit: int) -> dict[str, Any]:
         "test_split": SPLIT,
         "fewshot_split": SPLIT,
     }
-    if name in SEGMENTS:
+    if name in CORPORA:
         how: dict[str, Any] = {
             "output_type": "loglikelihood_rolling",
             "doc_to_text": "",
@@ -78,7 +78,7 @@ def configuration(name: str, root: DataRoot, limit: int) -> dict[str, Any]:
 
 
 def rows_of(name: str, root: DataRoot, limit: int) -> list[dict[str, Any]]:
-    if name in SEGMENTS:
+    if name in CORPORA:
         texts = documents(root, name, SPLIT)
         found = ({"id": key, "text": text} for key, text in texts)
     else:
@@ -144,7 +144,7 @@ def numbers(result: dict[str, Any], samples: Sequence[Any]) -> dict[str, Any]:
 def item(name: str, sample: dict[str, Any]) -> dict[str, Any]:
     """Return an item in the form of ours: whether it was right, and its log-likelihoods."""
     answers = sample["filtered_resps"]
-    rolling = name in SEGMENTS
+    rolling = name in CORPORA
     found: dict[str, Any] = {
         "id": f"{name}/{sample['doc']['id']}",
         "group": name,

@@ -4,6 +4,9 @@ Every checkpoint runs the task with the same flags, seeds and items. Differences
 exact McNemar test where an item is right or wrong, sign flips where it has a loss; with the 95 %
 bootstrap interval of the mean difference. Checkpoints that were not trained on the same rows in
 the same order are named. Flags after ``--`` go to the task.
+
+``python -m eval compare --results A B ...`` compares what was measured before: files of results, or
+folders of them, of which the newest of each task counts. No model is loaded.
 """
 
 from __future__ import annotations
@@ -19,22 +22,53 @@ from eval.core.items import first_difference, items_sha256
 from eval.core.report import group_table
 from eval.core.same_text import Named, training_lines
 from eval.core.stats import bootstrap, mcnemar, sign_flip
+from eval.results.summary import read_result, result_files
 from nested_jax.errors import require
 
 
 def act(flags: argparse.Namespace) -> int:
+    found = kept(flags) if flags.results else [(flags.task, measured(flags))]
+    compared = {task: compare(results) for task, results in found}
+    for task, result in compared.items():
+        for pair in result["pairs"]:
+            print(f"## {task}: {pair['b']} minus {pair['a']}\n\n{group_table(pair['groups'])}\n")
+        for line in result["training"]:
+            print(f"note: {line}")
+    several = {"task": "compare", "of": list(compared), "tasks": compared}
+    write_out(flags.out, several if flags.results else compared[flags.task])
+    return 0
+
+
+def measured(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the task on every checkpoint."""
     known = tasks()
     require(flags.task in known, "--task", flags.task, f"wants one of {', '.join(known)}")
+    given = flags.checkpoint is not None and bool(flags.to)
+    require(given, "--checkpoint", flags.checkpoint, "wants it and --to, or --results")
     for path in (flags.checkpoint, *flags.to):  # before the first is evaluated
         require(path.is_dir(), "checkpoint", str(path), "wants the folder of a run or of a step")
-    results = [run(known[flags.task], path, flags.rest) for path in (flags.checkpoint, *flags.to)]
-    found = compare(results)
-    write_out(flags.out, found)
-    for pair in found["pairs"]:
-        print(f"## {flags.task}: {pair['b']} minus {pair['a']}\n\n{group_table(pair['groups'])}\n")
-    for line in found["training"]:
-        print(f"note: {line}")
-    return 0
+    return [run(known[flags.task], path, flags.rest) for path in (flags.checkpoint, *flags.to)]
+
+
+def kept(flags: argparse.Namespace) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return, for each task that all of --results have, the newest result of each.
+
+    Raises:
+      ValueError: one place alone, no task in common, results without their items.
+    """
+    require(len(flags.results) > 1, "--results", str(flags.results[0]), "wants two or more")
+    places: list[dict[str, dict[str, Any]]] = []
+    for path in flags.results:
+        files = sorted(result_files([path], "--results"), key=lambda file: file.stat().st_mtime)
+        results = [(file, read_result(file)) for file in files]
+        for file, result in results:
+            require("items" in result, "--results", str(file), "has no items; run the task again")
+        places.append({result["task"]: result for _, result in results})
+    common = [task for task in places[0] if all(task in place for place in places)]
+    have = " and ".join(f"{path} has {', '.join(place)}" for path, place in
+                        zip(flags.results, places, strict=True))  # fmt: skip
+    require(bool(common), "--results", str(flags.results[1]), f"no task in common: {have}")
+    return [(task, [place[task] for place in places]) for task in common]
 
 
 def run(task: Task, checkpoint: Path, rest: Sequence[str]) -> dict[str, Any]:
@@ -107,8 +141,9 @@ def paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> dict[str
 
 
 FLAGS = (
-    flag("--checkpoint", None, "the first of the pair", type=Path, required=True),
-    flag("--to", None, "repeatable", type=Path, action="append", required=True),
+    flag("--checkpoint", None, "the first of the pair", type=Path),
+    flag("--to", [], "repeatable", type=Path, action="append"),
+    flag("--results", [], "of tasks that have run: files, or folders", type=Path, nargs="+"),
     flag("--task", "zeroshot", "what is measured"),
     OUT,
 )

@@ -5,6 +5,9 @@ train.eval_tasks at its checkpoints (dotted: chance), each where a run has it. S
 training values, dashed ones with dots held-out. Held-out losses of different texts are refused;
 runs that were not trained on the same rows in the same order are named below the plot. Exit status:
 0 done, 2 bad input.
+
+A RUN may also be a folder of results of tasks: a panel for each group of each task, and a line for
+each model, over the steps of its checkpoints.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from eval.core.cli import Command
 from eval.core.flags import flag
@@ -25,12 +30,15 @@ from eval.core.same_text import (
     odd_ones,
     require_same,
 )
+from eval.results.summary import read_result, result_files
 from nested_jax.data.records import checked_row, json_rows
 from nested_jax.errors import require
 from nested_jax.losses import perplexity
 
 METRICS = "metrics.jsonl"
 ENDINGS = (".png", ".pdf", ".svg")
+MEASURES = ("acc", "accuracy", "loss")  # of a group; the first that it has is drawn
+COLUMNS = 5  # panels side by side
 AXES = {"tokens": "tokens", "step": "steps", "seconds": "seconds of training"}
 
 
@@ -72,7 +80,7 @@ class Run(NamedTuple):
 def act(flags: argparse.Namespace) -> int:
     ending = f"wants a name that ends with {' or '.join(ENDINGS)}"
     require(flags.out.suffix in ENDINGS, "--out", str(flags.out), ending)
-    runs = [read_run(text) for text in flags.runs]
+    runs = [run for text in flags.runs for run in read_runs(text)]
     names = [run.name for run in runs]
     check_text(runs)
     if len(set(names)) < len(names):
@@ -81,6 +89,29 @@ def act(flags: argparse.Namespace) -> int:
     for remark in remarks(runs):
         print(f"note: {remark}")
     return 0
+
+
+def read_runs(text: str) -> list[Run]:
+    """Read the log of ``[NAME=]RUN``, or the models of a folder of results."""
+    name, equals, rest = text.partition("=")
+    folder = Path(rest if equals else text)
+    no_log = folder.is_dir() and not (folder / METRICS).is_file() and any(folder.glob("*.json"))
+    if not no_log:
+        return [read_run(text)]
+    log = read_run(str(folder.parent)).lines if (folder.parent / METRICS).is_file() else []
+    models: dict[str, dict[int, dict[str, Any]]] = {}
+    for file in result_files([folder]):
+        result = read_result(file)
+        about = result["subject"]
+        steps = models.setdefault(name if equals else about["name"], {})
+        at = [line for line in log if line["step"] <= about["step"]]
+        place = {axis: at[-1][axis] for axis in ("tokens", "seconds")} if at else {}
+        line = steps.setdefault(about["step"], {"step": about["step"], **place})
+        for group, numbers in result["metrics"].items():
+            measure = next((m for m in MEASURES if isinstance(numbers.get(m), (int, float))), "")
+            if measure:
+                line[f"{result['task']} {group}: {measure}"] = numbers[measure]
+    return [Run(name, [lines[step] for step in sorted(lines)]) for name, lines in models.items()]
 
 
 def read_run(text: str) -> Run:
@@ -150,18 +181,31 @@ def task_panels(runs: Sequence[Run]) -> list[Panel]:
     """Return a panel for every task that some run was scored on while it trained."""
     fields = dict.fromkeys(field for run in runs for line in run.lines for field in line)
     names = [field.removesuffix("/acc") for field in fields if field.endswith("/acc")]
-    return [Panel(f"{n}: accuracy", "", f"{n}/acc", chance=f"{n}/chance") for n in names]
+    panels = [Panel(f"{n}: accuracy", "", f"{n}/acc", chance=f"{n}/chance") for n in names]
+    ends = tuple(f": {measure}" for measure in MEASURES)
+    return panels + [Panel(field, "", field) for field in fields if field.endswith(ends)]
 
 
 def draw(runs: Sequence[Run], out: Path, axis: str, smooth: int) -> Path:
-    """Draw every panel for which some run has values; return the file."""
+    """Draw every panel for which some run has values; return the file.
+
+    Raises:
+      ValueError: a run that has no place on the axis.
+    """
+    for run in runs:
+        known = all(axis in line for line in run.lines)
+        require(known, "--x", axis, f"{run.name} is a folder of results alone; wants step")
     panels = [
         panel
         for panel in (*PANELS, *task_panels(runs))
         if any(run.series(axis, f)[0] for run in runs for f in (panel.train, panel.valid))
     ]
-    fig, axes = figure(len(panels), width=4.8)
-    for panel, ax in zip(panels, axes if len(panels) > 1 else [axes], strict=True):
+    columns = min(len(panels), COLUMNS)
+    fig, found = figure(columns, rows=-(-len(panels) // columns), width=4.8)
+    axes = list(np.ravel(found))
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    for panel, ax in zip(panels, axes, strict=False):
         for number, run in enumerate(runs):
             color = f"C{number % 10}"
             ax.plot(*run.series(axis, panel.train, smooth), color=color, label=run.name)
@@ -179,7 +223,7 @@ def draw(runs: Sequence[Run], out: Path, axis: str, smooth: int) -> Path:
         ax.set(title=panel.title, xlabel=AXES[axis])
         ax.grid(alpha=0.3, which="both")
     if len(runs) > 1:
-        (axes if len(panels) == 1 else axes[0]).legend()
+        axes[0].legend()
     said = remarks(runs)
     if said:
         fig.text(0.01, 0.005, "\n".join(said), fontsize="x-small", va="bottom")
@@ -187,7 +231,13 @@ def draw(runs: Sequence[Run], out: Path, axis: str, smooth: int) -> Path:
 
 
 FLAGS = (
-    flag("runs", None, "a workdir, its metrics.jsonl, or NAME=RUN", nargs="+", metavar="RUN"),
+    flag(
+        "runs",
+        None,
+        "a workdir, its metrics.jsonl, a folder of results, or NAME=RUN",
+        nargs="+",
+        metavar="RUN",
+    ),
     flag("--out", None, "PNG, PDF or SVG (by its ending)", makes="file", type=Path, required=True),
     flag("--x", "tokens", "seconds: of training steps", choices=tuple(AXES)),
     flag("--smooth", 1, "mean over so many log lines", least=1),

@@ -20,7 +20,7 @@ from eval.core.cli import Command
 from eval.core.flags import flag
 from eval.core.report import markdown, table
 from eval.core.subject import Subject, load_subject
-from eval.results.summary import read_result
+from eval.results.summary import read_result, result_files
 from nested_jax import machine
 from nested_jax.errors import require
 from nested_jax.files import hold, write_json
@@ -52,13 +52,8 @@ def load_results(paths: Sequence[Path], subject: Subject) -> dict[str, dict[str,
     Raises:
       ValueError: a file that is no result, or one of another checkpoint.
     """
-    files: list[Path] = []
-    for path in paths:
-        found = sorted(path.glob("*.json")) if path.is_dir() else [path]
-        require(len(found) > 0, "--results", str(path), "a folder without .json files")
-        files += found
     results: dict[str, dict[str, Any]] = {}
-    for file in files:
+    for file in result_files(paths, "--results"):
         result = read_result(file)
         found_hash = result["subject"].get("checkpoint_sha256")
         require(

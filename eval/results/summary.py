@@ -1,4 +1,4 @@
-"""Markdown of result files: ``python -m eval summary FILE.json ... [--out summary.md]``."""
+"""Markdown of results: ``python -m eval summary FILE_OR_FOLDER ... [--out summary.md]``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from nested_jax.errors import require
 
 
 def summarize(flags: argparse.Namespace) -> int:
-    results = [read_result(file) for file in flags.files]
-    text = "\n".join([*map(markdown, results), *items_lines(flags.files, results)])
+    files = result_files(flags.files)
+    results = [read_result(file) for file in files]
+    text = "\n".join([*map(markdown, results), *items_lines(files, results)])
     if flags.out is None:
         print(text)
     else:
@@ -46,6 +47,20 @@ def items_lines(files: Sequence[Path], results: Sequence[dict[str, Any]]) -> lis
     return lines
 
 
+def result_files(paths: Sequence[Path], name: str = "file") -> list[Path]:
+    """Return files, and those of folders in the order of their names.
+
+    Raises:
+      ValueError: a folder without .json files.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        require(len(found) > 0, name, str(path), "a folder without .json files")
+        files += found
+    return files
+
+
 def read_result(file: Path) -> dict[str, Any]:
     """Return the result in a file.
 
@@ -71,7 +86,7 @@ def read_result(file: Path) -> dict[str, Any]:
 
 
 FLAGS = (
-    flag("files", None, "results of tasks", type=Path, nargs="+", metavar="FILE"),
+    flag("files", None, "results, or folders of them", type=Path, nargs="+", metavar="FILE"),
     flag("--out", None, "Markdown file; else it is printed", makes="file", type=Path),
 )
 COMMAND = Command("summary", "Markdown of result files", __doc__, FLAGS, summarize)

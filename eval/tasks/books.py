@@ -1,8 +1,9 @@
 """Whole books: loss by position, ``python -m eval books --checkpoint runs/NAME``.
 
-Each book is one stream of --context-tokens tokens from a fresh state. The loss is reported over
-bins of positions that double in width, and over the last quarter: a memory that works makes later
-tokens cheaper. With --memorize the inner loop runs while reading (a token is scored first).
+Each text of --segments is one stream of --context-tokens tokens from a fresh state. The loss is
+reported over bins of positions that double in width, and over the last quarter: a memory that works
+makes later tokens cheaper. Of several segments the groups begin with their names. With --memorize
+the inner loop runs while reading (a token is scored first).
 """
 
 from __future__ import annotations
@@ -21,11 +22,9 @@ from eval.core.flags import flag
 from eval.core.memory import memorizer_of
 from eval.core.stats import mean_stderr
 from eval.core.subject import Subject
+from eval.core.texts import READING_FLAGS, SPLIT_FLAG, open_segments
 from eval.tasks.perplexity import (
-    SEGMENTS,
-    SPLIT_FLAG,
     document_items,
-    documents,
     stream_report,
     streams,
     summarize,
@@ -53,22 +52,28 @@ def context_tokens(subject: Subject, wanted: int) -> int:
 
 
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
-    length, root = context_tokens(subject, flags.context_tokens), data_root(flags)
+    length = context_tokens(subject, flags.context_tokens)
+    segments = open_segments(flags, data_root(flags), subject.cfg, (flags.split,))
     memorizer = memorizer_of(subject, flags)
-    texts = documents(root, flags.segment, flags.split)
-    if flags.max_samples:
-        texts = itertools.islice(texts, flags.max_samples)
-    docs = tokenized(subject, texts, 0, length)
-    base = streams(subject, docs, None)
-    learned = streams(subject, docs, memorizer) if memorizer is not None else None
-    edges = bins(max(len(tokens) for _, tokens in docs))
     metrics: dict[str, dict[str, Any]] = {}
-    for name, low, high in (("all", 0, edges[-1]), ("last_quarter", edges[-1] * 3 // 4, edges[-1])):
-        metrics[name] = both(subject, docs, base, learned, low, high)
-    for low, high in itertools.pairwise(edges):
-        metrics[f"{low}-{high}"] = both(subject, docs, base, learned, low, high)
-    items = document_items("books", docs, base, learned)
+    items: list[dict[str, Any]] = []
+    for name, read in segments:
+        texts = itertools.islice(read(flags.split), flags.max_samples or None)
+        docs = tokenized(subject, texts, 0, length)
+        base = streams(subject, docs, None)
+        learned = streams(subject, docs, memorizer) if memorizer is not None else None
+        before = f"{name} " if len(segments) > 1 else ""
+        for part, low, high in parts(max(len(tokens) for _, tokens in docs)):
+            metrics[before + part] = both(subject, docs, base, learned, low, high)
+        items += document_items(before.strip() or "books", docs, base, learned)
     return Findings(metrics, items, stream_report(memorizer))
+
+
+def parts(longest: int) -> list[tuple[str, int, int]]:
+    """Return what is reported of positions: all, the last quarter, and every bin."""
+    edges = bins(longest)
+    found = [("all", 0, longest), ("last_quarter", longest * 3 // 4, longest)]
+    return found + [(f"{low}-{high}", low, high) for low, high in itertools.pairwise(edges)]
 
 
 def bins(longest: int) -> list[int]:
@@ -103,12 +108,18 @@ def both(
 
 
 def draw(folder: Path, found: Findings) -> list[Path]:
-    """Draw the loss of each bin of positions."""
-    bins = {name: group for name, group in found.metrics.items() if "-" in name}
-    at = [max(1, sum(map(int, name.split("-"))) // 2) for name in bins]
-    series = {"baseline": (at, [group["loss"] for group in bins.values()])}
-    if found.memorize is not None:
-        series["memorized"] = (at, [group["memorized"]["loss"] for group in bins.values()])
+    """Draw the loss of each bin of positions, a line for each segment."""
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for name, group in found.metrics.items():
+        segment, _, part = name.rpartition(" ")
+        low, dash, high = part.partition("-")
+        if not dash:
+            continue
+        for key, numbers in (("baseline", group), ("memorized", group.get("memorized"))):
+            if numbers is not None:
+                at, losses = series.setdefault(f"{segment} {key}".strip(), ([], []))
+                at.append(max(1, (int(low) + int(high)) // 2))
+                losses.append(numbers["loss"])
     labels = {"title": "Loss by position", "x": "token of the book", "y": "nats per token"}
     return [plots.lines(folder / "books.png", series, **labels, log_x=True)]
 
@@ -116,7 +127,8 @@ def draw(folder: Path, found: Findings) -> list[Path]:
 FLAGS = (
     flag("--context-tokens", 0, "of a book (0: 8192, or what the model holds)", least=0),
     SPLIT_FLAG,
-    flag("--segment", "literary_novels", "where the texts come from", choices=SEGMENTS),
+    flag("--segments", "literary_novels", "names and places of text: docs/evaluation.md"),
+    *READING_FLAGS,
 )
 HELP = "whole books: loss by position"
 TASK = Task("books", HELP, __doc__, FLAGS, evaluate, draw)

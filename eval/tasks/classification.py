@@ -4,7 +4,8 @@ Labels come in increments (seeded groups of --task-size intents, or the domains 
 training examples of each increment are shown once, then the test examples of all increments so far
 are classified among all labels seen so far. Three learners, on the same examples: `memory` writes
 the examples into the memories, `in_context` has the last ones that fit --context-tokens in its
-prompt, `frozen` sees none. matrix[i][j] is the accuracy on increment j after increment i.
+prompt, `frozen` sees none. --segments takes labelled texts
+of your own. matrix[i][j] is the accuracy on increment j after increment i.
 plasticity: accuracy right after an increment; stability: what is left of it at the end, as a share;
 forgetting: best accuracy before the end minus the one at the end.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from eval.core.memory import Memories, Memorizer
 from eval.core.memory_options import memorize_options
 from eval.core.requests import Request, Start, encode_pair
 from eval.core.subject import Subject
+from eval.core.texts import Reading, labelled
 from nested_jax.data.records import checked_row
+from nested_jax.data.splits import HELD_OUT
 from nested_jax.errors import require
 
 DATASETS = {"clinc150": "continual/clinc150", "banking77": "continual/banking77"}
@@ -64,13 +67,14 @@ def load_increments(root: DataRoot, flags: argparse.Namespace) -> list[Increment
       ValueError: domains where there are none.
     """
     domains = flags.increments == "domains"
-    right = not domains or flags.dataset == "clinc150"
-    require(right, "--increments", flags.increments, "only clinc150 has domains")
+    right = not domains or bool(flags.segments) or flags.dataset == "clinc150"
+    require(right, "--increments", flags.increments, "only clinc150 and --segments have domains")
     rng = np.random.default_rng(flags.seed)
-    train, groups = examples(root, f"{DATASETS[flags.dataset]}/train.jsonl.gz", rng)
-    test, _ = examples(root, f"{DATASETS[flags.dataset]}/test.jsonl.gz", rng)
+    name = f"--segments {flags.segments}" if flags.segments else f"--dataset {flags.dataset}"
+    train, groups = examples(rows_of(root, flags, "train"), name, rng)
+    test, _ = examples(rows_of(root, flags, "test"), name, rng)
     missing = ", ".join(sorted(train.keys() - test.keys()))
-    require(not missing, f"--dataset {flags.dataset}, test examples of", missing, "there are none")
+    require(not missing, f"{name}, test examples of", missing, "there are none")
     labels = [str(x) for x in rng.permutation(sorted(train))]
     size = flags.task_size
     parts = [labels[i : i + size] for i in range(0, len(labels), size)]
@@ -86,17 +90,39 @@ def load_increments(root: DataRoot, flags: argparse.Namespace) -> list[Increment
     return found
 
 
+def rows_of(
+    root: DataRoot, flags: argparse.Namespace, split: str
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (text, label, domain) of a split; each of --segments is a domain."""
+    if not flags.segments:
+        file = f"{DATASETS[flags.dataset]}/{split}.jsonl.gz"
+        for where, row in root.rows(file, text=str, intent=str):
+            domain = checked_row({"domain": "", **row}, where, domain=str)["domain"]
+            yield row["text"], row["intent"], domain
+        return
+    reading = Reading(flags.text_key, "file", flags.held_out)
+    for word in flags.segments.split(","):
+        name, _, place = word.strip().rpartition("=")
+        for text, label in labelled(place, reading, flags.label_key, split):
+            yield text, label, name or Path(place).name.partition(".")[0]
+
+
 def examples(
-    root: DataRoot, file: str, rng: np.random.Generator
+    rows: Iterable[tuple[str, str, str]], name: str, rng: np.random.Generator
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Return the texts of each intent, shuffled, and the domain of each; out of scope left out."""
     texts: dict[str, list[str]] = defaultdict(list)
     groups: dict[str, str] = {}
-    for where, row in root.rows(file, text=str, intent=str):
-        if row["intent"] != "oos":
-            texts[row["intent"]].append(row["text"])
-            groups[row["intent"]] = checked_row({"domain": "", **row}, where, domain=str)["domain"]
-    require(len(texts) > 0, "data file", file, "has no intent but oos, out of scope")
+    for text, label, domain in rows:
+        if label != "oos":
+            texts[label].append(text)
+            require(
+                groups.setdefault(label, domain) == domain,
+                name,
+                label,
+                f"stands in two domains, {groups[label]} and {domain}",
+            )
+    require(len(texts) > 0, name, "no row", "has no label but oos, out of scope")
     return {x: [t[i] for i in rng.permutation(len(t))] for x, t in texts.items()}, groups
 
 
@@ -198,6 +224,10 @@ def draw(folder: Path, found: Findings) -> list[Path]:
 
 FLAGS = (
     flag("--dataset", "clinc150", "the intents", choices=tuple(DATASETS)),
+    flag("--segments", "", "your own: JSON lines with texts and labels, each a domain"),
+    flag("--text-key", "text", "of your rows"),
+    flag("--label-key", "intent", "of your rows"),
+    flag("--held-out", HELD_OUT, "share of test, where no name decides", least=0.0),
     flag("--increments", "classes", "what comes together", choices=("classes", "domains")),
     flag("--task-size", 5, "labels per increment", least=1),
     flag("--tasks", 4, "increments; 0 is all", least=0),

@@ -27,24 +27,27 @@ import numpy as np
 
 from eval.core import plots
 from eval.core.cli import Findings, Task, data_root, subject_of, with_memorized
-from eval.core.flags import choose, flag
+from eval.core.flags import flag
 from eval.core.items import ASKED, item_hash
 from eval.core.memory import Memories, Memorizer
 from eval.core.memory_options import MemorizeOptions, memorize_options
 from eval.core.requests import Start
 from eval.core.subject import Subject
-from eval.tasks.perplexity import SEGMENT_FLAG, SEGMENTS, documents, tokenized
+from eval.core.texts import TEXT_FLAGS, Segment, open_segments
+from eval.tasks.perplexity import tokenized
 from nested_jax.errors import require
 
 Docs = list[tuple[str, list[int]]]
 
 
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
-    names, root = choose(flags.segments, SEGMENTS, "--segments"), data_root(flags)
+    splits = ("test",) if flags.then else ("test", "train")
+    segments = open_segments(flags, data_root(flags), subject.cfg, splits)
+    names = [segment.name for segment in segments]
     later = [load_later(path, subject, flags) for path in flags.then]
     held_out = {
-        n: tokenized(subject, documents(root, n, "test"), flags.score_tokens, flags.doc_tokens)
-        for n in names
+        n: tokenized(subject, read("test"), flags.score_tokens, flags.doc_tokens)
+        for n, read in segments
     }
     options = memorize_options(flags)
     learned, report = None, None
@@ -57,7 +60,7 @@ def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
     else:
         stages = ["before", *names]
         memorizer = Memorizer(subject, options)
-        matrix = np.asarray(stream(subject, memorizer, held_out, flags))
+        matrix = np.asarray(stream(subject, memorizer, held_out, segments, flags.write_tokens))
         report = memorizer.report()
     metrics = compared(matrix, learned, stages, names)
     items = [
@@ -140,16 +143,19 @@ def score(
 
 
 def stream(
-    subject: Subject, memorizer: Memorizer, held_out: dict[str, Docs], flags: argparse.Namespace
+    subject: Subject,
+    memorizer: Memorizer,
+    held_out: dict[str, Docs],
+    segments: Sequence[Segment],
+    write_tokens: int,
 ) -> list[list[float]]:
     """Write one segment after the other; score all segments before, and after each."""
     rows, state = [score(subject, held_out, None)], None
-    for name in held_out:
+    for segment in segments:
         if not memorizer.available:  # the baseline, to the last bit
             rows.append(rows[0])
             continue
-        root = data_root(flags)
-        docs = tokenized(subject, documents(root, name, "train"), flags.write_tokens, 0)
+        docs = tokenized(subject, segment.read("train"), write_tokens, 0)
         for _, tokens in docs:
             limit = subject.reader.limit or len(tokens)
             for at in range(0, len(tokens), limit):
@@ -203,7 +209,7 @@ def draw(folder: Path, found: Findings) -> list[Path]:
 
 FLAGS = (
     flag("--then", [], "a later checkpoint (repeatable)", type=Path, action="append"),
-    SEGMENT_FLAG,
+    *TEXT_FLAGS,
     flag("--write-tokens", 4096, "of a segment, in a stream", least=1),
     flag("--score-tokens", 4096, "of a segment, held out", least=1),
     flag("--doc-tokens", 512, "of a held-out document", least=1),

@@ -1,15 +1,17 @@
-"""Zero-shot files from the Hugging Face Hub: ``python -m eval fetch --tasks all``.
+"""Files from the Hugging Face Hub: ``python -m eval fetch --tasks all``.
 
 Writes the files that `python -m eval zeroshot --list-tasks` names below --data-root; those that are
-there are left alone. Needs the Hub, or copies of its repositories below --copies
-(FOLDER/OWNER/NAME), and `datasets` (``pip install 'nested-jax[hf]'``). Everything else reads the
-files, without network.
+there are left alone. Texts are fetched by name: ``--tasks wikitext2,wikitext103,pg19``. Of PG-19
+they are the 50 and 100 held-out books, and the first --books books for training. Needs the Hub, or
+copies of its repositories below --copies (FOLDER/OWNER/NAME), and `datasets` (``pip install
+'nested-jax[hf]'``). Everything else reads the files, without network.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -19,7 +21,10 @@ from typing import Any, NamedTuple
 from eval.core.cli import Command
 from eval.core.datasets import DEFAULTS
 from eval.core.flags import choose, flag
+from eval.core.texts import WIKITEXT, corpus_file
 from eval.tasks.zeroshot_files import SETS, Row
+from nested_jax.data.records import checked_row
+from nested_jax.data.splits import SPLITS
 from nested_jax.errors import import_extra, require
 from nested_jax.files import write_bytes
 
@@ -100,8 +105,28 @@ SOURCES: dict[str, Source] = {
 }
 
 
+class Text(NamedTuple):
+    """A corpus on the Hub; its splits are those of the Hub, `valid` apart."""
+
+    repository: str
+    config: str | None
+    limited: bool = False  # of its train split, only --books rows are read, as a stream
+
+
+TEXTS = {
+    "wikitext2": Text("Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "wikitext103": Text("Salesforce/wikitext", "wikitext-103-raw-v1"),
+    "pg19": Text("emozilla/pg19", None, limited=True),
+}
+
+
 def fetch(flags: argparse.Namespace) -> int:
-    for name in choose(flags.tasks, SETS, "--tasks"):
+    known = (*SETS, *TEXTS)
+    names = list(SETS) if flags.tasks == "all" else choose(flags.tasks, known, "--tasks")
+    for name in names:
+        if name in TEXTS:
+            fetch_text(name, flags)
+            continue
         file = flags.data_root / SETS[name].file
         if file.is_file():
             print(f"{name}: {file} is there")
@@ -112,7 +137,39 @@ def fetch(flags: argparse.Namespace) -> int:
     return 0
 
 
-def load(name: str, file: Path, copies: Path | None) -> Iterable[Row]:
+def fetch_text(name: str, flags: argparse.Namespace) -> None:
+    """Write the splits of a corpus that are not there yet.
+
+    Raises:
+      ValueError: it cannot be reached, or its rows have no such text.
+    """
+    about = TEXTS[name]
+    for split in SPLITS:
+        file = flags.data_root / corpus_file(name, split)
+        if file.is_file():
+            print(f"{name}: {file} is there")
+            continue
+        hub = Source(
+            about.repository, about.config, "validation" if split == "valid" else split, dict
+        )
+        limited = about.limited and split == "train"
+        more = {"streaming": True} if limited else {}
+        rows = load(name, file, flags.copies, hub, **more)
+        texts = []
+        for i, row in enumerate(itertools.islice(rows, flags.books if limited else None)):
+            texts.append(checked_row(row, f"{about.repository}: row {i}", text=str)["text"])
+        if name in WIKITEXT:  # rows are lines, and the Hub's empty ones have lost their line end
+            whole = "".join(text or " \n" for text in texts)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, gzip.compress(whole.encode(), mtime=0))
+        else:
+            write_rows(file, [{"id": f"{split}-{i}", "text": t} for i, t in enumerate(texts)])
+        print(f"{name}: {len(texts):,} rows in {file}")
+
+
+def load(
+    name: str, file: Path, copies: Path | None, source: Source | None = None, **how: bool
+) -> Iterable[Row]:
     """Return the rows of a task's repository.
 
     Raises:
@@ -120,12 +177,12 @@ def load(name: str, file: Path, copies: Path | None) -> Iterable[Row]:
         where it was looked for, and what else can be done.
     """
     datasets: Any = import_extra("datasets", "hf")
-    source = SOURCES[name]
+    source = source or SOURCES[name]
     path = source.repository if copies is None else str(copies / source.repository)
     there = copies is None or Path(path).is_dir()
     require(there, "--copies", str(copies), f"{path} is missing, a copy of {source.repository}")
     try:
-        return datasets.load_dataset(path, source.config, split=source.split)
+        return datasets.load_dataset(path, source.config, split=source.split, **how)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         where = "from the Hugging Face Hub" if copies is None else "as a copy of its repository"
@@ -163,9 +220,10 @@ def write_rows(file: Path, rows: Iterable[Row]) -> None:
 
 
 FLAGS = (
-    flag("--tasks", "all", "all, or a comma-separated list"),
+    flag("--tasks", "all", f"all (zero-shot), or a list; texts: {', '.join(TEXTS)}"),
+    flag("--books", 500, "of PG-19's train split", least=1),
     flag("--data-root", DEFAULTS[0], "where files are made", makes="folder", type=Path),
     flag("--copies", None, "folder of copies of the Hub's repositories", type=Path),
 )
-HELP = "zero-shot files from the Hugging Face Hub"
+HELP = "zero-shot files and texts from the Hugging Face Hub"
 COMMAND = Command("fetch", HELP, __doc__, FLAGS, fetch)

@@ -17,36 +17,14 @@ from typing import Any
 import numpy as np
 
 from eval.core.cli import Findings, Task, data_root, with_memorized
-from eval.core.datasets import DataRoot
-from eval.core.flags import choose, flag
+from eval.core.flags import flag
 from eval.core.items import ASKED, item_hash
 from eval.core.memory import Memorizer, memorizer_of
 from eval.core.memory_paths import SEQUENCE
 from eval.core.subject import Subject
-from nested_jax.data.text.wikitext import articles
+from eval.core.texts import SPLIT_FLAG, TEXT_FLAGS, open_segments
 from nested_jax.errors import require
 from nested_jax.losses import bits_per, perplexity
-
-TEXT_FILES = {"wikitext2": "lm/wikitext2/{split}.txt.gz"}
-SEGMENTS = (
-    "wikitext2",
-    "encyclopedic_wikipedia",
-    "literary_novels",
-    "code",
-    "web_gov_techdocs",
-    "dialogue_sgd",
-    "medical_medquad",
-)
-
-
-def documents(root: DataRoot, segment: str, split: str) -> Iterator[tuple[str, str]]:
-    """Yield (id, text) of a segment; WikiText is one document an article."""
-    if segment not in TEXT_FILES:
-        rows = enumerate(root.rows(f"lm/{segment}/{split}.jsonl.gz", text=str))
-        yield from ((str(row.get("id", i)), row["text"]) for i, (_, row) in rows)
-        return
-    lines = root.lines(TEXT_FILES[segment].format(split=split))
-    yield from ((f"{segment}-{i}", text) for i, text in enumerate(articles(lines)))
 
 
 def tokenized(
@@ -70,20 +48,18 @@ def tokenized(
 
 
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
-    names, root = choose(flags.segments, SEGMENTS, "--segments"), data_root(flags)
+    segments = open_segments(flags, data_root(flags), subject.cfg, (flags.split,))
     memorizer = memorizer_of(subject, flags)
     metrics: dict[str, dict[str, Any]] = {}
     items: list[dict[str, Any]] = []
-    for segment in names:
-        texts = documents(root, segment, flags.split)
-        if flags.max_samples:
-            texts = itertools.islice(texts, flags.max_samples)
+    for name, read in segments:
+        texts = itertools.islice(read(flags.split), flags.max_samples or None)
         docs = tokenized(subject, texts, flags.max_tokens, flags.doc_tokens)
         base = streams(subject, docs, None)
         learned = streams(subject, docs, memorizer) if memorizer is not None else None
         after = None if learned is None else summarize(subject, docs, learned)
-        metrics[segment] = with_memorized(summarize(subject, docs, base), after)
-        items += document_items(segment, docs, base, learned)
+        metrics[name] = with_memorized(summarize(subject, docs, base), after)
+        items += document_items(name, docs, base, learned)
     return Findings(metrics, items, stream_report(memorizer))
 
 
@@ -144,10 +120,8 @@ def document_items(
     return items
 
 
-SEGMENT_FLAG = flag("--segments", "all", f"all, or some of {', '.join(SEGMENTS)}")
-SPLIT_FLAG = flag("--split", "test", "of the texts", choices=("train", "valid", "test"))
 FLAGS = (
-    SEGMENT_FLAG,
+    *TEXT_FLAGS,
     SPLIT_FLAG,
     flag("--max-tokens", 50_000, "per segment; 0 is all", least=0),
     flag("--doc-tokens", 8192, "of a document; 0 is all", least=0),

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from tiny import WORDS, synthetic_text, tiny_config
 
-from eval.tasks.perplexity import SEGMENTS
+from eval.core.texts import CORPORA
 from eval.tasks.zeroshot_files import SETS
 from nested_jax.config import Config
 from nested_jax.train.plan import make_plan
@@ -29,7 +29,7 @@ def write_root(folder: Path) -> Path:
     for task in SETS.values():
         rows = (question(rng, task.columns) for _ in range(QUESTIONS))
         write_rows(folder / task.file, rows)
-    for segment in SEGMENTS[1:]:
+    for segment in CORPORA[1:]:
         for split in ("train", "test"):
             texts = ({"text": synthetic_text(rng.randrange(999))} for _ in range(3))
             write_rows(folder / "lm" / segment / f"{split}.jsonl.gz", texts)

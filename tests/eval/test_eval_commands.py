@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,45 @@ def test_writes_that_did_not_come_end_with_1(place: Place, capsys: Any) -> None:
     command = ["zeroshot", "--checkpoint", str(place.hope), *words]
     assert main([*command, "--memorize-paths", "titan"]) == 1
     assert "nothing was written into cms_fast, cms_mid" in capsys.readouterr().err
+
+
+def test_results_are_kept_in_the_workdir(place: Place, tmp_path: Path, capsys: Any) -> None:
+    """Two in one second too; a folder of them is compared without a model."""
+    folders = []
+    for name in ("one", "two"):
+        run = shutil.copytree(place.plain, tmp_path / name)
+        folders.append(run / "eval")
+        words = ["--data-root", str(place.root), "--segments", "code", "--max-tokens", "60"]
+        for step in (run, *(run / "checkpoints").iterdir()):
+            assert main(["perplexity", "--checkpoint", str(step), *words]) == 0
+        said = capsys.readouterr().out
+        kept = sorted((run / "eval").glob("perplexity-*.json"))
+        assert len(kept) == 2
+        assert all(f"kept in {file}" in said for file in kept)
+        (item, *_) = json.loads(kept[0].read_text())["items"]
+        assert set(item) == {"id", "group", "asked", "loss"}
+    out = tmp_path / "c.json"
+    assert main(["compare", "--results", *map(str, folders), "--out", str(out)]) == 0
+    (pair,) = json.loads(out.read_text())["tasks"]["perplexity"]["pairs"]
+    assert pair["groups"]["code"]["difference"] == 0.0
+
+
+def test_tasks_read_texts_of_the_users(place: Place, tmp_path: Path) -> None:
+    """The same texts by the name of a corpus and as files, one of them with labels."""
+    corpus, own = "code", f"mine={place.root}/lm/code"
+    for task, part in (("perplexity", ""), ("books", " all")):
+        base = ["--max-samples", "2", "--segments", f"{corpus},{own}", "--batch-size", "2"]
+        found = place.run(task, place.plain, tmp_path / "a.json", *base)["metrics"]
+        assert found[f"code{part}"] == found[f"mine{part}"]
+    data = place.root / "continual" / "clinc150"
+    words = ["--learners", "frozen", "--task-size", "2", "--tasks", "2", "--eval-per-label", "2"]
+    mine = place.run(
+        "classification", place.plain, tmp_path / "b.json", *words, "--segments", str(data)
+    )
+    assert (
+        mine["metrics"]
+        == place.run("classification", place.plain, tmp_path / "c.json", *words)["metrics"]
+    )
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eval.core.datasets import DataRoot
-from eval.tasks.perplexity import documents
+from eval.core.texts import documents
 
 BLANK = " \n"
 ARTICLES = [

@@ -19,6 +19,7 @@ from eval.core.datasets import DataRoot
 from eval.core.requests import encode_pair
 from eval.core.scoring import Scorer
 from eval.core.subject import Subject
+from eval.core.texts import documents
 from eval.harness import adapter as harness
 from eval.harness import local_tasks as harness_tasks
 from eval.harness.adapter import HarnessMethods, writing
@@ -263,7 +264,7 @@ def test_the_harness_and_we_agree(tmp_path):
     _, shown = harness_tasks.run_local(model, ["arc_easy"], root, flags)
     alone = {item["id"]: item["logprobs"] for item in items if item["group"] == "arc_easy"}
     assert all(item["logprobs"] != alone[item["id"]] for item in shown)
-    docs = perplexity.tokenized(who, perplexity.documents(root, "code", "test"), 0, 0)
+    docs = perplexity.tokenized(who, documents(root, "code", "test"), 0, 0)
     wanted = perplexity.summarize(who, docs, perplexity.streams(who, docs, None))
     assert metrics["code"]["bits_per_byte"] == pytest.approx(wanted["bits_per_byte"], abs=1e-6)
     assert metrics["code"]["byte_perplexity"] == pytest.approx(

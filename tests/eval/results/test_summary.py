@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eval.__main__ import main
+from eval.results import curves
 
 ONE, TWO = "a" * 64, "b" * 64
 
@@ -60,3 +63,47 @@ def test_results_of_models_of_another_training_order_are_marked(
     said = capsys.readouterr().out
     assert message.format(one=one, two=two) in said
     assert ("order" in said) == bool(message)
+
+
+def scored(file: Path, hits: list[bool], step: int = 1, **more: object) -> None:
+    items = [
+        {"id": str(i), "group": "g", "asked": f"{i}?", "correct": x} for i, x in enumerate(hits)
+    ]
+    about = {"name": file.parent.name, "step": step, "block": "hope", "parameters": 9}
+    metrics = {"g": {"acc": sum(hits) / len(hits)}}
+    found = {"task": "t", "subject": about | {"tokenizer_sha256": "x"}, "metrics": metrics}
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(found | {"seconds": 1.0, "device": "toy", "items": items} | more))
+
+
+def test_folders_of_results_are_summarized_compared_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, last in (("one", [True, True]), ("two", [True, False])):
+        scored(tmp_path / name / "t-1.json", [False, False], 5)
+        scored(tmp_path / name / "t-2.json", last, 10)
+        os.utime(tmp_path / name / "t-1.json", (1, 1))
+    places = [str(tmp_path / name) for name in ("one", "two")]
+    assert main(["summary", *places]) == 0
+    assert capsys.readouterr().out.count("## t: ") == 4
+    assert main(["compare", "--results", *places, "--out", str(tmp_path / "c.json")]) == 0
+    (pair,) = json.loads((tmp_path / "c.json").read_text())["tasks"]["t"]["pairs"]
+    assert (pair["a"], pair["b"], pair["groups"]["g"]["difference"]) == ("one@10", "two@10", -0.5)
+    figures: list[Any] = []
+    save = curves.save
+    monkeypatch.setattr(curves, "save", lambda fig, out: figures.append(fig) or save(fig, out))
+    assert main(["curves", *places, "--x", "step", "--out", str(tmp_path / "a.png")]) == 0
+    (panel,) = (ax for ax in figures[0].axes if ax.get_title() == "t g: acc")
+    drawn = [list(line.get_ydata()) for line in panel.lines if len(line.get_ydata())]
+    assert drawn == [[0.0, 1.0], [0.0, 0.5]]
+    capsys.readouterr()
+    assert main(["curves", *places, "--out", str(tmp_path / "a.png")]) == 2
+    assert "--x='tokens': one is a folder of results alone" in capsys.readouterr().err
+    scored(tmp_path / "two" / "t-2.json", [True], 10, task="other")
+    os.utime(tmp_path / "two" / "t-1.json", (9e9, 9e9))
+    (tmp_path / "two" / "t-1.json").unlink()
+    assert main(["compare", "--results", *places]) == 2
+    assert "no task in common" in capsys.readouterr().err
+    result(tmp_path / "two" / "t-2.json", "t", None)
+    assert main(["compare", "--results", *places]) == 2
+    assert "t-2.json': has no items" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from eval.core.cli import Findings, Task
 from eval.core.scoring import Scorer
 from eval.core.stats import wilson
 from eval.core.subject import Subject
+from eval.core.texts import documents
 from eval.tasks import babi, books, classification, continual, niah, passkey, perplexity, zeroshot
 from eval.tasks.stories import GENERATED
 from eval.tasks.zeroshot_files import SETS
@@ -111,9 +112,7 @@ def test_a_model_that_never_changes_forgets_nothing(root: Path, tokenizer: Any) 
     subject = Subject("hand-made", Config(), 0, tokenizer, Scorer(order_two(VOCAB), 16), 0)
     flags = flags_of(continual.TASK, root, "--doc-tokens", "40")
     texts = {
-        n: perplexity.tokenized(
-            subject, perplexity.documents(continual.data_root(flags), n, "test"), 99, 40
-        )
+        n: perplexity.tokenized(subject, documents(continual.data_root(flags), n, "test"), 99, 40)
         for n in names
     }
     row = continual.score(subject, texts, None)

@@ -15,6 +15,7 @@ import pytest
 
 from eval.__main__ import main
 from eval.core.datasets import DataRoot
+from eval.core.texts import documents
 from eval.tasks.fetch import SOURCES, hellaswag, lettered
 from eval.tasks.zeroshot_files import SETS
 
@@ -198,3 +199,32 @@ def test_markup_is_taken_away():
     row = hellaswag(ROWS["hellaswag"])
     assert (row["choices"], row["gold"]) == (["runs. on.", "sits."], 1)
     assert lettered("question")(ROWS["arc_challenge"])["gold"] == 1
+
+
+def test_texts_are_fetched_by_name(monkeypatch, tmp_path):
+    asked = []
+
+    def load_dataset(path, config, *, split, **how):
+        asked.append((path, config, split, how))
+        lines = ["", " = A = \n", "", " text of a \n", "", " = B = \n", "", " more \n"]
+        return [
+            {"text": text} for text in (lines if config else [f"{split} {i}" for i in range(9)])
+        ]
+
+    monkeypatch.setitem(sys.modules, "datasets", stand_in(load_dataset))
+    words = ["fetch", "--data-root", str(tmp_path), "--tasks", "wikitext2,pg19", "--books", "3"]
+    assert main(words) == 0
+    root = DataRoot(tmp_path)
+    first, second = (text for _, text in documents(root, "wikitext2", "valid"))
+    assert "text of a" in first
+    assert second == " = B = \n \n more \n"
+    books = [text for _, text in documents(root, "pg19", "train")]
+    assert books == ["train 0", "train 1", "train 2"]
+    assert len(list(documents(root, "pg19", "test"))) == 9
+    assert [(s, how) for p, _, s, how in asked if p == "emozilla/pg19"] == [
+        ("train", {"streaming": True}), ("validation", {}), ("test", {}),
+    ]  # fmt: skip
+    assert main(words) == 0
+    assert len(asked) == 6  # what is there is not fetched again
+    monkeypatch.setitem(sys.modules, "datasets", stand_in(lambda *_, **__: [{"body": "a"}]))
+    assert main([*words[:4], "wikitext103"]) == 2
