@@ -54,7 +54,7 @@ def block_case(block: str) -> dict[str, Any]:
         changes |= TAUGHT
     if block in TITANS:
         changes |= DEEP
-    if block == "transformer":
+    if block in ("transformer", "gpt2"):
         changes["model.window"] = 0
     return changes
 
@@ -292,6 +292,10 @@ COMMANDS = (
     "configs/char_lstm.py --config.model.cms.surprise=()",
     "configs/char_lstm.py --config.model.cms.surprise=() --config.model.cms.fast_layers=1 "
     "--config.teach.mode=exact --config.train.carry=all",
+    "configs/gpt2.py",
+    "configs/gpt2.py:test",
+    "configs/gpt2.py:smoke",
+    "configs/gpt2.py:124m_10b,source=FOLDER,documents=joined,vocab=50304,accum=2",
     "configs/real_text.py",
     "configs/real_text.py:test",
     "configs/real_text.py:text",

@@ -15,6 +15,9 @@ class BlockKind:
 
     mixer: str  # MODULE.CLASS in nested_jax/layers: what mixes tokens
     cms: bool = False  # a CMS after the mixer; otherwise an MLP
+    # The parts of GPT-2: learned positions, LayerNorm, biases, a tanh GELU, its starting values.
+    # Otherwise rotary positions, RMSNorm, no biases, SwiGLU.
+    gpt2: bool = False
     # causal: softmax over the tokens read so far, with a cache of the model. segment: over the
     # tokens of a segment, and what was retrieved for them.
     attention: Literal["none", "causal", "segment"] = "none"
@@ -29,6 +32,7 @@ class BlockKind:
 
 KINDS = {
     "transformer": BlockKind("attention.Attention", attention="causal"),
+    "gpt2": BlockKind("attention.Attention", gpt2=True, attention="causal"),
     "hope_attention": BlockKind("attention.Attention", cms=True, attention="causal"),
     "hope": BlockKind(
         "selfmod.SelfModifying",

@@ -117,13 +117,13 @@ class ModelConfig(Block):
     layers: Count = 4  # blocks
     heads: Count = 4  # query heads of attention
     kv_heads: Size = 0  # key and value heads (GQA); 0 takes `heads`
-    mlp_hidden: Size = 0  # hidden width of the MLP; 0 takes 8/3 dim, rounded up to 32
+    mlp_hidden: Size = 0  # of the MLP; 0 takes 8/3 dim, rounded up to 32, or 4 dim (`gpt2`)
     lstm_hidden: Size = 0  # width of the state of an LSTM; 0 takes dim
     window: Size = 0  # sliding attention window in tokens; 0 is full causal attention
-    max_len: Count = 2048  # tokens that full attention can hold in its cache
+    max_len: Count = 2048  # tokens that full attention can hold, positions of `gpt2`
     rope_theta: Positive = 10_000.0  # base of the rotary frequencies
     qk_norm: bool = False  # L2-normalised queries and keys with a learned temperature a head
-    norm_eps: Small = 1e-6  # of every RMSNorm
+    norm_eps: Small = 1e-6  # of every norm; GPT-2 was trained with 1e-5
     tie_embeddings: bool = True  # the head is the transposed embedding
     answers: Literal["each", "last"] = "each"  # each position's own, or all decoded from the last
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of matrix products
@@ -135,6 +135,7 @@ class ModelConfig(Block):
 
     def check(self) -> None:
         self._check_heads()
+        self._check_gpt2()
         cudnn, persistent = self.attention == "cudnn", self.memory.persistent
         bfloat16, want = self.compute_dtype == "bfloat16", "wants model.compute_dtype='bfloat16'"
         self.require(not cudnn or bfloat16, "attention", want)
@@ -148,12 +149,20 @@ class ModelConfig(Block):
         want = f"must divide model.dim={self.dim}"
         self.require(self.dim % self.heads == 0, "heads", want)
         want = f"gives heads of width {self.head_width}; rotary positions want an even width"
-        self.require(self.head_width % 2 == 0, "heads", want)
+        self.require(self.kind.gpt2 or self.head_width % 2 == 0, "heads", want)
         want = f"must divide model.heads={self.heads}"
         self.require(self.heads % self.num_kv_heads == 0, "kv_heads", want)
         want = f"must divide model.dim={self.dim}, or model.memory.head_width must be given"
         divides = self.memory.head_width > 0 or self.dim % self.memory_heads == 0
         self.require(divides, "memory.heads", want)
+
+    def _check_gpt2(self) -> None:
+        if not self.kind.gpt2:
+            return
+        self.require(self.window == 0, "window", "GPT-2 has full attention; wants 0")
+        self.require(not self.qk_norm, "qk_norm", "GPT-2 has none; wants False")
+        want = f"GPT-2 has as many as query heads; wants 0 or {self.heads}"
+        self.require(self.num_kv_heads == self.heads, "kv_heads", want)
 
     def _check_chunks(self) -> None:
         chunk, other = self.memory.chunk, self.memory.generator_chunk
@@ -177,6 +186,8 @@ class ModelConfig(Block):
 
     @property
     def mlp_width(self) -> int:
+        if self.kind.gpt2:
+            return self.mlp_hidden or 4 * self.dim
         return self.mlp_hidden or -(-8 * self.dim // 3 // 32) * 32
 
     @property

@@ -94,8 +94,12 @@ class DataConfig(Block):
     task: TaskConfig = field(default_factory=TaskConfig)  # of the source "synthetic"
     cache_dir: Free[str] = ""  # where prepared data live; "" is the user's cache directory
     vocab_size: Annotated[int, Range(least=512)] = 8192  # of the tokenizer that is trained
-    tokenizer: Literal["sentencepiece", "char"] = "sentencepiece"  # pieces, or characters
+    # Pieces, characters, or pieces of bytes as GPT-2 has them.
+    tokenizer: Literal["sentencepiece", "char", "gpt2"] = "sentencepiece"
     mode: Literal["rows", "stream"] = "rows"  # shuffled rows, or contiguous streams of text
+    # apart: no token sees another document. joined: rows are cut from the plain concatenation, and
+    # attention, memories and targets go on over the end of a document, as in nanoGPT.
+    documents: Literal["apart", "joined"] = "apart"
     seq_len: Count = 512  # tokens per row
     align: Size = 0  # documents start at multiples of it in a row; 0: the most that divides
     # 64 and seq_len. Every chunk of a model divides it; equal for all models that are compared
@@ -109,6 +113,9 @@ class DataConfig(Block):
         self.require(len(self.weights) in (0, len(mixed)), "weights", want)
         want = f"wants specs of tasks exactly if data.source is 'synthetic', got {self.source!r}"
         self.require(self.is_synthetic == bool(self.task.train), "task.train", want)
+        want = "is for text in rows; wants data.mode='rows', and no synthetic task"
+        rows = self.mode == "rows" and not self.is_synthetic
+        self.require(rows or self.documents == "apart", "documents", want)
 
     @property
     def is_synthetic(self) -> bool:
@@ -118,9 +125,10 @@ class DataConfig(Block):
     def row_align(self) -> int:
         """Tokens at whose multiples documents start in a row, whatever the model.
 
-        A row of a synthetic task is one document.
+        A row of a synthetic task, or of joined documents, is one document.
         """
-        return self.align or (self.seq_len if self.is_synthetic else math.gcd(64, self.seq_len))
+        one = self.is_synthetic or self.documents == "joined"
+        return self.align or (self.seq_len if one else math.gcd(64, self.seq_len))
 
 
 @dataclass(frozen=True)
@@ -186,6 +194,9 @@ class Config(Block):
         check_teach(self.model, self.teach)
         self._check_align()
         self._check_stream()
+        want = f"wants at most the {self.model.max_len} positions of GPT-2, model.max_len"
+        fits = not self.model.kind.gpt2 or self.data.seq_len <= self.model.max_len
+        self.require(fits, "data.seq_len", want)
         model = self.model
         want = (
             "is for synthetic tasks that are read as whole rows; wants data.source='synthetic', "

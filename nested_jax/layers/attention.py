@@ -1,4 +1,4 @@
-"""Causal self-attention with rotary positions: full over a cache, or in a sliding window."""
+"""Causal self-attention: full over a cache, or in a sliding window; rotary but for GPT-2."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from nested_jax.config import ModelConfig
-from nested_jax.layers.basic import Layer, constant, fan_in, normal, residual_scale, rotary
+from nested_jax.layers.basic import (
+    Layer,
+    add_bias,
+    constant,
+    matrix_init,
+    normal,
+    residual_scale,
+    rotary,
+)
 from nested_jax.layers.call import Call
 from nested_jax.ops import attention as ops
 from nested_jax.ops.linear import linear
@@ -61,6 +69,13 @@ def fills_cache(call: Call) -> bool:
     return call.rows.start == "fresh" and call.slot_segment_BU.shape[1] == call.segment_BT.shape[1]
 
 
+class AttentionBiases(NamedTuple):
+    q_HK: Array | None = None
+    k_GK: Array | None = None
+    v_GK: Array | None = None
+    o_D: Array | None = None
+
+
 class AttentionWeights(NamedTuple):
     """The parameters of one attention layer, for the pure functions below."""
 
@@ -70,17 +85,19 @@ class AttentionWeights(NamedTuple):
     o_HKD: Array
     temperature_H: Array | None
     persistent_PD: Array | None
+    biases: AttentionBiases = AttentionBiases()  # none
 
 
 def attention_weights(layer: Layer, cfg: ModelConfig) -> AttentionWeights:
-    """Declare the parameters of attention; persistent tokens where the block has them."""
+    """Declare the parameters of attention, with what the block has of the optional ones."""
     d, h, g, k = cfg.dim, cfg.heads, cfg.num_kv_heads, cfg.head_width
     query, keys = ("embed", "heads", "head_width"), ("embed", "kv_heads", "head_width")
     temperature_H = persistent_PD = None
-    q_DHK = layer.weight("q", (d, h, k), query, init=fan_in(d))
-    k_DGK = layer.weight("k", (d, g, k), keys, init=fan_in(d))
-    v_DGK = layer.weight("v", (d, g, k), keys, init=fan_in(d))
-    out = fan_in(d, residual_scale(cfg.layers))
+    start = matrix_init(cfg, d)
+    q_DHK = layer.weight("q", (d, h, k), query, init=start)
+    k_DGK = layer.weight("k", (d, g, k), keys, init=start)
+    v_DGK = layer.weight("v", (d, g, k), keys, init=start)
+    out = matrix_init(cfg, d, residual_scale(cfg.layers))
     o_HKD = layer.weight("o", (h, k, d), ("heads", "head_width", "embed"), init=out)
     if cfg.qk_norm:
         temperature_H = layer.weight(
@@ -90,7 +107,21 @@ def attention_weights(layer: Layer, cfg: ModelConfig) -> AttentionWeights:
         persistent_PD = layer.weight(
             "persistent", (cfg.persistent_tokens, d), (None, None), kind="vector", init=normal(1.0)
         )
-    return AttentionWeights(q_DHK, k_DGK, v_DGK, o_HKD, temperature_H, persistent_PD)
+    weights = AttentionWeights(q_DHK, k_DGK, v_DGK, o_HKD, temperature_H, persistent_PD)
+    return weights._replace(biases=_biases(layer, cfg)) if cfg.kind.gpt2 else weights
+
+
+def _biases(layer: Layer, cfg: ModelConfig) -> AttentionBiases:
+    def zeros(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Array:
+        return layer.weight(name, shape, axes, kind="vector", init=constant(0.0))
+
+    query, keys = (cfg.heads, cfg.head_width), (cfg.num_kv_heads, cfg.head_width)
+    return AttentionBiases(
+        zeros("q_bias", query, ("heads", "head_width")),
+        zeros("k_bias", keys, ("kv_heads", "head_width")),
+        zeros("v_bias", keys, ("kv_heads", "head_width")),
+        zeros("o_bias", (cfg.dim,), ("norm",)),
+    )
 
 
 def score_scale(cfg: ModelConfig) -> float:
@@ -99,7 +130,7 @@ def score_scale(cfg: ModelConfig) -> float:
 
 def queries(w: AttentionWeights, x_BTD: Array) -> Array:
     """Return the queries of tokens before rotary positions, [B, T, H, K] in the dtype of `x`."""
-    q_BTHK = linear(x_BTD, w.q_DHK.astype(x_BTD.dtype))
+    q_BTHK = add_bias(linear(x_BTD, w.q_DHK.astype(x_BTD.dtype)), w.biases.q_HK)
     if w.temperature_H is None:
         return q_BTHK
     temperature = w.temperature_H[None, None, :, None]
@@ -108,8 +139,8 @@ def queries(w: AttentionWeights, x_BTD: Array) -> Array:
 
 def keys_values(w: AttentionWeights, x_BTD: Array) -> tuple[Array, Array]:
     """Return the keys, before rotary positions, and the values of tokens, [B, T, G, K]."""
-    k_BTGK = linear(x_BTD, w.k_DGK.astype(x_BTD.dtype))
-    v_BTGK = linear(x_BTD, w.v_DGK.astype(x_BTD.dtype))
+    k_BTGK = add_bias(linear(x_BTD, w.k_DGK.astype(x_BTD.dtype)), w.biases.k_GK)
+    v_BTGK = add_bias(linear(x_BTD, w.v_DGK.astype(x_BTD.dtype)), w.biases.v_GK)
     return (k_BTGK if w.temperature_H is None else l2_normalize(k_BTGK)), v_BTGK
 
 
@@ -122,7 +153,7 @@ def persistent_prefix(w: AttentionWeights, q_BTHK: Array) -> ops.Prefix | None:
 
 
 def attention_output(w: AttentionWeights, y_BTHK: Array) -> Array:
-    return linear(y_BTHK, w.o_HKD.astype(y_BTHK.dtype), inputs=2)
+    return add_bias(linear(y_BTHK, w.o_HKD.astype(y_BTHK.dtype), inputs=2), w.biases.o_D)
 
 
 class Attention(Layer):
@@ -150,8 +181,9 @@ class Attention(Layer):
         q_BTHK = queries(self.weights, x_BTD)
         k_BTGK, v_BTGK = keys_values(self.weights, x_BTD)
         prefix = persistent_prefix(self.weights, q_BTHK)
-        q_BTHK = rotary(q_BTHK, call.position_BT, cfg.rope_theta)
-        k_BTGK = rotary(k_BTGK, call.position_BT, cfg.rope_theta)
+        if not cfg.kind.gpt2:  # whose positions are added to the embeddings
+            q_BTHK = rotary(q_BTHK, call.position_BT, cfg.rope_theta)
+            k_BTGK = rotary(k_BTGK, call.position_BT, cfg.rope_theta)
         state, k_BUGK, v_BUGK = self._remember(state, k_BTGK, v_BTGK, call)
         y_BTHK = self._attend(call)(
             cfg.attention, q_BTHK, k_BUGK, v_BUGK, call.mask, score_scale(cfg), prefix

@@ -1,21 +1,22 @@
-"""How a parameter is declared, and the layers that everything shares: RMSNorm, RoPE, SwiGLU."""
+"""How a parameter is declared, and what all layers share: starting values, norms, RoPE."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from nested_jax.ops.linear import linear
+from nested_jax.config import ModelConfig
 from nested_jax.ops.normalize import widen
 from nested_jax.types import Array, ParamInfo, PyTree
 
 Init = Callable[[Array, tuple[int, ...]], Array]
+GPT2_STD = 0.02  # of every matrix and table of GPT-2 at the start
 
 
 class Declared(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
@@ -91,6 +92,14 @@ def fan_in(width: int, scale: float = 1.0) -> Init:
     return normal(scale / math.sqrt(width))
 
 
+def matrix_init(cfg: ModelConfig, width: int, scale: float = 1.0) -> Init:
+    """Return how a model's matrix of `width` inputs starts; `scale` is a factor on its size."""
+    if not cfg.kind.gpt2:
+        return fan_in(width, scale)
+    std = GPT2_STD * scale
+    return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
+
+
 def constant(value: float) -> Init:
     return lambda _, shape: jnp.full(shape, value, jnp.float32)
 
@@ -128,6 +137,39 @@ class RMSNorm(Layer):
         return rms_norm(x_BTD, self.scale_D, self.eps)
 
 
+def layer_norm(x_BTD: Array, scale_D: Array, bias_D: Array, eps: float) -> Array:
+    """Subtract the mean, divide by the standard deviation over the last axis, scale, add a bias.
+
+    In float32, with the variance of N and not N - 1; returns the caller's dtype.
+    """
+    x = widen(x_BTD)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return add_bias(rms_norm(x, scale_D, eps), bias_D).astype(x_BTD.dtype)
+
+
+def add_bias(x: Array, bias: Array | None) -> Array:
+    """Add a bias of the last axes, in the dtype of `x`; None adds nothing."""
+    if bias is None:
+        return x
+    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
+
+
+class LayerNorm(RMSNorm):
+    """Layer normalisation with a learned scale and bias (Ba et al. 2016)."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.bias_D = self.weight("bias", (self.width,), (None,), kind="vector", init=constant(0.0))
+
+    def __call__(self, x_BTD: Array) -> Array:
+        return layer_norm(x_BTD, self.scale_D, self.bias_D, self.eps)
+
+
+def norm_of(cfg: ModelConfig, name: str | None = None) -> RMSNorm:
+    """Return the norm of the residual stream that a model has."""
+    return (LayerNorm if cfg.kind.gpt2 else RMSNorm)(cfg.dim, cfg.norm_eps, name=name)
+
+
 def rotary(x_BTHK: Array, position_BT: Array, theta: float) -> Array:
     """Rotate pairs (i, i + K/2) by position · theta^(-2i/K) (Su et al. 2021), in float32."""
     half = x_BTHK.shape[-1] // 2
@@ -137,57 +179,3 @@ def rotary(x_BTHK: Array, position_BT: Array, theta: float) -> Array:
     cos, sin = jnp.cos(angle_BTK)[:, :, None, :], jnp.sin(angle_BTK)[:, :, None, :]
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BTHK.dtype)
-
-
-class MLPWeights(NamedTuple):
-    """The matrices of a SwiGLU MLP: shared, [D, F] and [F, D], or one per sequence, B first."""
-
-    gate: Array
-    up: Array
-    down: Array
-
-
-def contract(x_BTD: Array, weight: Array) -> Array:
-    """Multiply tokens by a matrix that is shared ([D, F]) or one per sequence ([B, D, F])."""
-    if weight.ndim == 2:
-        return linear(x_BTD, weight)
-    return jnp.einsum("btd,bdf->btf", x_BTD, weight)
-
-
-def swiglu_hidden(weights: MLPWeights, x_BTD: Array) -> Array:
-    """silu(x W_gate) * x W_up, [B, T, F] in the dtype of `x` (Shazeer 2020)."""
-    gate, up = (w.astype(x_BTD.dtype) for w in weights[:2])
-    return nn.silu(contract(x_BTD, gate)) * contract(x_BTD, up)
-
-
-def swiglu(weights: MLPWeights, x_BTD: Array) -> Array:
-    """(silu(x W_gate) * x W_up) W_down."""
-    return contract(swiglu_hidden(weights, x_BTD), weights.down.astype(x_BTD.dtype))
-
-
-def mlp_weights(
-    layer: Layer, prefix: str, dim: int, hidden: int, scale: float, level: int = 0
-) -> MLPWeights:
-    """Declare the three matrices of a SwiGLU MLP; `scale` is the factor on the output's init."""
-    up, down = ("embed", "mlp"), ("mlp", "embed")
-    return MLPWeights(
-        gate=layer.weight(f"{prefix}gate", (dim, hidden), up, init=fan_in(dim), level=level),
-        up=layer.weight(f"{prefix}up", (dim, hidden), up, init=fan_in(dim), level=level),
-        down=layer.weight(
-            f"{prefix}down", (hidden, dim), down, init=fan_in(hidden, scale), level=level
-        ),
-    )
-
-
-class MLP(Layer):
-    """The SwiGLU MLP of a Transformer++ block."""
-
-    dim: int
-    hidden: int
-    scale: float  # factor on the output's initialisation
-
-    def setup(self) -> None:
-        self.weights = mlp_weights(self, "", self.dim, self.hidden, self.scale)
-
-    def __call__(self, x_BTD: Array) -> Array:
-        return swiglu(self.weights, x_BTD)

@@ -14,17 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from nested_jax.config import ModelConfig
-from nested_jax.layers.basic import (
-    Layer,
-    MLPWeights,
-    RMSNorm,
-    constant,
-    contract,
-    fan_in,
-    mlp_weights,
-    residual_scale,
-    swiglu_hidden,
-)
+from nested_jax.layers.basic import Layer, constant, fan_in, norm_of, residual_scale
+from nested_jax.layers.mlp import SwiGLUWeights, contract, mlp_hidden, mlp_output, mlp_weights
 from nested_jax.ops.normalize import state_dtype, widen
 from nested_jax.types import Array, PyTree
 
@@ -49,15 +40,15 @@ class CMS(Layer):
 
     def setup(self) -> None:
         cfg, levels = self.cfg, len(self.cfg.cms.periods)
-        dim, hidden = cfg.dim, cfg.level_width
+        hidden = cfg.level_width
         scale = residual_scale(cfg.layers) / math.sqrt(levels)
-        self.norms = [RMSNorm(dim, cfg.norm_eps, name=f"norm_{i}") for i in range(levels)]
+        self.norms = [norm_of(cfg, f"norm_{i}") for i in range(levels)]
         if cfg.cms.chain == "nested":
-            shared = mlp_weights(self, "", dim, hidden, scale, level=levels)
+            shared = mlp_weights(self, cfg, "", hidden, scale, level=levels)
             self.weights = [shared] * levels
         else:
             self.weights = [
-                mlp_weights(self, f"level_{i}_", dim, hidden, scale, level=i + 1)
+                mlp_weights(self, cfg, f"level_{i}_", hidden, scale, level=i + 1)
                 for i in range(levels)
             ]
         if cfg.cms.chain == "independent":
@@ -74,7 +65,7 @@ class CMS(Layer):
         if self.fast and cfg.cms.fast_rank:
             self.basis = [self._basis(i) for i in range(levels)]
 
-    def _basis(self, level: int) -> MLPWeights:
+    def _basis(self, level: int) -> SwiGLUWeights:
         rank, dim, hidden = self.cfg.cms.fast_rank, self.cfg.dim, self.cfg.level_width
 
         def declare(name: str, width: int, axis: str) -> Array:
@@ -87,7 +78,7 @@ class CMS(Layer):
                 level=level + 1,
             )
 
-        return MLPWeights(
+        return SwiGLUWeights(
             declare("gate", hidden, "mlp"),
             declare("up", hidden, "mlp"),
             declare("down", dim, "embed"),
@@ -106,7 +97,7 @@ class CMS(Layer):
                 jnp.zeros((batch, rank, columns), dtype),
             )
 
-        return tuple(MLPWeights(*(zero(w) for w in weights)) for weights in self.weights)
+        return tuple(SwiGLUWeights(*(zero(w) for w in weights)) for weights in self.weights)
 
     def rates(self) -> tuple[PyTree, ...]:
         """Return the inner rate of every matrix, per token of summed loss, in trees as deltas."""
@@ -114,19 +105,19 @@ class CMS(Layer):
         for i in range(len(self.weights)):
             lr = jnp.full((3,), self.cfg.cms.level_lr(i), dtype)
             lr_3 = lr * jnp.exp(self.log_rate[i]) if self.cfg.cms.learned_rate else lr
-            rates.append(MLPWeights(*(self._per_part(lr_3[j]) for j in range(3))))
+            rates.append(SwiGLUWeights(*(self._per_part(lr_3[j]) for j in range(3))))
         return tuple(rates)
 
     def _per_part(self, rate: Array) -> PyTree:
         """Both factors of a low-rank delta move at the rate of their matrix."""
         return LowRank(rate, rate) if self.cfg.cms.fast_rank else rate
 
-    def written(self, level: int, delta: PyTree) -> MLPWeights:
+    def written(self, level: int, delta: PyTree) -> SwiGLUWeights:
         """Return what the delta of a level adds to its slow weights, [B, D, F] in float32."""
         if not self.cfg.cms.fast_rank:
             return delta
         basis = self.basis[level]
-        return MLPWeights(
+        return SwiGLUWeights(
             *(
                 jnp.einsum("bdr,brf->bdf", d.u_BDR, d.v_BRF + b[None])
                 for d, b in zip(delta, basis, strict=True)
@@ -175,7 +166,7 @@ class CMS(Layer):
         return tuple(outputs)
 
     def _add(
-        self, level: int, x_BTD: Array, y_BTD: Array, added: MLPWeights | None
+        self, level: int, x_BTD: Array, y_BTD: Array, added: SwiGLUWeights | None
     ) -> tuple[Array, Array]:
         """Return y with what a level adds to it, and the level's recall; x is the chain's input."""
         source = x_BTD if self.cfg.cms.chain == "independent" else y_BTD
@@ -184,17 +175,17 @@ class CMS(Layer):
             out_BTD = out_BTD * self.combine_M[level].astype(out_BTD.dtype)
         return y_BTD + out_BTD, recall_B
 
-    def _level(self, level: int, x_BTD: Array, added: MLPWeights | None) -> tuple[Array, Array]:
+    def _level(self, level: int, x_BTD: Array, added: SwiGLUWeights | None) -> tuple[Array, Array]:
         base = weights = self.weights[level]
         if added is not None:
-            weights = MLPWeights(*(w[None] + a for w, a in zip(base, added, strict=True)))
-        z_BTF = swiglu_hidden(weights, x_BTD)
+            weights = SwiGLUWeights(*(w[None] + a for w, a in zip(base, added, strict=True)))
+        z_BTF = mlp_hidden(weights, x_BTD)
         recall_B = no_recall(x_BTD)
         if added is not None and self.cfg.cms.level_optimizer(level) == "dgd":
             recall_B = sum(
                 (_recall(x, a) for x, a in zip((x_BTD, x_BTD, z_BTF), added, strict=True)), recall_B
             )
-        return contract(z_BTF, weights.down.astype(z_BTF.dtype)), recall_B
+        return mlp_output(weights, z_BTF), recall_B
 
 
 def no_recall(x_BTD: Array) -> Array:

@@ -11,9 +11,10 @@ import importlib
 from typing import Any, NamedTuple
 
 from nested_jax.config import ModelConfig
-from nested_jax.layers.basic import MLP, Layer, RMSNorm, residual_scale
+from nested_jax.layers.basic import Layer, norm_of
 from nested_jax.layers.call import Call
 from nested_jax.layers.cms import CMS, no_recall
+from nested_jax.layers.mlp import MLP
 from nested_jax.types import Array, PyTree
 
 
@@ -38,13 +39,13 @@ class Block(Layer):
 
     def setup(self) -> None:
         cfg = self.cfg
-        self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.norm = norm_of(cfg)
         self.mixer = mixer_class(cfg)(cfg)
         if cfg.has_cms:
             self.cms = CMS(cfg, self.fast)
         else:
-            self.mlp_norm = RMSNorm(cfg.dim, cfg.norm_eps)
-            self.mlp = MLP(cfg.dim, cfg.mlp_width, residual_scale(cfg.layers))
+            self.mlp_norm = norm_of(cfg)
+            self.mlp = MLP(cfg)
 
     def init_state(self, batch: int, capacity: int) -> PyTree:
         return self.mixer.init_state(batch, capacity)

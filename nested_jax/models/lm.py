@@ -20,6 +20,8 @@ from nested_jax.config import ModelConfig
 from nested_jax.layers.basic import (
     Declared,
     is_declared,
+    layer_norm,
+    matrix_init,
     normal,
     param_info,
     rms_norm,
@@ -63,16 +65,22 @@ class LanguageModel:
     def _declare(self, key: Array) -> PyTree:
         cfg = self.cfg
         keys = jax.random.split(key, 4)
-        std = HEAD_STD / math.sqrt(cfg.dim)
+        start = normal(HEAD_STD / math.sqrt(cfg.dim))
+        if cfg.kind.gpt2:
+            start = matrix_init(cfg, cfg.dim)
 
-        def table(key: Array, kind: str) -> Declared:
-            value = normal(std)(key, (cfg.vocab_size, cfg.dim))
-            return Declared(value, ("vocab", "embed"), kind)
+        def table(key: Array, kind: str, axis: str = "vocab", rows: int = cfg.vocab_size) -> Any:
+            return Declared(start(key, (rows, cfg.dim)), (axis, "embed"), kind)
 
         params: dict[str, Any] = {
             "embed": table(keys[0], "embed"),
             "norm": Declared(jnp.ones((cfg.dim,), jnp.float32), (None,), "vector"),
         }
+        if cfg.kind.gpt2:
+            where = jax.random.fold_in(key, 2)
+            params["positions"] = table(where, "embed", "length", cfg.max_len)
+            zeros_D = jnp.zeros((cfg.dim,), jnp.float32)
+            params["norm_bias"] = Declared(zeros_D, (None,), "vector")
         if not cfg.tie_embeddings:
             params["head"] = table(keys[1], "head")
         if cfg.cms.surprise:
@@ -185,15 +193,22 @@ class LanguageModel:
     # --- reading ---
 
     def embed(self, params: PyTree, tokens_BT: Array) -> Array:
-        """Look tokens up, scaled so that the residual stream starts with entries of order 1."""
+        """Look tokens up, scaled so that the residual stream starts with entries of order 1.
+
+        GPT-2 does not scale them. Its positions are added where a call begins, in run_prefix.
+        """
         # Rows are gathered over fsdp, as a product would: the lookup then moves tokens only.
         table = constrain(
             params["embed"].astype(jnp.dtype(self.cfg.compute_dtype)), ("vocab", None)
         )
-        x_BTD = table[tokens_BT] * jnp.asarray(math.sqrt(self.cfg.dim), table.dtype)
+        x_BTD = table[tokens_BT]
+        if not self.cfg.kind.gpt2:
+            x_BTD = x_BTD * jnp.asarray(math.sqrt(self.cfg.dim), table.dtype)
         return constrain(x_BTD, ("batch", None, None))
 
     def final_norm(self, params: PyTree, x_BTD: Array) -> Array:
+        if self.cfg.kind.gpt2:
+            return layer_norm(x_BTD, params["norm"], params["norm_bias"], self.cfg.norm_eps)
         return rms_norm(x_BTD, params["norm"], self.cfg.norm_eps)
 
     def head(self, params: PyTree) -> Array:
@@ -264,18 +279,26 @@ class LanguageModel:
                 f"tokens: got {inputs.dtype}{list(inputs.shape)}, wants integers [B, T], "
                 "or embeddings [B, T, D]"
             )
+        if self.cfg.kind.gpt2 and inputs.shape[1] > self.cfg.max_len:
+            raise ValueError(
+                f"tokens: {inputs.shape[1]} per sequence, but there are positions for "
+                f"model.max_len={self.cfg.max_len}"
+            )
 
     def deltas(self, state: State) -> tuple[PyTree, ...] | None:
         return tuple(level.delta for level in state.fast) if state.fast else None
 
     def nan_where_cache_overflows(self, x_BT: Array, call: Call) -> Array:
-        """Make rows NaN of which full attention was given more tokens than its cache holds.
+        """Make rows NaN that full attention, or learned positions, have no room for.
 
         Sizes are checked before a run; this catches, under jit, what could not be checked.
         """
         if not uses_slots(self.cfg) or not jnp.issubdtype(x_BT.dtype, jnp.inexact):
             return x_BT
         over_B = call.slots_B + call.rows.count_B > call.slot_segment_BU.shape[1]
+        if self.cfg.kind.gpt2:
+            place_BT = call.rows.mask(call.position_BT)
+            over_B = over_B | jnp.any(place_BT >= self.cfg.max_len, axis=1)
         return jnp.where(per_row(over_B, x_BT), jnp.asarray(jnp.nan, x_BT.dtype), x_BT)
 
     def apply(

@@ -85,11 +85,12 @@ def run_prefix(
     *,
     collect: bool = False,
 ) -> tuple[State, StackOutput]:
-    """Run all that no fast weight reaches: the prefix, and the entry after it.
+    """Run all that no fast weight reaches: learned positions, the prefix, the entry after it.
 
     Returns the state with `prefix` and `entry` after the tokens, and in `x_BTD` what the first
     taught CMS reads, or the output of the last block where none is taught.
     """
+    x_BTD = add_positions(params, x_BTD, call)
     out = StackOutput((), x_BTD, no_recall(x_BTD), ())
     if "prefix" in params:
         block = block_of(cfg, "prefix")
@@ -100,6 +101,16 @@ def run_prefix(
         entry, x_BTD = _run_entry(cfg, first, state.entry, out.x_BTD, call)
         state, out = state._replace(entry=entry), out._replace(x_BTD=x_BTD)
     return state, out
+
+
+def add_positions(params: PyTree, x_BTD: Array, call: Call) -> Array:
+    """Add the learned vector of each token's place in its document, where the model has them."""
+    if "positions" not in params:
+        return x_BTD
+    table_UD = constrain(params["positions"].astype(x_BTD.dtype), ("length", None))
+    # A place after the last takes the last one; `LanguageModel` makes its row NaN.
+    place_BT = jnp.minimum(call.position_BT, table_UD.shape[0] - 1)
+    return x_BTD + table_UD[place_BT]
 
 
 def _run_entry(

@@ -26,7 +26,7 @@ SIZES = ["test", "smoke", "pilot", "mid", "target"]
         ({"model": {"dim": "wide"}}, r"model\.dim='wide': got str, wants int"),
         ({"model": {"dim": True}}, r"model\.dim=True: got bool, wants int"),
         ({"model": 3}, r"model=3: got int, wants a block of fields"),
-        ({"model": {"block": "mamba"}}, r"wants one of 'transformer', 'hope_attention'"),
+        ({"model": {"block": "mamba"}}, r"wants one of 'transformer', 'gpt2', 'hope_attention'"),
         ({"model": {"dim": 100, "heads": 3}}, r"model\.heads=3: must divide model\.dim=100"),
         ({"model": {"heads": 4, "kv_heads": 3}}, r"model\.kv_heads=3: must divide"),
         ({"model": {"cms": {"periods": (4, 6)}}}, r"6 is no multiple of 4"),
@@ -144,6 +144,16 @@ def test_every_config_file_loads_and_traces(file, size):
     assert hash(cfg) == hash(load_config(f"configs/{file}.py:{size}"))
 
 
+@pytest.mark.parametrize("size", ["test", "smoke", "124m_10b"])
+def test_gpt2_has_its_own_sizes(size):
+    cfg = load_config(f"configs/gpt2.py:{size}")
+    assert from_config_dict(json.loads(json.dumps(to_dict(cfg)))) == cfg
+    assert cfg.model.size == size
+    assert cfg.model.vocab_size >= cfg.data.vocab_size
+    joined = load_config(f"configs/gpt2.py:{size},documents=joined", {"data.align": 0})
+    assert (cfg.align, joined.align) == (1, cfg.data.seq_len)  # a joined row is one document
+
+
 def test_baselines_match_in_parameters_within_two_percent():
     import math
 
@@ -197,6 +207,7 @@ ARGUMENTS = {
     "char_lstm": "test",
     "real_text": "test",
     "synthetic": "mqar",
+    "gpt2": "test",
 }
 NUMBERS = ("2", "-1", "0", "1.5", "128", "2e2", "1e999", "nan", "99999999999")
 VALUES = (*NUMBERS, "True", "off", "through", "lstm", "")
