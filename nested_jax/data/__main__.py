@@ -7,6 +7,7 @@
     mixture        a manifest and its shards -> mixture.json
     validate       check shards and mixtures in full, and what sources share
     stats          counts of shards, of a mixture or of the embedded text
+    vocabulary     GPT-2's published vocabulary, with symbols of your own: how to get it, or get it
     check          the hash of a tokenizer
     coverage       how words fall into tokens, and a guard against a baseline
     inject         rewrite chosen spans as symbols, and back
@@ -36,8 +37,10 @@ from nested_jax.data.prepare.engine import EngineOptions, copy_store, run_engine
 from nested_jax.data.prepare.filtering import filter_source
 from nested_jax.data.prepare.inject import rewrite_file
 from nested_jax.data.shards import TOKENIZER, TokenStore
+from nested_jax.data.tokenizers import gpt2_files
+from nested_jax.data.tokenizers.byte_bpe import ByteBPE
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
-from nested_jax.files import write_json
+from nested_jax.files import write_bytes, write_json
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "configs" / "data"
 
@@ -146,6 +149,25 @@ def run_validate(args: argparse.Namespace) -> int:
 def run_stats(args: argparse.Namespace) -> int:
     """Print the counts of a folder of shards, of a mixture, or of 'stdlib'."""
     emit(audit.stats(opened(args.source)), args.output)
+    return 0
+
+
+def run_vocabulary(args: argparse.Namespace) -> int:
+    """Make the tokenizer of GPT-2's published vocabulary; without --out, say how to get it."""
+    if not args.out:
+        say(gpt2_files.HOW)
+        return 0
+    cached = cache_root() / "vocabularies"
+    source = Path(args.source) if args.source else cached
+    if args.fetch and not args.source:
+        source = gpt2_files.fetch(cached, say)
+    symbols = corpus_tokenizer.named_symbols(args.symbols)
+    model = gpt2_files.gpt2_model(gpt2_files.read_ranks(source), symbols, args.size)
+    tokenizer = ByteBPE(model)  # before anything is written
+    target = Path(args.out) / TOKENIZER
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(target, model)
+    say(f"{target}: {tokenizer.vocab_size} symbols, sha256 {tokenizer.hash}")
     return 0
 
 
@@ -270,6 +292,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Command]] =
     "mixture": (flags.mixture_flags, run_mixture),
     "validate": (flags.validate_flags, run_validate),
     "stats": (flags.stats_flags, run_stats),
+    "vocabulary": (flags.vocabulary_flags, run_vocabulary),
     "check": (flags.check_flags, run_check),
     "coverage": (flags.coverage_flags, run_coverage),
     "inject": (flags.inject_flags, run_inject),

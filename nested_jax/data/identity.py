@@ -87,7 +87,7 @@ def train_order_sha256(cfg: DataConfig, *, batch_size: int, align: int, seed: in
     first = min(ORDER_ROWS, 4 * sum(sizes))
     about = {
         "sources": [describe(source) for source in sources],
-        "mode": cfg.mode,
+        "mode": cfg.mode if cfg.documents == "apart" else cfg.documents,
         "weights": list(weights),
         "batch_size": batch_size,
         "rows": [int(order[i]) for i in range(first)],

@@ -147,6 +147,40 @@ class StreamSource(PackedSource):
         return bool(starts[np.searchsorted(starts, place)] == place)
 
 
+class JoinedSource(PackedSource):
+    """Rows of the plain concatenation: a row is one document, every token but the last a target.
+
+    Documents are aligned to nothing, whatever `align` says.
+    """
+
+    def __init__(
+        self, store: TokenStore, shards: Sequence[Shard], *, seq_len: int, align: int
+    ) -> None:
+        del align
+        super().__init__(store, shards, seq_len=seq_len, align=1)
+
+    def fill(self, rows: Row, place: int, index: int) -> None:
+        start, end = index * self.seq_len, int(self._shard_starts[-1])
+        text = self._read(start, min(start + self.seq_len + 1, end))
+        count, known = min(self.seq_len, len(text)), len(text) - 1
+        rows["tokens_BT"][place, :count] = text[:count]
+        rows["targets_BT"][place, :known] = text[1:]
+        rows["weights_BT"][place, :known] = 1
+        rows["segments_BT"][place, :count] = 1
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        """Return the tokens of a part of the concatenation, of however many shards."""
+        first = int(np.searchsorted(self._shard_starts, start, "right")) - 1
+        last = int(np.searchsorted(self._shard_starts, stop, "left"))
+        bases = self._shard_starts
+        return np.concatenate(
+            [
+                self._shard(i).tokens[max(start - int(bases[i]), 0) : stop - int(bases[i])]
+                for i in range(first, last)
+            ]
+        )
+
+
 def fill_row(row: Row, shard: OpenShard, start: int, stop: int, document: int) -> int:
     """Write the documents of ``[start, stop)``, in the shard's aligned positions, into the row.
 

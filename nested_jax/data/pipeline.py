@@ -22,7 +22,7 @@ import numpy as np
 from nested_jax.config import DataConfig
 from nested_jax.data.cache import Report, cache_root
 from nested_jax.data.mixture import open_mixture
-from nested_jax.data.packing import PackedSource, Row, StreamSource
+from nested_jax.data.packing import JoinedSource, PackedSource, Row, StreamSource
 from nested_jax.data.shards import INDEX, TokenStore, open_store
 from nested_jax.data.splits import SPLITS
 from nested_jax.data.synthetic import rows as synthetic
@@ -259,10 +259,14 @@ def train_sources(
     sources = []
     for group in groups:
         shards = store.select("train", group)
-        source = SOURCES[cfg.mode](store, shards, seq_len=cfg.seq_len, align=align)
+        source = source_kind(cfg)(store, shards, seq_len=cfg.seq_len, align=align)
         require(len(source) > 0, "data.segments", group, f"{store.root} has no train split of them")
         sources.append(source)
     return tuple(sources)
+
+
+def source_kind(cfg: DataConfig) -> type[PackedSource]:
+    return JoinedSource if cfg.documents == "joined" else SOURCES[cfg.mode]
 
 
 def batch_order(
@@ -325,7 +329,7 @@ def valid_batches(
     require(batch_size >= 1, "batch_size", batch_size, "wants 1 row or more")
     store = open_data(cfg)
     shards = store.select("valid", cfg.segments)
-    source = SOURCES[cfg.mode](store, shards, seq_len=cfg.seq_len, align=align)
+    source = source_kind(cfg)(store, shards, seq_len=cfg.seq_len, align=align)
     order = VALID_ORDERS[cfg.mode](len(source), cfg.valid_rows, batch_size, seed)
     require(len(order) > 0, "data.segments", cfg.segments, f"{store.root} has no valid split")
     batches = []

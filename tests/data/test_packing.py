@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import make_store
 
-from nested_jax.data.packing import PackedSource
+from nested_jax.data.packing import JoinedSource, PackedSource
 from nested_jax.data.shards import TokenStore
 from nested_jax.data.tokenizers.base import EOS_ID, PAD_ID, Tokenizer
 
@@ -106,3 +106,26 @@ def test_pickles_by_path(store: TokenStore) -> None:
 def test_seq_len_must_be_a_multiple_of_align(store: TokenStore) -> None:
     with pytest.raises(ValueError, match=r"data\.seq_len=100: must be a multiple of align=64"):
         PackedSource(store, store.select("train"), seq_len=100, align=64)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shards=st.lists(DOCUMENTS, min_size=1, max_size=3).filter(any),
+    seq_len=st.sampled_from([1, 7, 64]),
+)
+def test_joined_rows_are_the_concatenation(
+    tokenizer: Tokenizer, shards: list[list[list[int]]], seq_len: int
+) -> None:
+    """Every token is followed by the next one, over the ends of documents and of shards."""
+    flat = [i for shard in shards for document in shard for i in [*document, EOS_ID]]
+    with tempfile.TemporaryDirectory() as folder:
+        store = make_store(Path(folder), tokenizer, {"a/train": shards})
+        source = JoinedSource(store, store.select("train"), seq_len=seq_len, align=64)
+        rows = [source[i] for i in range(len(source))]
+    assert len(rows) == -(-len(flat) // seq_len)
+    tokens, targets, weights, segments = (np.concatenate([row[n] for row in rows]) for n in rows[0])
+    assert tokens[segments == 1].tolist() == flat
+    assert targets[weights == 1].tolist() == flat[1:]
+    assert weights.sum() == len(flat) - 1
+    assert segments.sum() == len(flat)
+    assert (tokens[len(flat) :] == PAD_ID).all()

