@@ -83,7 +83,7 @@ def write(flags: argparse.Namespace) -> Iterator[str]:
         tokens,
         flags.max_tokens,
         jax.random.key(flags.seed),
-        replace(how, symbols=opened.symbols),
+        replace(how, symbols=opened.symbols, never=opened.never),
         learn=learn,
         chunk=cfg.teach.chunk,
     )

@@ -76,12 +76,18 @@ class ModelReader:
     Args:
       symbols: ids from this one on stand for nothing: they are never written and never the
         likeliest (0: all ids stand for something).
+      never: control tokens that are never written.
     """
 
     def __init__(
-        self, model: LanguageModel, params: PyTree, mesh: Mesh | None = None, symbols: int = 0
+        self,
+        model: LanguageModel,
+        params: PyTree,
+        mesh: Mesh | None = None,
+        symbols: int = 0,
+        never: tuple[int, ...] = (),
     ) -> None:
-        self.model, self.symbols = model, symbols
+        self.model, self.symbols, self.never = model, symbols, never
         self.mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
         self.limit = model.cfg.max_len if uses_slots(model.cfg) else None
         self.row_multiple = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
@@ -147,7 +153,7 @@ class ModelReader:
             key = jax.random.key(draw.seed)
             (last,) = self.put(last_B)
             first = jnp.int32(draw.first)
-            how = replace(draw.how, symbols=self.symbols)
+            how = replace(draw.how, symbols=self.symbols, never=self.never)
             state, tokens_BT = self._decode(self.params, state, last, (key, first), count, how)
             return state, np.asarray(tokens_BT)
 

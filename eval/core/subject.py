@@ -105,7 +105,7 @@ def load_subject(
     cfg, folder = opened.cfg, opened.saved.folder
     tokenizer = opened.tokenizer or cast(Tokenizer, NoText(name, identity(cfg.data.task)))
     model = build_model(cfg.model)
-    reader = ModelReader(model, opened.params, mesh, opened.symbols)
+    reader = ModelReader(model, opened.params, mesh, opened.symbols, opened.never)
     return Subject(
         name=name,
         cfg=cfg,

@@ -6,20 +6,20 @@ embeddings by sqrt(D), which goes into (comes out of) the table, so that the hea
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nested_jax.config import ModelConfig
-from nested_jax.errors import import_extra, require
+from nested_jax.errors import require
+from nested_jax.hub.tensors import Tensors, compare_names
 from nested_jax.types import PyTree
 
-Tensors = dict[str, np.ndarray]
 BLOCK = "model.layers.{layer}."
+TABLE = "model.embed_tokens.weight"
+CONSTANT = "rotary_emb.inv_freq"  # old files hold the frequencies
 NORMS = {"norm": "input_layernorm.weight", "mlp_norm": "post_attention_layernorm.weight"}
 MLP = {"gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight"}
 HEADS = {name: f"self_attn.{name}_proj.weight" for name in ("q", "k", "v", "o")}
@@ -66,7 +66,7 @@ def to_llama(params: PyTree, cfg: ModelConfig) -> Tensors:
     check_llama(cfg)
     embed = np.asarray(params["embed"])
     tensors = {
-        "model.embed_tokens.weight": embed * math.sqrt(cfg.dim),
+        TABLE: embed * math.sqrt(cfg.dim),
         "model.norm.weight": np.asarray(params["norm"]),
         "lm_head.weight": embed if cfg.tie_embeddings else np.asarray(params["head"]),
     }
@@ -101,6 +101,8 @@ def from_llama(
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     scaling = rope.get("rope_type", "default")
     require(scaling == "default", "rope_type", scaling, "wants 'default': positions as they are")
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+        require(name in config, name, None, "config.json has to say it")
     heads = config["num_attention_heads"]
     cfg = ModelConfig(
         block="transformer",
@@ -109,30 +111,32 @@ def from_llama(
         dim=config["hidden_size"],
         layers=config["num_hidden_layers"],
         heads=heads,
-        kv_heads=config.get("num_key_value_heads", heads),
+        kv_heads=config.get("num_key_value_heads") or heads,
         mlp_hidden=config["intermediate_size"],
-        max_len=config["max_position_embeddings"],
+        max_len=config.get("max_position_embeddings", 2048),
         rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
-        norm_eps=config["rms_norm_eps"],
+        norm_eps=config.get("rms_norm_eps", 1e-6),
         tie_embeddings=False,
     )
     width = config.get("head_dim") or cfg.head_width
-    require(
-        width == cfg.head_width, "head_dim", width, f"wants hidden_size / heads = {cfg.head_width}"
-    )
-    return read_llama(tensors, cfg), cfg
+    want = f"wants hidden_size / heads = {cfg.head_width}"
+    require(width == cfg.head_width, "head_dim", width, want)
+    tied = bool(config.get("tie_word_embeddings", False))
+    return read_llama(tensors, cfg, tied), cfg
 
 
-def read_llama(tensors: Mapping[str, np.ndarray], cfg: ModelConfig) -> PyTree:
+def read_llama(tensors: Mapping[str, np.ndarray], cfg: ModelConfig, tied: bool) -> PyTree:
+    found = {name: x for name, x in tensors.items() if not name.endswith(CONSTANT)}
+    if tied:
+        found["lm_head.weight"] = found.get(TABLE, np.empty(0))
+    compare_names(found, _shapes(cfg))
+
     def get(name: str) -> np.ndarray:
-        require(name in tensors, "tensor", name, f"is not among the {len(tensors)} of the file")
-        return np.asarray(tensors[name], np.float32)
+        return np.asarray(found[name], np.float32)
 
     def stack(name: str) -> np.ndarray:
         return np.stack([get(BLOCK.format(layer=i) + name).T for i in range(cfg.layers)])
 
-    embed = get("model.embed_tokens.weight")
-    head = tensors.get("lm_head.weight", embed)  # tied: the head is the table
     count = {"q": cfg.heads, "k": cfg.num_kv_heads, "v": cfg.num_kv_heads}
     mixer = {
         name: stack(HEADS[name]).reshape(cfg.layers, cfg.dim, heads, cfg.head_width)
@@ -140,8 +144,8 @@ def read_llama(tensors: Mapping[str, np.ndarray], cfg: ModelConfig) -> PyTree:
     }
     mixer["o"] = stack(HEADS["o"]).reshape(cfg.layers, cfg.heads, cfg.head_width, cfg.dim)
     return {
-        "embed": embed / np.float32(math.sqrt(cfg.dim)),
-        "head": np.asarray(head, np.float32),
+        "embed": get(TABLE) / np.float32(math.sqrt(cfg.dim)),
+        "head": get("lm_head.weight"),
         "norm": get("model.norm.weight"),
         "prefix": {
             "mixer": mixer,
@@ -151,26 +155,20 @@ def read_llama(tensors: Mapping[str, np.ndarray], cfg: ModelConfig) -> PyTree:
     }
 
 
-def load_llama(folder: str | Path) -> tuple[PyTree, ModelConfig]:
-    """Return `from_llama` of a folder with config.json and *.safetensors.
-
-    Raises:
-      ValueError: no such files, safetensors is not installed, or as `from_llama`.
-    """
-    folder = Path(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    require(
-        bool(files) and (folder / "config.json").is_file(),
-        "folder",
-        str(folder),
-        "wants a config.json and *.safetensors",
-    )
-    library = import_safetensors()
-    tensors: Tensors = {}
-    for file in files:
-        tensors |= library.load_file(file)
-    return from_llama(tensors, json.loads((folder / "config.json").read_text("utf8")))
-
-
-def import_safetensors() -> Any:
-    return import_extra("safetensors.numpy", "hf", "for the layouts of Hugging Face")
+def _shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor."""
+    d, f, width = cfg.dim, cfg.mlp_width, cfg.head_width
+    rows = {"q": cfg.heads * width, "k": cfg.num_kv_heads * width, "v": cfg.num_kv_heads * width}
+    layer = {HEADS[name]: (count, d) for name, count in rows.items()}
+    layer |= {HEADS["o"]: (d, cfg.heads * width), MLP["down"]: (d, f)}
+    layer |= {MLP[name]: (f, d) for name in ("gate", "up")}
+    shapes: dict[str, tuple[int, ...]] = {
+        BLOCK.format(layer=i) + name: shape
+        for i in range(cfg.layers)
+        for name, shape in layer.items()
+    }
+    shapes |= {
+        BLOCK.format(layer=i) + name: (d,) for i in range(cfg.layers) for name in NORMS.values()
+    }
+    tables = (TABLE, "lm_head.weight")
+    return {**shapes, **dict.fromkeys(tables, (cfg.vocab_size, d)), "model.norm.weight": (d,)}

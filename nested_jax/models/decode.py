@@ -28,6 +28,7 @@ class Sampling:
     top_k: int = 0  # keep the k most probable; 0 is all
     top_p: float = 1.0  # keep the most probable whose mass reaches p (Holtzman et al. 2020)
     symbols: int = 0  # tokens from this one on stand for nothing and are never drawn; 0: all do
+    never: tuple[int, ...] = ()  # nor are these: control tokens, such as padding
 
     def __post_init__(self) -> None:
         # Below, logits that are divided by it overflow, and what is drawn is not the largest.
@@ -40,8 +41,9 @@ class Sampling:
 
 def sample(logits_BS: Array, key: Array, how: Sampling) -> Array:
     """Draw one token per sequence from float32 logits; int32 [B]."""
-    if 0 < how.symbols < logits_BS.shape[-1]:
-        known_S = np.arange(logits_BS.shape[-1]) < how.symbols
+    if 0 < how.symbols < logits_BS.shape[-1] or how.never:
+        known_S = np.arange(logits_BS.shape[-1]) < (how.symbols or logits_BS.shape[-1])
+        known_S[list(how.never)] = False
         logits_BS = jnp.where(known_S, logits_BS, -jnp.inf)
     if how.temperature == 0:
         return jnp.argmax(logits_BS, axis=-1).astype(jnp.int32)
@@ -95,6 +97,11 @@ def generate(
     length = prompt_BT.shape[1]
     require(length >= 1, "prompt", prompt_BT.shape, "wants at least one token")
     require(count >= 1, "count", count, "wants at least one token")
+    most = model.cfg.max_len - length
+    want = (
+        f"wants at most {most}: model.max_len={model.cfg.max_len} positions, {length} of a prompt"
+    )
+    require(not model.cfg.kind.gpt2 or count <= most, "count", count, want)
     stream = _Stream(model, params, prompt_BT, length + count, learn, chunk)
     draw = jax.jit(partial(sample, how=how))
     for i in range(count):

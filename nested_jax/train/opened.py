@@ -62,6 +62,11 @@ class Opened:
         return self.tokenizer.vocab_size
 
     @property
+    def never(self) -> tuple[int, ...]:
+        """The control tokens that are never written: all but the end of a text."""
+        return () if self.tokenizer is None else self.tokenizer.never_written
+
+    @property
     def allowed_ids_S(self) -> np.ndarray:
         """bool [model.vocab_size]: the ids below `symbols`."""
         return np.arange(self.cfg.model.vocab_size) < self.symbols

@@ -14,7 +14,9 @@ from helpers import assert_close, assert_equal
 
 from nested_jax.config import ModelConfig
 from nested_jax.hub.export import flat, main, unflat
-from nested_jax.hub.llama import from_llama, llama_config, load_llama, to_llama
+from nested_jax.hub.imports import load_folder
+from nested_jax.hub.llama import from_llama, llama_config, to_llama
+from nested_jax.hub.oracle import oracle_logits
 from nested_jax.models.lm import build_model
 
 CFG = ModelConfig(
@@ -59,6 +61,12 @@ def test_there_and_back_is_the_same_model(params: Any) -> None:
     assert_close(logits(cfg, jax.tree.map(jnp.asarray, back))[0], logits(CFG, params)[0], rtol=1e-6)
 
 
+def test_the_oracle_is_the_same_model(params: Any) -> None:
+    ours, tokens = logits(CFG, params)
+    want = oracle_logits(to_llama(params, CFG), llama_config(CFG), np.asarray(tokens))
+    assert_close(ours, want, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -66,6 +74,8 @@ def test_there_and_back_is_the_same_model(params: Any) -> None:
         ({"attention_bias": True}, "attention_bias=True"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type='llama3'"),
         ({"head_dim": 7}, r"head_dim=7: wants hidden_size / heads = 6"),
+        ({"num_hidden_layers": 2}, r"tensor='model\.layers\.2\..*has no place"),
+        ({"vocab_size": 30}, r"has shape \[31, 24\], config\.json says \[30, 24\]"),
         ({"num_hidden_layers": 4}, r"tensor='model\.layers\.3\..*is not among"),
     ],
 )
@@ -89,8 +99,8 @@ def test_bad_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert not (tmp_path / "out").exists()
     assert main(["--checkpoint", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "wants a new folder" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"wants a config\.json"):
-        load_llama(tmp_path)
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        load_folder(tmp_path)
 
 
 def test_transformers_reads_the_same_model(params: Any, tmp_path: Path) -> None:
@@ -110,7 +120,7 @@ def test_transformers_reads_the_same_model(params: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     random = transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama_config(CFG)))
     random.save_pretrained(tmp_path / "random")
-    imported, cfg = load_llama(tmp_path / "random")
+    imported, cfg = load_folder(tmp_path / "random")
     with torch.no_grad():
         want = random(torch.tensor(np.asarray(tokens))).logits.numpy()
     assert_close(logits(cfg, jax.tree.map(jnp.asarray, imported))[0], want, rtol=1e-5)

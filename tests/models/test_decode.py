@@ -113,3 +113,15 @@ def test_bad_request():
         next(generate(model, params, prompt, 0, jax.random.key(0), GREEDY))
     with pytest.raises(ValueError, match="wants at least one token"):
         next(generate(model, params, prompt[:, :0], 1, jax.random.key(0), GREEDY))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_control_tokens_and_ids_of_nothing_are_never_drawn(temperature: float) -> None:
+    """However likely they are: padding (2, 3) and what the tokenizer lacks (7 on)."""
+    logits_BS = jnp.zeros((64, 9)).at[:, jnp.array([2, 3, 7, 8])].set(50.0)
+    how = Sampling(temperature, symbols=7, never=(2, 3))
+    drawn = {int(t) for t in sample(logits_BS, jax.random.key(0), how)}
+    assert drawn <= {0, 1, 4, 5, 6}
+    assert len(drawn) == (1 if temperature == 0 else 5)
+    alone = {int(t) for t in sample(logits_BS, jax.random.key(0), replace(how, symbols=0))}
+    assert alone <= {7, 8}

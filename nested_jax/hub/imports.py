@@ -1,0 +1,63 @@
+"""``python -m nested_jax.hub import FOLDER --workdir runs/NAME``: a Hugging Face model as ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nested_jax.config import Config, DataConfig, ModelConfig
+from nested_jax.data.tokenizers.base import Tokenizer
+from nested_jax.hub.layouts import layout_of
+from nested_jax.hub.tensors import read_folder
+from nested_jax.hub.tokenizer_files import read_tokenizer
+from nested_jax.hub.workdir import write_workdir
+from nested_jax.types import PyTree
+
+GENERATION = "generation_config.json"
+
+
+def import_folder(folder: Path, workdir: Path) -> int:
+    """Write the model of a folder as a new workdir; return the number of its parameters.
+
+    Raises:
+      ValueError: what `open_folder` raises; the workdir exists.
+    """
+    params, model, tokenizer = open_folder(folder)
+    write_workdir(workdir, params, experiment(model, tokenizer), tokenizer, str(folder))
+    return sum(x.size for x in _leaves(params))
+
+
+def open_folder(folder: Path) -> tuple[PyTree, ModelConfig, Tokenizer]:
+    """Return the parameters (numpy, float32), the model and the tokenizer of a folder.
+
+    Raises:
+      ValueError: files that are missing or damaged, a model that ours cannot be, a tensor that is
+        missing, of another shape or left over, no tokenizer, or one that changes texts.
+    """
+    params, model, config = _read(folder)
+    generation = folder / GENERATION
+    said = json.loads(generation.read_text("utf-8")) if generation.is_file() else {}
+    ids = {name: value for name, value in said.items() if name.endswith("_token_id")}
+    known = {name: value for name, value in config.items() if value is not None}
+    return params, model, read_tokenizer(folder, {**ids, **known})
+
+
+def load_folder(folder: Path) -> tuple[PyTree, ModelConfig]:
+    """Return what `open_folder` does of a folder, which may lack a tokenizer."""
+    return _read(folder)[:2]
+
+
+def _read(folder: Path) -> tuple[PyTree, ModelConfig, dict[str, Any]]:
+    tensors, config = read_folder(folder)
+    return *layout_of(config).read(tensors, config), config
+
+
+def experiment(model: ModelConfig, tokenizer: Tokenizer) -> Config:
+    """Return the configuration of a model that was not trained here."""
+    data = DataConfig(tokenizer=tokenizer.kind, seq_len=min(512, model.max_len))  # type: ignore[arg-type]
+    return Config(model=model, data=data)
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return [x for v in tree.values() for x in _leaves(v)] if isinstance(tree, dict) else [tree]
