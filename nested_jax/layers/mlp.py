@@ -53,10 +53,12 @@ def mlp_hidden(weights: MLPWeights, x_BTD: Array, biases: MLPBiases | None = Non
 
     silu(x W_gate) * x W_up (Shazeer 2020), or gelu(x W_up + b) with the tanh approximation.
     """
-    up = contract(x_BTD, weights.up.astype(x_BTD.dtype))
+    into = [w.astype(x_BTD.dtype) for w in weights[:-1]]
     if isinstance(weights, SwiGLUWeights):
-        return jax.nn.silu(contract(x_BTD, weights.gate.astype(x_BTD.dtype))) * up
-    return jax.nn.gelu(add_bias(up, biases and biases.up_F), approximate=True)
+        gate, up = into
+        return jax.nn.silu(contract(x_BTD, gate)) * contract(x_BTD, up)
+    up_BTF = add_bias(contract(x_BTD, into[0]), biases and biases.up_F)
+    return jax.nn.gelu(up_BTF, approximate=True)
 
 
 def mlp_output(weights: MLPWeights, z_BTF: Array, biases: MLPBiases | None = None) -> Array:
