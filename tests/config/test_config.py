@@ -233,7 +233,7 @@ def test_every_argument_of_every_config_file_loads_or_is_refused(file):
         errors = [refusal(f"configs/{file}.py:{ARGUMENTS[file]},{name}={v}") for v in VALUES]
         assert all(error is None or raised_here(error) for error in errors), name
         unset -= {name} if None in errors else set()
-    assert unset <= {"source", "block", "model"}  # their values are names
+    assert unset <= {"source", "block", "model", "documents"}  # their values are names
 
 
 @pytest.mark.parametrize("file", ARGUMENTS)
