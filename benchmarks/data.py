@@ -25,7 +25,8 @@ from typing import Any
 from nested_jax.config import DataConfig
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.pipeline import make_train_iterator, open_data
-from nested_jax.data.prepare.shard_corpus import ShardOptions, shard_source
+from nested_jax.data.prepare.shard_block import ShardOptions
+from nested_jax.data.prepare.shard_corpus import shard_source
 from nested_jax.data.prepare.text_sources import records
 from nested_jax.data.records import Problems
 

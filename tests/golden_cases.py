@@ -284,6 +284,8 @@ COMMANDS = (
     "configs/titan_baseline.py:smoke --config.model.memory.momentum=False",
     "configs/titan_baseline.py:smoke --config.model.memory.retention=False",
     "configs/titan_baseline.py:smoke,block=titans_mac --config.model.memory.persistent=0",
+    "configs/sft.py:tulu,init=runs/x,source=data/tulu3",
+    "configs/sft.py:gsm8k,init=runs/tulu,source=data/gsm8k",
     "configs/char_lstm.py",
     "configs/char_lstm.py:test",
     "configs/char_lstm.py:source=FOLDER",

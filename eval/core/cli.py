@@ -21,6 +21,7 @@ from eval.core.datasets import DataRoot
 from eval.core.flags import OUT, Flag, check_place, flag, parser_for, split_rest
 from eval.core.items import ASKED, items_sha256
 from eval.core.memory_options import MEMORY_FLAGS, memorize_options
+from eval.core.partial import forget
 from eval.core.report import markdown
 from eval.core.subject import Subject, load_subject, parse_mesh
 from nested_jax import machine
@@ -99,6 +100,7 @@ class Task(NamedTuple):
         if not flags.save_items:
             kept["items"] = [{k: x[k] for k in COMPARED if k in x} for x in result["items"]]
         write_out(out, kept)
+        forget(flags.out)
         print(markdown(result))
         print(f"kept in {out}")
         return 0

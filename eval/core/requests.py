@@ -69,6 +69,11 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Reques
     return Request(tuple(before), tuple(after))
 
 
+def encode_apart(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
+    """Return the tokens of both parts, each tokenized on its own."""
+    return Request(tuple(tokenizer.encode(context)), tuple(tokenizer.encode(continuation)))
+
+
 class Window(NamedTuple):
     """Tokens `context` are read without a score, then `scored`; one window of a long text."""
 
@@ -137,12 +142,25 @@ class Group(NamedTuple):
     members: list[int]
 
 
-def stopped(tokens: np.ndarray, tokenizer: Tokenizer, until: Sequence[str]) -> tuple[str, bool]:
-    """Return the text before the first stop, and whether there was one."""
+class Written(NamedTuple):
+    """What a model wrote: the text before a stop, its tokens, and whether a stop came."""
+
+    text: str
+    tokens: tuple[int, ...]  # those whose text begins before the stop
+    ended: bool
+
+
+def stopped(tokens: np.ndarray, tokenizer: Tokenizer, until: Sequence[str]) -> Written:
+    """Return what was written before the first stop: one of the strings, or the end of document."""
     ends = np.flatnonzero(tokens == tokenizer.eos_id)
-    text = tokenizer.decode(tokens[: ends[0]] if len(ends) else tokens)
+    kept = tokens[: ends[0]] if len(ends) else tokens
+    text = tokenizer.decode(kept)
     cuts = [at for stop in until if stop and (at := text.find(stop)) >= 0]
-    return (text[: min(cuts)], True) if cuts else (text, len(ends) > 0)
+    if not cuts:
+        return Written(text, tuple(map(int, kept)), len(ends) > 0)
+    cut = min(cuts)
+    count = next(n for n in range(len(kept) + 1) if len(tokenizer.decode(kept[:n])) >= cut)
+    return Written(text[:cut], tuple(map(int, kept[:count])), True)
 
 
 def pieces(

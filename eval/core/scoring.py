@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from eval.core.requests import (
     Request,
     Score,
     Start,
+    Written,
     bucket,
     pad,
     padded,
@@ -29,6 +31,8 @@ from nested_jax.errors import require
 
 SPARE = 2048  # tokens of padding that are not worth another shape to compile
 STRIDE = 8  # tokens decoded between two looks at the stop strings
+
+Force = Callable[[np.ndarray], list[int]]  # tokens of a row -> what has to follow them
 
 
 class Scorer:
@@ -247,14 +251,27 @@ class Scorer:
         tokenizer: Tokenizer,
         until: Sequence[str],
         max_tokens: int,
+        **how: Any,
+    ) -> list[str]:
+        """Return what `generate` writes, as text."""
+        return [w.text for w in self.generate(prompts, tokenizer, until, max_tokens, **how)]
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokenizer: Tokenizer,
+        until: Sequence[str],
+        max_tokens: int,
         *,
         draw: Draw | None = None,
         start: Start | None = None,
         rows: Sequence[int] | None = None,
-    ) -> list[str]:
+        force: Force | None = None,
+    ) -> list[Written]:
         """Return what the model writes after each prompt, up to a stop string or `max_tokens`.
 
         Writing also stops at the end of the document. Without `draw` the likeliest token is taken.
+        `force` is asked after every token what has to follow the tokens of a row.
         """
         require(max_tokens >= 1, "max_tokens", max_tokens, "wants at least 1 token")
         held = start.held if start is not None else 0
@@ -263,7 +280,7 @@ class Scorer:
             self.check(held + len(prompt) + max_tokens - 1)
         ids = rows if rows is not None else [0] * len(prompts)
         groups = [Group(ids[i], tuple(prompt), [i]) for i, prompt in enumerate(prompts)]
-        texts: dict[int, str] = {}
+        found: dict[int, Written] = {}
         for batch in self.batches(groups):
             count = self.rows(bucket(len(batch[0].context) - 1), len(batch))
             width = padded(max(len(g.context) for g in batch))
@@ -272,29 +289,37 @@ class Scorer:
             state = self.read(state, [g.context[:-1] for g in batch], count)
             last_B = np.zeros(count, np.int32)
             last_B[: len(batch)] = [g.context[-1] for g in batch]
-            written = self.write(state, last_B, len(batch), tokenizer, until, max_tokens, draw)
-            texts |= {g.members[0]: text for g, text in zip(batch, written, strict=True)}
-        return [texts[i] for i in range(len(prompts))]
+            stop = partial(stopped, tokenizer=tokenizer, until=until)
+            written = self.write(state, last_B, len(batch), stop, max_tokens, draw, force)
+            found |= {g.members[0]: each for g, each in zip(batch, written, strict=True)}
+        return [found[i] for i in range(len(prompts))]
 
     def write(
         self,
         state: Any,
         last_B: np.ndarray,
         used: int,
-        tokenizer: Tokenizer,
-        until: Sequence[str],
+        stop: Callable[[np.ndarray], Written],
         max_tokens: int,
         draw: Draw | None,
-    ) -> list[str]:
+        force: Force | None,
+    ) -> list[Written]:
         """Decode block by block until every one of the first `used` rows has stopped."""
-        draw = draw or Draw()
+        draw, stride = draw or Draw(), 1 if force else STRIDE
         tokens = np.zeros((used, 0), np.int32)
+        forced: list[list[int]] = [[] for _ in range(used)]
         while True:
             state, block_BT = self.reader.decode(
-                state, last_B, STRIDE, replace(draw, first=draw.first + tokens.shape[1])
+                state, last_B, stride, replace(draw, first=draw.first + tokens.shape[1])
             )
+            block_BT = np.array(block_BT)
+            for row, follow in enumerate(forced):
+                if follow:
+                    block_BT[row, 0] = follow.pop(0)
             last_B = block_BT[:, -1]
             tokens = np.concatenate([tokens, block_BT[:used]], axis=1)
-            rows = [stopped(row[:max_tokens], tokenizer, until) for row in tokens]
-            if tokens.shape[1] >= max_tokens or all(done for _, done in rows):
-                return [text for text, _ in rows]
+            if force:
+                forced = [follow or force(row) for follow, row in zip(forced, tokens, strict=True)]
+            rows = [stop(row[:max_tokens]) for row in tokens]
+            if tokens.shape[1] >= max_tokens or all(row.ended for row in rows):
+                return rows

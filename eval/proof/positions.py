@@ -15,7 +15,7 @@ from eval.core.plots import figure, save
 from eval.core.report import mean_spread, table
 from eval.proof.cells import Result
 from nested_jax.config import Config
-from nested_jax.data.pipeline import valid_batches
+from nested_jax.data.held_out import valid_batches
 from nested_jax.files import write_json
 from nested_jax.models.lm import build_model
 from nested_jax.outer_loss import document_starts

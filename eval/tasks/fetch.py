@@ -61,7 +61,9 @@ def piqa(row: Row) -> Row:
 def hellaswag(row: Row) -> Row:
     query = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
     choices = [without_marks(ending) for ending in row["endings"]]
-    return {"query": without_marks(query), "choices": choices, "gold": int(row["label"])}
+    raw = {"ctx": row["ctx"], "endings": list(row["endings"])}  # of the completion protocol
+    about = {"activity_label": row["activity_label"], "gold": int(row["label"])}
+    return {"query": without_marks(query), "choices": choices, **about, **raw}
 
 
 def without_marks(text: str) -> str:

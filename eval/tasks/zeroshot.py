@@ -4,6 +4,12 @@ A choice is scored by the summed log-likelihood of its tokens after the prompt: 
 largest sum, acc_norm the largest sum divided by the choice's length in characters. WinoGrande
 scores what follows the blank (partial scoring); LAMBADA's acc asks for the word greedily, and ppl
 is a word's. chance is the mean of 1 / choices, and majority the share of the commonest answer.
+
+``--protocol completion`` is how reproductions of GPT-2 score HellaSwag: the raw context, context
+and `` ending`` tokenized apart, and acc_norm the largest log-likelihood per token. Numbers of the
+two protocols differ by about a point; never compare them. HellaSwag's raw text is in files that
+`python -m eval fetch` made; of others the label before the context is taken away, which is exact
+for ActivityNet alone (raw: share of questions with raw text).
 """
 
 from __future__ import annotations
@@ -19,10 +25,12 @@ from eval.core.cli import Findings, Task, data_root, with_memorized
 from eval.core.flags import choose, flag
 from eval.core.items import ASKED, item_hash
 from eval.core.memory import Memorizer, memorizer_of
-from eval.core.requests import Request, Score, encode_pair
+from eval.core.partial import in_parts
+from eval.core.requests import Request, Score, encode_apart, encode_pair
 from eval.core.stats import mean_stderr, wilson
 from eval.core.subject import Subject
 from eval.tasks.zeroshot_files import SETS, Question
+from nested_jax.errors import require
 from nested_jax.losses import perplexity
 
 
@@ -37,14 +45,20 @@ class ListTasks(argparse.Action):
 
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
     names, root = choose(flags.tasks, SETS, "--tasks"), data_root(flags)
-    asked = {name: list(SETS[name].questions(root, flags.max_samples)) for name in names}
+    raw = flags.protocol == "completion"
+    for name in names if raw else ():
+        want = f"completion is for sets of choices, and {name} is scored by {SETS[name].kind}"
+        require(SETS[name].kind == "choice", "--protocol", flags.protocol, want)
+    asked = {name: list(SETS[name].questions(root, flags.max_samples, raw)) for name in names}
     memorizer = memorizer_of(subject, flags)
     metrics: dict[str, dict[str, Any]] = {}
     items: list[dict[str, Any]] = []
     for name, questions in asked.items():
-        requests = encode(subject, questions)
-        base = score(subject, requests)
-        rows = judge(questions, base)
+        requests = encode(subject, questions, raw)
+        if raw:  # the length of a choice is its tokens
+            sizes = [[len(r.continuation) for r in group] for group in requests]
+            questions = [q._replace(lengths=n) for q, n in zip(questions, sizes, strict=True)]
+        rows = judged(subject, flags, name, questions, requests)
         after = None
         if memorizer is not None:
             written = judge(questions, score_memorized(subject, memorizer, questions, requests))
@@ -52,6 +66,8 @@ def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
             for row, more in zip(rows, written, strict=True):
                 row["memorized"] = more
         metrics[name] = with_memorized(summarize(SETS[name].kind, questions, rows), after)
+        if raw:
+            metrics[name]["raw"] = sum(q.raw for q in questions) / len(questions)
         items += [
             {"id": f"{name}/{q.id}", "group": name, ASKED: item_hash(q.pairs, q.gold), **r}
             for q, r in zip(questions, rows, strict=True)
@@ -60,8 +76,28 @@ def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
     return Findings(metrics, items, report)
 
 
-def encode(subject: Subject, questions: Sequence[Question]) -> list[list[Request]]:
-    return [[encode_pair(subject.tokenizer, *pair) for pair in q.pairs] for q in questions]
+def encode(
+    subject: Subject, questions: Sequence[Question], apart: bool = False
+) -> list[list[Request]]:
+    how = encode_apart if apart else encode_pair
+    return [[how(subject.tokenizer, *pair) for pair in q.pairs] for q in questions]
+
+
+def judged(
+    subject: Subject,
+    flags: argparse.Namespace,
+    name: str,
+    questions: Sequence[Question],
+    requests: Sequence[Sequence[Request]],
+) -> list[dict[str, Any]]:
+    """Return what is kept of each question; a killed evaluation with --out goes on."""
+
+    def make(part: list[int]) -> list[dict[str, Any]]:
+        found = score(subject, [requests[i] for i in part])
+        return judge([questions[i] for i in part], found)
+
+    hashes = [item_hash(q.pairs, q.gold) for q in questions]
+    return in_parts(name, subject, flags, hashes, make, chunk=2048)
 
 
 def score(subject: Subject, requests: Sequence[Sequence[Request]]) -> list[list[Score]]:
@@ -186,6 +222,7 @@ def draw(folder: Path, found: Findings) -> list[Path]:
 
 FLAGS = (
     flag("--tasks", "all", "all, or a comma-separated list"),
+    flag("--protocol", "harness", "how choices are scored", choices=("harness", "completion")),
     flag("--list-tasks", None, "show the tasks and stop", action=ListTasks, nargs=0),
 )
 HELP = "multiple choice and LAMBADA: acc, acc_norm, chance"

@@ -24,6 +24,7 @@ class Question(NamedTuple):
     pairs: list[tuple[str, str]]
     lengths: list[int]  # characters of each choice without the space before it, for acc_norm
     gold: int
+    raw: bool = True  # the pairs are the text of the set itself, where that was asked for
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class ZeroShot:
     form: str  # as --list-tasks shows it
     kind: str = "choice"  # choice | partial (one continuation, several contexts) | word
 
-    def questions(self, root: DataRoot, limit: int = 0) -> Iterator[Question]:
-        """Yield the first `limit` questions of the file (0: all)."""
+    def questions(self, root: DataRoot, limit: int = 0, raw: bool = False) -> Iterator[Question]:
+        """Yield the first `limit` questions of the file (0: all), as the set has them if `raw`."""
         rows = root.rows(self.file, **self.columns)
         for i, (where, row) in enumerate(itertools.islice(rows, limit or None)):
-            pairs = self.pairs(row)
+            pairs = raw_pairs(row, self.pairs) if raw else self.pairs(row)
             gold = row["gold"] if self.kind != "word" else 0
             several = self.kind == "word" or len(pairs) > 1
             require(several, f"{where}: choices", row.get("choices"), "wants two or more")
@@ -48,7 +49,8 @@ class ZeroShot:
             whole = all(answer.strip() for _, answer in pairs)
             require(whole, f"{where}: choices", [a for _, a in pairs], "wants some text in each")
             lengths = [len(answer.lstrip(" ")) for _, answer in pairs]
-            yield Question(str(row.get("id", i)), pairs, lengths, gold)
+            own = not labelled(row) or "ctx" in row
+            yield Question(str(row.get("id", i)), pairs, lengths, gold, own)
 
 
 def after(form: str) -> Callable[[Row], list[tuple[str, str]]]:
@@ -59,6 +61,19 @@ def after(form: str) -> Callable[[Row], list[tuple[str, str]]]:
         return [(prompt, f" {choice}") for choice in row["choices"]]
 
     return pairs
+
+
+def labelled(row: Row) -> bool:
+    """Whether a prompt was made from a label and a context, as HellaSwag's."""
+    return isinstance(row.get("activity_label"), str)
+
+
+def raw_pairs(row: Row, pairs: Callable[[Row], list[tuple[str, str]]]) -> list[tuple[str, str]]:
+    """Return contexts and endings as a set has them; of a prompt with a label, what follows it."""
+    if "ctx" in row and "endings" in row:
+        return [(row["ctx"], f" {ending}") for ending in row["endings"]]
+    label = f"{row['activity_label']}: " if labelled(row) else ""
+    return [(before.removeprefix(label), choice) for before, choice in pairs(row)]
 
 
 def partial_pairs(row: Row) -> list[tuple[str, str]]:

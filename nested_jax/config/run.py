@@ -54,6 +54,7 @@ class OptimConfig(Block):
     learning_rate: Positive = 1e-3  # peak of the schedule
     schedule: Literal["cosine", "linear", "constant"] = "cosine"  # after the warm-up
     warmup_steps: Size = 100  # steps from 0 to the peak
+    warmup_share: Share = 0.0  # of train.steps, which gives warmup_steps; 0: `warmup_steps`
     final_fraction: Fraction = 0.1  # of the peak, at the last step
     weight_decay: Amount = 0.1  # decoupled; on matrices and embeddings only
     beta1: Share = 0.9  # first-moment decay
@@ -87,16 +88,32 @@ class TaskConfig(Block):
 
 
 @dataclass(frozen=True)
+class ChatConfig(Block):
+    """Conversations as examples, read where ``data.source`` is JSON lines; see data/chat."""
+
+    template: Literal["turns", "question", "chatml"] = "turns"  # how turns are written
+    eos: Literal["end", "every_turn"] = "end"  # where EOS is learned: the end, or after each answer
+    tokenizer: str = ""  # run or file whose tokenizer reads them: that of train.init_from
+    annotations: Literal["keep", "strip"] = "keep"  # the <<6*9=54>> in answers of GSM8K
+    condition: Literal["baseline", "mul_tokens", "mul_placebo"] = "baseline"  # domain tokens
+    rule: Literal["bounded", "original"] = "bounded"  # of the domain tokens, scheme `facts`
+    limit: Size = 0  # lines of each file that are read; 0 is all
+
+
+@dataclass(frozen=True)
 class DataConfig(Block):
     """Where tokens come from and how rows are cut from them."""
 
-    source: str = "stdlib"  # or synthetic, plain text, a folder of shards, a mixture's JSON
+    source: str = "stdlib"  # or synthetic, plain text, shards, a mixture's JSON, JSON lines
     task: TaskConfig = field(default_factory=TaskConfig)  # of the source "synthetic"
+    chat: ChatConfig = field(default_factory=ChatConfig)  # of a source that is JSON lines
     cache_dir: Free[str] = ""  # where prepared data live; "" is the user's cache directory
     vocab_size: Annotated[int, Range(least=512)] = 8192  # of the tokenizer that is trained
     # Pieces, characters, or pieces of bytes as GPT-2 has them.
     tokenizer: Literal["sentencepiece", "char", "gpt2"] = "sentencepiece"
-    mode: Literal["rows", "stream"] = "rows"  # shuffled rows, or contiguous streams of text
+    # Shuffled rows, contiguous streams of text, or rows of whole examples.
+    mode: Literal["rows", "stream", "examples"] = "rows"
+    loss: Literal["all", "assistant"] = "all"  # tokens of examples that are targets
     # apart: no token sees another document. joined: rows are cut from the plain concatenation, and
     # attention, memories and targets go on over the end of a document, as in nanoGPT.
     documents: Literal["apart", "joined"] = "apart"
@@ -136,7 +153,9 @@ class TrainConfig(Block):
     """The outer loop."""
 
     steps: Free[Count] = 1000  # optimizer steps
+    epochs: Free[Amount] = 0.0  # passes over the training rows, which give the steps; 0: `steps`
     init_from: str = ""  # run or checkpoint whose parameters a new run begins with; "" draws them
+    init_model: Literal["given", "same"] = "given"  # same: model.* is that of init_from
     batch_size: Count = 8  # rows per step, over all processes and microbatches
     grad_accum: Free[Count] = 1  # microbatches per step
     label_smoothing: Share = 0.0  # share of a target's mass that all symbols get alike; not scored
@@ -157,6 +176,8 @@ class TrainConfig(Block):
     def check(self) -> None:
         want = f"must divide train.batch_size={self.batch_size}"
         self.require(self.batch_size % self.grad_accum == 0, "grad_accum", want)
+        want = "wants train.init_from, whose model it takes"
+        self.require(self.init_model == "given" or self.init_from != "", "init_model", want)
 
 
 AxisSize = Annotated[int, Range(least=1, also=-1)]

@@ -35,6 +35,7 @@ from nested_jax.data.pipeline import open_data
 from nested_jax.data.prepare import audit, corpus_tokenizer, flags, recipes, shard_corpus
 from nested_jax.data.prepare.engine import EngineOptions, copy_store, run_engine
 from nested_jax.data.prepare.filtering import filter_source
+from nested_jax.data.prepare.hf_source import download
 from nested_jax.data.prepare.inject import rewrite_file
 from nested_jax.data.shards import TOKENIZER, TokenStore
 from nested_jax.data.tokenizers import gpt2_files
@@ -101,6 +102,8 @@ def run_shard(args: argparse.Namespace) -> int:
     stats, unread = [], []
     for spec in flags.sources_of(args):
         folder = mixture.shard_folder(spec, output) if args.manifest else output
+        if args.download:
+            spec = download(spec, Path(args.download) / spec.name, say)
         options = flags.shard_options(args)
         store = shard_corpus.shard_source(spec, path, folder, options, say, force=args.force)
         stats.append(shard_corpus.shard_stats(store, spec, args.seq_len))

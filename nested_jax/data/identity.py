@@ -14,15 +14,10 @@ from typing import Any
 import numpy as np
 
 from nested_jax.config import DataConfig
+from nested_jax.data.held_out import target_bytes
 from nested_jax.data.packing import PackedSource, Row
-from nested_jax.data.pipeline import (
-    LocalBatches,
-    RowSource,
-    batch_order,
-    open_data,
-    open_rows,
-    target_bytes,
-)
+from nested_jax.data.pipeline import LocalBatches, RowSource, batch_order, open_data, open_rows
+from nested_jax.data.shards import Shard
 from nested_jax.data.synthetic.rows import SyntheticSource
 from nested_jax.data.synthetic.rows import identity as synthetic_identity
 from nested_jax.data.synthetic.task import Example, Task
@@ -34,7 +29,7 @@ FIELDS = {"tokens_BT": "<i4", "targets_BT": "<i4", "weights_BT": "<f4", "segment
 
 
 def valid_text_sha256(batches: Sequence[Row], mode: str, piece_lengths: np.ndarray) -> str:
-    """Return the hash of held-out rows, whole batches of `pipeline.valid_batches`.
+    """Return the hash of held-out rows, whole batches of `held_out.valid_batches`.
 
     It covers every row in the order of the text: its tokens, targets, weights and documents up to
     its last token, and the bytes that all targets that count stand for.
@@ -88,6 +83,7 @@ def train_order_sha256(cfg: DataConfig, *, batch_size: int, align: int, seed: in
     about = {
         "sources": [describe(source) for source in sources],
         "mode": cfg.mode if cfg.documents == "apart" else cfg.documents,
+        **({"loss": cfg.loss} if cfg.loss != "all" else {}),
         "weights": list(weights),
         "batch_size": batch_size,
         "rows": [int(order[i]) for i in range(first)],
@@ -104,12 +100,18 @@ def describe(source: RowSource) -> dict[str, Any]:
         return {"task": repr(source.task), "seed": source.seed, "rows": source.rows}
     assert isinstance(source, PackedSource)
     return {
-        "shards": [(shard.sha256, shard.offsets_sha256) for shard in source.shards],
+        "shards": [contents(shard) for shard in source.shards],
         "dtype": source.store.dtype,
         "tokenizer": source.store.tokenizer.hash,
         "seq_len": source.seq_len,
         "align": source.align,
     }
+
+
+def contents(shard: Shard) -> tuple[str, ...]:
+    """Return the hashes of a shard's files, of those that there are."""
+    beside = (shard.symbols_sha256, shard.mask_sha256)
+    return (shard.sha256, shard.offsets_sha256, *filter(None, beside))
 
 
 def data_identity(cfg: DataConfig, train_order: str) -> dict[str, str]:
@@ -122,10 +124,7 @@ def data_identity(cfg: DataConfig, train_order: str) -> dict[str, str]:
         return {"tokenizer": synthetic_identity(cfg.task), TRAIN_ORDER: train_order}
     store = open_data(cfg)
     parts: dict[str, Any] = {
-        split: [
-            (shard.segment, shard.sha256, shard.offsets_sha256)
-            for shard in store.select(split, cfg.segments)
-        ]
+        split: [(shard.segment, *contents(shard)) for shard in store.select(split, cfg.segments)]
         for split in ("train", "valid")
     }
     parts["valid"].append(sorted(store.source.get("piece_bytes", {}).items()))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from nested_jax.data.shards import Shard, TokenStore
 from nested_jax.errors import require
 
 CACHED_SHARDS = 1024  # shards that are open at once: 16 bytes per document
+OPEN_ROWS = 64  # rows of examples that still take some
+PACK_SEED = 20_251_130  # of the order in which examples are packed, which is shuffled once
 
 Row = dict[str, np.ndarray]
 
@@ -30,6 +33,8 @@ class OpenShard(NamedTuple):
     tokens: np.ndarray  # [tokens] memmap
     offsets: np.ndarray  # [documents + 1] int64, where each document's tokens are
     starts: np.ndarray  # [documents + 1] int64, where each document starts in the aligned shard
+    extra: np.ndarray  # [symbols, 2] int64: places, and bytes beyond those of the piece there
+    mask: np.ndarray | None  # [tokens] uint8, 1 where a token is learned; None is everywhere
 
 
 def aligned_starts(offsets: np.ndarray, align: int) -> np.ndarray:
@@ -55,17 +60,24 @@ class PackedSource:
     Args:
       shards: in the order of the concatenation.
       seq_len: tokens per row, a multiple of `align`.
+      loss: ``assistant`` weighs what the masks of the shards leave out with 0.
     """
 
     def __init__(
-        self, store: TokenStore, shards: Sequence[Shard], *, seq_len: int, align: int
+        self,
+        store: TokenStore,
+        shards: Sequence[Shard],
+        *,
+        seq_len: int,
+        align: int,
+        loss: str = "all",
     ) -> None:
         require(align >= 1, "align", align, "wants 1 token or more")
         require(
             seq_len % align == 0, "data.seq_len", seq_len, f"must be a multiple of align={align}"
         )
         self.store, self.shards = store, tuple(shards)
-        self.seq_len, self.align = seq_len, align
+        self.seq_len, self.align, self.loss = seq_len, align, loss
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = Lock()
         sizes = [self._shard(i).starts[-1] for i in range(len(self.shards))]
@@ -120,7 +132,13 @@ class PackedSource:
             record = self.shards[number]
             offsets = np.fromfile(self.store.root / record.offsets_file, np.int64)
             tokens = map_tokens(self.store.root / record.file, self.store.dtype)
-            shard = OpenShard(tokens, offsets, aligned_starts(offsets, self.align))
+            extra = np.zeros((0, 2), np.int64)
+            if record.symbols:
+                extra = np.fromfile(self.store.root / record.named(".sym"), np.int64).reshape(-1, 2)
+            mask = None
+            if record.mask_sha256 and self.loss == "assistant":
+                mask = map_tokens(self.store.root / record.named(".mask"), "uint8")
+            shard = OpenShard(tokens, offsets, aligned_starts(offsets, self.align), extra, mask)
             self._open[number] = shard
             if len(self._open) > CACHED_SHARDS:
                 self._open.popitem(last=False)
@@ -153,11 +171,8 @@ class JoinedSource(PackedSource):
     Documents are aligned to nothing, whatever `align` says.
     """
 
-    def __init__(
-        self, store: TokenStore, shards: Sequence[Shard], *, seq_len: int, align: int
-    ) -> None:
-        del align
-        super().__init__(store, shards, seq_len=seq_len, align=1)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "align": 1})
 
     def fill(self, rows: Row, place: int, index: int) -> None:
         start, end = index * self.seq_len, int(self._shard_starts[-1])
@@ -167,6 +182,12 @@ class JoinedSource(PackedSource):
         rows["targets_BT"][place, :known] = text[1:]
         rows["weights_BT"][place, :known] = 1
         rows["segments_BT"][place, :count] = 1
+        if "extra_BT" in rows:
+            for i in range(len(self.shards)):
+                extra, base = self._shard(i).extra, int(self._shard_starts[i]) - start - 1
+                at = extra[:, 0] + base  # of the position whose target a token is
+                inside = (at >= 0) & (at < known)
+                rows["extra_BT"][place, at[inside]] = extra[inside, 1]
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         """Return the tokens of a part of the concatenation, of however many shards."""
@@ -179,6 +200,57 @@ class JoinedSource(PackedSource):
                 for i in range(first, last)
             ]
         )
+
+
+class ExampleSource(PackedSource):
+    """Rows of whole documents, as many as fit; one longer than a row loses its end.
+
+    Which documents share a row is a function of their lengths alone (`packed`).
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        offsets = [self._shard(i).offsets for i in range(len(self.shards))]
+        sizes = np.concatenate([np.diff(x) for x in offsets] or [np.zeros(0, np.int64)])
+        self._first = np.concatenate([[0], np.cumsum([len(x) - 1 for x in offsets])]).astype(int)
+        self._rows = packed(sizes.tobytes(), self.seq_len, self.align)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def fill(self, rows: Row, place: int, index: int) -> None:
+        row, at = {name: array[place] for name, array in rows.items()}, 0
+        for number, document in enumerate(self._rows[index], 1):
+            part = int(np.searchsorted(self._first, document, "right")) - 1
+            shard, d = self._shard(part), int(document - self._first[part])
+            size = int(min(shard.offsets[d + 1] - shard.offsets[d], self.seq_len - at))
+            write_document(row, shard, d, at=at, skip=0, take=size, number=number)
+            at += -(-size // self.align) * self.align
+
+
+@lru_cache(8)
+def packed(sizes: bytes, seq_len: int, align: int) -> list[list[int]]:
+    """Return the documents of every row: each goes into the first of the open rows that has room.
+
+    Args:
+      sizes: int64 tokens of every document, as bytes.
+    """
+    lengths = np.minimum(np.frombuffer(sizes, np.int64), seq_len)
+    lengths = -(-lengths // align) * align
+    rows: list[list[int]] = []
+    free: dict[int, int] = {}  # row -> tokens that are left; rows that are still open
+    for document in np.random.default_rng(PACK_SEED).permutation(len(lengths)).tolist():
+        size = int(lengths[document])
+        row = next((row for row, left in free.items() if left >= size), None)
+        if row is None:
+            row = len(rows)
+            rows.append([])
+            free[row] = seq_len
+            if len(free) > OPEN_ROWS:
+                free.pop(min(free, key=free.__getitem__))
+        rows[row].append(document)
+        free[row] = free.get(row, seq_len) - size
+    return rows
 
 
 def fill_row(row: Row, shard: OpenShard, start: int, stop: int, document: int) -> int:
@@ -199,10 +271,25 @@ def fill_row(row: Row, shard: OpenShard, start: int, stop: int, document: int) -
         if take <= 0:
             continue
         document += 1
-        at, source = place + skip - start, begin + skip
-        known = min(take, end - source - 1)  # positions whose next token is in the document
-        row["tokens_BT"][at : at + take] = shard.tokens[source : source + take]
-        row["targets_BT"][at : at + known] = shard.tokens[source + 1 : source + 1 + known]
-        row["weights_BT"][at : at + known] = 1
-        row["segments_BT"][at : at + take] = document
+        write_document(
+            row, shard, d, at=place + skip - start, skip=skip, take=take, number=document
+        )
     return document
+
+
+def write_document(
+    row: Row, shard: OpenShard, d: int, *, at: int, skip: int, take: int, number: int
+) -> None:
+    """Write `take` tokens of document `d`, after its first `skip`, into the row from place `at`."""
+    begin, end = int(shard.offsets[d]), int(shard.offsets[d + 1])
+    source = begin + skip
+    known = min(take, end - source - 1)  # positions whose next token is in the document
+    row["tokens_BT"][at : at + take] = shard.tokens[source : source + take]
+    row["targets_BT"][at : at + known] = shard.tokens[source + 1 : source + 1 + known]
+    learned = 1 if shard.mask is None else shard.mask[source + 1 : source + 1 + known]
+    row["weights_BT"][at : at + known] = learned
+    row["segments_BT"][at : at + take] = number
+    if "extra_BT" in row:
+        low, high = np.searchsorted(shard.extra[:, 0], (source + 1, source + 1 + known))
+        places = shard.extra[low:high, 0] - (source + 1) + at
+        row["extra_BT"][places] = shard.extra[low:high, 1]

@@ -21,9 +21,10 @@ import numpy as np
 
 from nested_jax.config import DataConfig
 from nested_jax.data.cache import Report, cache_root
+from nested_jax.data.chat.store import chat_files, chat_store, describe
 from nested_jax.data.mixture import open_mixture
-from nested_jax.data.packing import JoinedSource, PackedSource, Row, StreamSource
-from nested_jax.data.shards import INDEX, TokenStore, open_store
+from nested_jax.data.packing import ExampleSource, JoinedSource, PackedSource, Row, StreamSource
+from nested_jax.data.shards import INDEX, Shard, TokenStore, open_store
 from nested_jax.data.splits import SPLITS
 from nested_jax.data.synthetic import rows as synthetic
 from nested_jax.data.text.plain_text import text_files, text_store
@@ -31,8 +32,11 @@ from nested_jax.data.text.stdlib_build import stdlib_store
 from nested_jax.errors import require
 
 READ_THREADS, PREFETCH = 2, 16  # threads that read rows, rows read ahead
-VALID_SEED = 20_251_107  # of the fixed held-out set: a constant, so that runs can be compared
-SOURCES: dict[str, type[PackedSource]] = {"rows": PackedSource, "stream": StreamSource}
+SOURCES: dict[str, type[PackedSource]] = {
+    "rows": PackedSource,
+    "stream": StreamSource,
+    "examples": ExampleSource,
+}
 
 
 class DatasetInfo(NamedTuple):
@@ -48,6 +52,7 @@ class DatasetInfo(NamedTuple):
     documents: dict[str, dict[str, int]]  # segment -> split -> documents
     piece_byte_lengths: np.ndarray  # [vocab_size] int64, bytes that a token stands for; EOS is 0
     root: Path
+    rewritten: bool = False  # some tokens stand for other text than their names
 
 
 class RowSource(Protocol):
@@ -75,6 +80,10 @@ def open_data(cfg: DataConfig, report: Report = ignore) -> TokenStore:
     path, cache = Path(cfg.source).expanduser(), cache_root(cfg.cache_dir)
     if cfg.source == "stdlib":
         store = stdlib_store(cache, cfg.vocab_size, report, tokenizer=cfg.tokenizer)
+    elif path.exists() and chat_files(path):
+        want = "wants examples, which are not cut: the source is JSON lines of conversations"
+        require(cfg.mode == "examples", "data.mode", cfg.mode, want)
+        return chat_store(cache, path, cfg.chat, report)  # with the tokenizer of data.chat
     elif path.exists() and not (path / INDEX).is_file() and text_files(path):
         store = text_store(cache, path, cfg.tokenizer, cfg.vocab_size, report)
     elif path.is_dir():
@@ -103,6 +112,8 @@ def prepare(cfg: DataConfig, report: Report = ignore) -> DatasetInfo:
     store = open_data(cfg, report)
     segments = cfg.segments or store.segments
     valid = store.select("valid", segments)
+    if cfg.mode == "examples":
+        report(describe(store, cfg.seq_len))
     targets = sum(shard.tokens - shard.documents for shard in valid)
     require(targets > 0, "data.segments", segments, f"{store.root} has no valid split of them")
     return DatasetInfo(
@@ -116,6 +127,7 @@ def prepare(cfg: DataConfig, report: Report = ignore) -> DatasetInfo:
         documents=totals(store, segments, "documents"),
         piece_byte_lengths=store.piece_byte_lengths,
         root=store.root,
+        rewritten=bool(store.source.get("piece_bytes")) or any(s.symbols for s in store.shards),
     )
 
 
@@ -259,14 +271,21 @@ def train_sources(
     sources = []
     for group in groups:
         shards = store.select("train", group)
-        source = source_kind(cfg)(store, shards, seq_len=cfg.seq_len, align=align)
+        source = source_of(store, shards, cfg, align)
         require(len(source) > 0, "data.segments", group, f"{store.root} has no train split of them")
         sources.append(source)
     return tuple(sources)
 
 
-def source_kind(cfg: DataConfig) -> type[PackedSource]:
-    return JoinedSource if cfg.documents == "joined" else SOURCES[cfg.mode]
+def source_of(
+    store: TokenStore, shards: Sequence[Shard], cfg: DataConfig, align: int
+) -> PackedSource:
+    """Return the rows that are cut from shards as ``data.mode`` and ``data.loss`` say."""
+    masked = all(shard.mask_sha256 for shard in shards)
+    want = f"the shards of {store.root} do not say what an assistant wrote; wants 'all'"
+    require(cfg.loss == "all" or masked, "data.loss", cfg.loss, want)
+    kind = JoinedSource if cfg.documents == "joined" else SOURCES[cfg.mode]
+    return kind(store, shards, seq_len=cfg.seq_len, align=align, loss=cfg.loss)
 
 
 def batch_order(
@@ -278,7 +297,7 @@ def batch_order(
       ValueError: a stream over parts that are mixed by weight, or with fewer rows of text than rows
         of a batch.
     """
-    if cfg.mode == "rows":
+    if cfg.mode != "stream":
         return row_order(sizes, weights, seed)
     require(
         not weights,
@@ -317,54 +336,6 @@ def derived_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
-def valid_batches(
-    cfg: DataConfig, *, batch_size: int, align: int, seed: int = VALID_SEED
-) -> list[Row]:
-    """Return the fixed held-out set: the first ``data.valid_rows`` rows of a fixed permutation.
-
-    Of a stream they are the first rows of the text in its order, and row i of a batch goes on where
-    row i of the batch before it ended. The last batch is filled up with rows of weight 0. The bytes
-    that its targets stand for, which bits per byte need, are `target_bytes`.
-    """
-    require(batch_size >= 1, "batch_size", batch_size, "wants 1 row or more")
-    store = open_data(cfg)
-    shards = store.select("valid", cfg.segments)
-    source = source_kind(cfg)(store, shards, seq_len=cfg.seq_len, align=align)
-    order = VALID_ORDERS[cfg.mode](len(source), cfg.valid_rows, batch_size, seed)
-    require(len(order) > 0, "data.segments", cfg.segments, f"{store.root} has no valid split")
-    batches = []
-    for start in range(0, len(order), batch_size):
-        batch = source.empty(batch_size)
-        for place, index in enumerate(order[start : start + batch_size]):
-            if index >= 0:
-                source.fill(batch, place, index)
-        batches.append(batch)
-    return batches
-
-
-def shuffled_rows(size: int, count: int, batch_size: int, seed: int) -> list[int]:
-    """Return the first `count` row numbers of a fixed permutation; -1 fills the last batch up."""
-    order = np.random.default_rng(seed).permutation(size)[:count].tolist()
-    return order + [-1] * (-len(order) % batch_size)
-
-
-def streamed_rows(size: int, count: int, batch_size: int, seed: int) -> list[int]:
-    """Return the numbers of the first `count` rows, cut into `batch_size` contiguous streams.
-
-    Batch by batch: entry b * batch_size + i is the b-th row of stream i, -1 where it has ended.
-    """
-    del seed
-    count = min(size, count)
-    steps = -(-count // batch_size)
-    streams = [range(min(i * steps, count), min((i + 1) * steps, count)) for i in range(batch_size)]
-    return [
-        stream[step] if step < len(stream) else -1 for step in range(steps) for stream in streams
-    ]
-
-
-VALID_ORDERS = {"rows": shuffled_rows, "stream": streamed_rows}
-
-
 def check_processes(batch_size: int, process_index: int, process_count: int) -> None:
     require(
         0 <= process_index < process_count,
@@ -377,15 +348,4 @@ def check_processes(batch_size: int, process_index: int, process_count: int) -> 
         "train.batch_size",
         batch_size,
         f"must be a multiple of the {process_count} processes",
-    )
-
-
-def target_bytes(batches: Sequence[Row], piece_lengths: np.ndarray) -> int:
-    """Return the UTF-8 bytes that the weighted targets of `batches` stand for, exactly.
-
-    Bits per byte of a row set are its summed loss in nats / ln 2 / this number. With the lengths of
-    the pieces in characters it counts characters.
-    """
-    return sum(
-        int(piece_lengths[batch["targets_BT"][batch["weights_BT"] > 0]].sum()) for batch in batches
     )

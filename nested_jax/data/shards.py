@@ -2,16 +2,20 @@
 
 A folder holds ``index.json``, ``tokenizer.model`` and, for every shard, ``NAME.bin`` (token ids,
 little-endian) and ``NAME.doc`` (int64 offsets, documents + 1 of them; document i is tokens
-``[offset[i], offset[i+1])`` and ends with EOS). Nothing in a shard depends on a sequence length.
+``[offset[i], offset[i+1])`` and ends with EOS). Two more files may stand beside them: ``NAME.sym``,
+where domain tokens stand for other bytes than their names (int64 pairs: place, bytes beyond those
+of the piece), and ``NAME.mask`` (a byte per token, 1 where it is learned). Nothing in a shard
+depends on a sequence length.
 The index is written last: a folder without one is not a dataset.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -29,6 +33,7 @@ DTYPES = ("uint16", "uint32")
 HASH_BYTES = 256 << 20  # shards up to this size in all are hashed whenever they are opened
 
 Report = Callable[[str], None]
+NO_EXTRA = np.zeros((0, 2), np.int64)
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,22 @@ class Shard:
     target_bytes: int  # bytes of the tokens that are targets: all but the first of each document
     sha256: str  # of NAME.bin
     offsets_sha256: str  # of NAME.doc
+    symbols: int = 0  # domain tokens in NAME.sym; 0: there is none
+    symbols_sha256: str = ""  # of NAME.sym
+    mask_sha256: str = ""  # of NAME.mask; "": there is none, and every token is learned
+
+    def named(self, suffix: str) -> str:
+        return self.file.removesuffix(".bin") + suffix
 
     @property
     def offsets_file(self) -> str:
-        return self.file.removesuffix(".bin") + ".doc"
+        return self.named(".doc")
+
+    @property
+    def files(self) -> list[str]:
+        """The names of its files."""
+        extra = {".sym": self.symbols_sha256, ".mask": self.mask_sha256}
+        return [self.file, self.offsets_file, *(self.named(s) for s, sha in extra.items() if sha)]
 
 
 @dataclass(frozen=True)
@@ -100,35 +117,58 @@ def token_dtype(vocab_size: int) -> str:
     return DTYPES[vocab_size > 1 << 16]
 
 
+class Document(NamedTuple):
+    """The token ids of a document, without EOS, and what is known of some of them."""
+
+    ids: Sequence[int] | np.ndarray
+    extra: np.ndarray | None = None  # int64 [n, 2]: places, bytes beyond those of the piece there
+    mask: np.ndarray | None = None  # uint8, one per token and one of EOS: 1 where it is learned
+
+
 def write_shard(
     folder: Path,
     segment: str,
     split: str,
     number: int,
-    documents: Iterable[Sequence[int] | np.ndarray],
+    documents: Iterable[Document | Sequence[int] | np.ndarray],
     tokenizer: Tokenizer,
     lengths_S: np.ndarray | None = None,
 ) -> Shard:
-    """Write one shard from the token ids of its documents (without EOS, which is added).
+    """Write one shard from its documents; EOS is added to each. All or none have a mask.
 
     Args:
       lengths_S: bytes of the original text that each token id stands for; None is the tokenizer's.
 
-    Both files appear whole and are on the disk before the record is returned, so that an index
+    All files appear whole and are on the disk before the record is returned, so that an index
     never names a shard that a crash could still lose.
     """
     dtype = token_dtype(tokenizer.vocab_size)
     lengths_S = tokenizer.piece_byte_lengths if lengths_S is None else lengths_S
     name = f"{segment}-{split}-{number:05d}"
     offsets, text_bytes, first_bytes = [0], 0, 0
+    extras, masks = [NO_EXTRA], []
     with whole_file(folder / f"{name}.bin") as file:
         for document in documents:
-            ids = np.asarray(document, dtype)
-            text_bytes += int(lengths_S[ids].sum())
-            first_bytes += int(lengths_S[ids[:1]].sum())
+            if not isinstance(document, Document):
+                document = Document(document)
+            ids = np.asarray(document.ids, dtype)
+            extra = NO_EXTRA if document.extra is None else document.extra
+            text_bytes += int(lengths_S[ids].sum() + extra[:, 1].sum())
+            first_bytes += int(lengths_S[ids[:1]].sum() + extra[extra[:, 0] == 0, 1].sum())
             file.write(ids.tobytes() + np.array(tokenizer.eos_id, dtype).tobytes())
+            extras.append(extra + np.array([offsets[-1], 0]))
+            if document.mask is not None:
+                assert len(document.mask) == len(ids) + 1, "a mask is a byte per token, with EOS"
+                masks.append(document.mask.astype(np.uint8))
             offsets.append(offsets[-1] + len(ids) + 1)
-    write_bytes(folder / f"{name}.doc", np.asarray(offsets, np.int64).tobytes())
+    assert len(masks) in (0, len(offsets) - 1), "all documents have a mask, or none"
+    beside = {".doc": np.asarray(offsets, np.int64)}
+    if symbols := sum(map(len, extras)):
+        beside[".sym"] = np.concatenate(extras)
+    if masks:
+        beside[".mask"] = np.concatenate(masks)
+    for suffix, array in beside.items():
+        write_bytes(folder / f"{name}{suffix}", array.tobytes())
     return Shard(
         segment=segment,
         split=split,
@@ -139,6 +179,9 @@ def write_shard(
         target_bytes=text_bytes - first_bytes,
         sha256=file_sha256(folder / f"{name}.bin"),
         offsets_sha256=file_sha256(folder / f"{name}.doc"),
+        symbols=symbols,
+        symbols_sha256=file_sha256(folder / f"{name}.sym") if symbols else "",
+        mask_sha256=file_sha256(folder / f"{name}.mask") if masks else "",
     )
 
 
@@ -211,13 +254,14 @@ def read_index(root: Path) -> dict[str, Any]:
 def check_record(row: Any, where: str) -> None:
     """Raise unless a row of the index is the record of a shard."""
     fields = get_type_hints(Shard)
-    checked_row(row, where, **fields)
+    optional = {field.name for field in dataclasses.fields(Shard) if field.default != MISSING}
+    checked_row(row, where, **{n: t for n, t in fields.items() if n not in optional or n in row})
     unknown_fields(f"{where}.", row, fields)
     require(row["split"] in SPLITS, f"{where}: split", row["split"], f"wants one of {SPLITS}")
     plain = Path(row["file"]).name == row["file"] and row["file"].endswith(".bin")
     require(plain, f"{where}: file", row["file"], "wants NAME.bin, in the folder of the index")
-    for name in ("tokens", "documents", "bytes", "target_bytes"):
-        require(row[name] >= 0, f"{where}: {name}", row[name], "wants 0 or more")
+    for name in ("tokens", "documents", "bytes", "target_bytes", "symbols"):
+        require(row.get(name, 0) >= 0, f"{where}: {name}", row[name], "wants 0 or more")
 
 
 def read_json(path: Path, what: str, /, **columns: type) -> dict[str, Any]:
@@ -254,7 +298,11 @@ def check_shard(store: TokenStore, shard: Shard, *, contents: bool) -> None:
     for file, size, digest in (
         (shard.file, shard.tokens * itemsize, shard.sha256),
         (shard.offsets_file, (shard.documents + 1) * 8, shard.offsets_sha256),
+        (shard.named(".sym"), shard.symbols * 16, shard.symbols_sha256),
+        (shard.named(".mask"), shard.tokens, shard.mask_sha256),
     ):
+        if not digest:
+            continue
         path = store.root / file
         if not path.is_file():
             raise ValueError(

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from nested_jax.config import DataConfig
+from nested_jax.data.held_out import target_bytes, valid_batches
 from nested_jax.data.identity import valid_text_sha256
 from nested_jax.data.packing import Row
-from nested_jax.data.pipeline import open_data, target_bytes, valid_batches
+from nested_jax.data.pipeline import open_data
 from nested_jax.data.shards import TokenStore
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
 from nested_jax.data.trigram import trigram_bits_per_byte
@@ -21,6 +22,7 @@ from nested_jax.sharding import Rows, batch_sharding, place_batch, process_rows,
 from nested_jax.train.plan import Plan
 from nested_jax.train.state import TrainState
 from nested_jax.train.step import eval_step, new_carry
+from nested_jax.types import Batch
 
 TRIGRAM_BYTES = 32 << 20  # of text that the baseline reads; it counts about as fast as it reads
 
@@ -38,7 +40,9 @@ class HeldOut:
         self.sha256 = valid_text_sha256(batches, cfg.data.mode, plan.data.piece_byte_lengths)
         rows = process_rows(plan.mesh, plan.eval_rows)
         self.batches = [own_rows(batch, rows) for batch in batches]
-        self.characters = target_bytes(batches, piece_characters(plan))
+        # The characters of an original are not known where domain tokens stand for it.
+        known = not plan.data.rewritten
+        self.characters = target_bytes(batches, piece_characters(plan)) if known else 0
         fresh = partial(new_carry, cfg, plan.model, rows=plan.eval_rows)
         self.fresh = jax.jit(fresh, out_shardings=batch_sharding(plan.mesh))
         step = partial(eval_step, program=plan.program)
@@ -58,12 +62,14 @@ class HeldOut:
             metrics = jax.device_get(metrics)
             nats += float(metrics["loss"]) * float(metrics["tokens"])
             tokens += float(metrics["tokens"])
-        return {
+        scores = {
             "valid_loss": nats / tokens,
             "valid_ppl": perplexity(nats / tokens),
             "valid_bits_per_byte": bits_per(nats, self.bytes),
-            "valid_bits_per_char": bits_per(nats, self.characters),
         }
+        if self.characters:
+            scores["valid_bits_per_char"] = bits_per(nats, self.characters)
+        return scores
 
 
 def describe(scores: Mapping[str, float]) -> str:
@@ -120,4 +126,5 @@ def split_text(store: TokenStore, split: str, segments: Sequence[str]) -> bytes:
 def own_rows(batch: Row, rows: Rows) -> Row:
     """Return this process's part of a batch that was read whole."""
     size = len(batch["tokens_BT"]) // rows.parts
-    return {name: x[rows.part * size : (rows.part + 1) * size] for name, x in batch.items()}
+    own = slice(rows.part * size, (rows.part + 1) * size)
+    return {name: batch[name][own] for name in Batch._fields}

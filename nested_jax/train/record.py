@@ -54,6 +54,8 @@ class Summary(NamedTuple):
     valid_text_sha256: str  # of the rows that are scored, see data/identity.py
     train_order_sha256: str  # of the rows that are trained on, in their order
     scores: dict[str, float]  # of the last evaluation beside the loss: tasks and evaluators
+    unique_tokens: int | None = None  # of the training text, each counted once; None: tasks
+    epochs: float | None = None  # tokens / unique_tokens
 
 
 class MetricsFile:
@@ -239,6 +241,7 @@ class Record:
     def summarize(self, step: int) -> Summary:
         """Write summary.json."""
         meter = self.meter
+        unique = sum(splits["train"] for splits in self.plan.data.tokens.values()) or None
         summary = Summary(
             step=step,
             train_loss=math.nan if meter.train_loss is None else meter.train_loss,
@@ -255,6 +258,8 @@ class Record:
             git_commit=machine.git_commit(),
             **self.identity(),
             scores={name: x for name, x in meter.valid.items() if name not in NOT_SCORES},
+            unique_tokens=unique,
+            epochs=meter.totals["tokens"] / unique if unique else None,
         )
         if self.lines is not None:
             self.lines.sync()

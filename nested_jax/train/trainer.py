@@ -20,6 +20,7 @@ from nested_jax.train.plan import Plan, make_plan
 from nested_jax.train.profile import Profile
 from nested_jax.train.progress import Clock, Display
 from nested_jax.train.record import Evaluator, Summary
+from nested_jax.train.resolve import resolve
 from nested_jax.train.signals import Signals, Stopped
 from nested_jax.train.start import Start, open_start
 from nested_jax.train.warm_start import first_params
@@ -42,6 +43,7 @@ def train(cfg: Config, workdir: str | Path, evaluators: Sequence[Evaluator] = ()
       Stopped: SIGTERM or SIGINT came; everything is saved.
     """
     display = Display(quiet=jax.process_index() > 0)
+    cfg = resolve(cfg, Path(workdir), display.say)
     plan = make_plan(cfg, Path(workdir), display.say)
     params = first_params(plan)
     with (

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from nested_jax.config import BLOCKS, Config, DataConfig, TaskConfig, from_config_dict
+from nested_jax.data.held_out import valid_batches
 from nested_jax.data.identity import train_order_sha256, valid_tasks_sha256, valid_text_sha256
 from nested_jax.data.packing import Row
-from nested_jax.data.pipeline import make_train_iterator, prepare, valid_batches
+from nested_jax.data.pipeline import make_train_iterator, prepare
 from nested_jax.data.shards import TokenStore, open_store
 from nested_jax.data.synthetic.rows import task_of
 from nested_jax.data.tokenizers.tokenizer import Tokenizer

@@ -13,15 +13,9 @@ from hypothesis import strategies as st
 
 from nested_jax.config import DataConfig
 from nested_jax.data import pipeline
+from nested_jax.data.held_out import target_bytes, valid_batches
 from nested_jax.data.packing import PackedSource
-from nested_jax.data.pipeline import (
-    BatchIterator,
-    make_train_iterator,
-    prepare,
-    row_order,
-    target_bytes,
-    valid_batches,
-)
+from nested_jax.data.pipeline import BatchIterator, make_train_iterator, prepare, row_order
 from nested_jax.data.shards import TokenStore
 
 FIELDS = ("tokens_BT", "targets_BT", "weights_BT", "segments_BT")

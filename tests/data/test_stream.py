@@ -11,14 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nested_jax.config import DataConfig
+from nested_jax.data.held_out import streamed_rows, valid_batches
 from nested_jax.data.packing import PackedSource, Row
-from nested_jax.data.pipeline import (
-    BatchIterator,
-    StreamOrder,
-    make_train_iterator,
-    streamed_rows,
-    valid_batches,
-)
+from nested_jax.data.pipeline import BatchIterator, StreamOrder, make_train_iterator
 from nested_jax.data.shards import TokenStore
 
 TOKENS, ALIGN = 16, 4

@@ -17,7 +17,8 @@ from tiny import launch, launch_two, read_lines, synthetic_text, write_fields
 
 from nested_jax import generate
 from nested_jax.config import Config, MeshConfig, from_config_dict, load_config
-from nested_jax.data.pipeline import make_train_iterator, valid_batches
+from nested_jax.data.held_out import valid_batches
+from nested_jax.data.pipeline import make_train_iterator
 from nested_jax.models.lm import build_model
 from nested_jax.outer_loss import document_starts
 from nested_jax.sharding import batch_sharding, make_mesh, place_batch

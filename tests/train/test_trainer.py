@@ -85,6 +85,7 @@ def test_a_run_leaves_what_it_should(undisturbed: tuple[Path, Summary], data: Pa
     assert logged[-1]["loss"] < logged[0]["loss"] - 0.5
     assert logged[-1]["tokens"] == summary.tokens <= STEPS * 8 * 32
     assert summary.train_loss == logged[-1]["loss"]
+    assert summary.epochs == summary.tokens / (summary.unique_tokens or 0)
     scored = [line for line in lines if "valid_loss" in line]
     assert [line["step"] for line in scored] == [6, 12]
     assert scored[1]["valid_bits_per_byte"] == summary.valid_bits_per_byte

@@ -22,7 +22,7 @@ from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from nested_jax.errors import require
 from nested_jax.files import PARTIAL, hold, replace_file, write_bytes, write_json
 
-SYMBOL_SETS = {"mul_tokens": SYMBOLS}
+SYMBOL_SETS = {"mul_tokens": SYMBOLS["pairs"], "facts": SYMBOLS["facts"]}
 HISTOGRAM = 20  # piece lengths that the coverage report lists
 
 

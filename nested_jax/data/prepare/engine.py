@@ -28,7 +28,8 @@ from nested_jax.data.prepare.dedupe import ENTRY, find_duplicates
 from nested_jax.data.prepare.filtering import FilterOptions, Judged, judge, rules_of
 from nested_jax.data.prepare.overlap import eval_ngrams
 from nested_jax.data.prepare.parallel import blocks
-from nested_jax.data.prepare.shard_corpus import PROGRESS, ShardOptions, Task, describe, write_block
+from nested_jax.data.prepare.shard_block import PROGRESS, ShardOptions, Task, write_block
+from nested_jax.data.prepare.shard_corpus import describe
 from nested_jax.data.prepare.text_sources import fingerprint, order_by_split, plan_hash, records
 from nested_jax.data.records import Problems
 from nested_jax.data.shards import INDEX, TOKENIZER, Shard, open_store, write_index
@@ -179,7 +180,7 @@ class WriteBlock:
                 self.options.sharding,
             )
             shards = write_block(task).shards
-            files = [name for shard in shards for name in (shard.file, shard.offsets_file)]
+            files = [name for shard in shards for name in shard.files]
             put(folder, self.options.output_url, files)
         body = pickle.dumps([asdict(shard) for shard in shards])
         return {"file": row["file"], "block": row["block"], "shards": body}
@@ -208,13 +209,13 @@ def copy_store(source: str, target: str, report: Report) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for path in sorted(system.ls(root, detail=False)):
-            if Path(path).suffix in (".bin", ".doc", ".model", ".json"):
+            if Path(path).suffix in (".bin", ".doc", ".sym", ".mask", ".model", ".json"):
                 system.get_file(path, str(folder / Path(path).name))
         try:
             store = open_store(folder)
         except ValueError as error:
             raise ValueError(f"source={source!r}: {error}") from error
-        files = [f for shard in store.shards for f in (shard.file, shard.offsets_file)]
+        files = [name for shard in store.shards for name in shard.files]
         system, root = fsspec.core.url_to_fs(target)
         index = f"{root}/{INDEX}"
         if system.exists(index) and system.cat_file(index) != (folder / INDEX).read_bytes():

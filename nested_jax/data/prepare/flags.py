@@ -10,8 +10,8 @@ from typing import Any, get_type_hints
 from nested_jax.data.manifest import SourceSpec, from_environment, load_manifest, parse
 from nested_jax.data.prepare.corpus_tokenizer import TokenizerOptions
 from nested_jax.data.prepare.filtering import FilterOptions
-from nested_jax.data.prepare.inject import Injection
-from nested_jax.data.prepare.shard_corpus import ShardOptions
+from nested_jax.data.prepare.inject import CONDITIONS, Injection
+from nested_jax.data.prepare.shard_block import ShardOptions
 from nested_jax.data.tokenizers.pieces import MODEL_TYPES
 
 ALIASES = {  # flags of the earlier scripts, by the field of a source that they set
@@ -89,13 +89,16 @@ def filter_options(args: argparse.Namespace) -> FilterOptions:
 
 
 def injection_flags(parser: argparse.ArgumentParser) -> None:
-    add(parser, "--condition", default="baseline", help="baseline or mul_tokens")
+    defaults = Injection()
+    add(parser, "--condition", default=defaults.condition, help=", ".join(CONDITIONS))
+    add(parser, "--scheme", default=defaults.scheme, help="pairs, exact, or facts, with the result")
+    add(parser, "--rule", default=defaults.rule, help="of facts: bounded, or original bug for bug")
     add(parser, "--rate", type=float, default=1.0, help="share of the spans that are rewritten")
     add(parser, "--inject-seed", type=int, default=0)
 
 
 def injection_of(args: argparse.Namespace) -> Injection:
-    return Injection(args.condition, args.rate, args.inject_seed)
+    return Injection(args.condition, args.rate, args.inject_seed, args.scheme, args.rule)
 
 
 def shard_flags(parser: argparse.ArgumentParser) -> None:
@@ -103,11 +106,24 @@ def shard_flags(parser: argparse.ArgumentParser) -> None:
     add(parser, "--block-chars", type=int, default=defaults.block_chars, help="text of a shard")
     add(parser, "--held-out", type=float, default=defaults.held_out, help="share of valid, of test")
     add(parser, "--seq-len", type=positive, default=2048, help="of the rows that the log counts")
+    add(parser, "--target-tokens", type=int, default=0, help="of training; fewer is an error")
+    add(parser, "--shard-size", type=int, default=0, help="tokens of a shard, about")
+    add(parser, "--drills", type=share, default=0.0, help="share of the training text, synthetic")
+    add(parser, "--drill-seed", type=int, default=defaults.drill_seed)
     injection_flags(parser)
 
 
 def shard_options(args: argparse.Namespace) -> ShardOptions:
-    return ShardOptions(args.block_chars, args.held_out, injection_of(args), args.workers)
+    return ShardOptions(
+        args.block_chars,
+        args.held_out,
+        injection_of(args),
+        args.workers,
+        args.target_tokens,
+        args.shard_size,
+        args.drills,
+        args.drill_seed,
+    )
 
 
 def tokenizer_flags(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +141,13 @@ def tokenizer_flags(parser: argparse.ArgumentParser) -> None:
         help="without it, a small text gives a smaller vocabulary",
     )
     add(parser, "--max-bytes", type=int, default=defaults.max_bytes, help="of text in all")
-    add(parser, "--symbols", nargs="*", default=[], help="user-defined symbols, or mul_tokens")
+    add(
+        parser,
+        "--symbols",
+        nargs="*",
+        default=[],
+        help="user-defined symbols, or mul_tokens, facts",
+    )
     add(parser, "--log-file", default="", help="JSON of what was trained on what")
 
 
@@ -158,7 +180,13 @@ def recipe_flags(parser: argparse.ArgumentParser) -> None:
     add(parser, "--force-filter", action="store_true")
     add(parser, "--retrain-tokenizer", action="store_true")
     add(parser, "--tokenizer-model", default="", help="use this one, train none")
-    add(parser, "--symbols", nargs="*", default=[], help="user-defined symbols, or mul_tokens")
+    add(
+        parser,
+        "--symbols",
+        nargs="*",
+        default=[],
+        help="user-defined symbols, or mul_tokens, facts",
+    )
     add(parser, "--overlap-threshold", type=share, default=0.05)
     filter_flags(parser)
     shard_flags(parser)
@@ -193,6 +221,7 @@ def shard_command_flags(parser: argparse.ArgumentParser) -> None:
         help="with --manifest, shards of NAME are in DIR/NAME",
     )
     add(parser, "--force", action="store_true", help="replace shards of other settings")
+    add(parser, "--download", default="", help="folder: fetch hf:NAME's files first, resumable")
     add(parser, "--log-file", default="", help="JSON of what was written")
 
 

@@ -1,10 +1,16 @@
-"""Hugging Face data sets as a source (extra ``hf``): streaming, from the Hub or a local copy."""
+"""Hugging Face data sets as a source (extra ``hf``): streaming, from the Hub or a local copy.
+
+A stream that breaks is opened again and goes on after the last row that came. ``--download`` gets
+the files first, which are then read as any other Parquet: a killed run does not fetch them again.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,21 @@ from nested_jax.data.splits import split_of_name
 from nested_jax.errors import import_extra
 
 FALLBACKS = ("train", "validation", "test")  # tried in this order, after FALLBACK_SPLIT
+RETRIES = 8  # in a row, without a row between them
+LONGEST_PAUSE = 60.0  # seconds
+MARK_ROWS = 1000  # rows between two places that a stream can be taken up from
+# Packages whose errors mean that the network failed; those of the system are `OSError`s.
+NETWORK = (
+    "aiohttp",
+    "datasets",
+    "fsspec",
+    "http",
+    "httpcore",
+    "httpx",
+    "huggingface_hub",
+    "requests",
+    "urllib3",
+)
 
 
 def hf_records(
@@ -32,9 +53,94 @@ def hf_records(
     datasets = import_extra("datasets", "hf", f"to read {spec.dataset}")
     splits = load(datasets, spec)
     chosen, own = choose_split(list(splits), spec, report)
-    for number, row in enumerate(splits[chosen]):
+    for number, row in enumerate(unbroken(splits[chosen], spec.dataset, report)):
         for text, split, where in row_record(dict(row), f"{chosen}:{number}", spec, problems):
             yield text, split or own, where
+
+
+def unbroken(
+    rows: Any, name: str, report: Report, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[Any]:
+    """Yield every row of a stream once, in order, opening it again where it breaks.
+
+    Raises:
+      ValueError: it broke `RETRIES` times in a row.
+    """
+    marks = hasattr(rows, "state_dict")
+    mark, at, given, failures = rows.state_dict() if marks else None, 0, 0, 0
+    while True:
+        try:
+            for row in itertools.islice(iter(rows), given - at, None):
+                given, failures = given + 1, 0
+                yield row
+                if marks and given % MARK_ROWS == 0:
+                    mark, at = rows.state_dict(), given
+            return
+        except Exception as error:
+            if not is_network(error):
+                raise
+            failures += 1
+            pause(failures, f"{name}, row {given:,}", error, report, sleep)
+            if marks:
+                rows.load_state_dict(mark)
+
+
+def is_network(error: Exception) -> bool:
+    package = type(error).__module__.partition(".")[0]
+    return isinstance(error, (OSError, EOFError)) or package in NETWORK
+
+
+def pause(
+    failures: int, where: str, error: Exception, report: Report, sleep: Callable[[float], None]
+) -> None:
+    """Wait before the next try, longer after every failure; raise after the last one."""
+    what = f"{type(error).__name__}: {str(error).strip()[:200]}"
+    if failures > RETRIES:
+        raise ValueError(f"{where}: broke {failures} times in a row, last with {what}") from error
+    seconds = min(2.0 ** (failures - 1), LONGEST_PAUSE)
+    report(f"{where}: broke ({what}); trying again in {seconds:.0f} s")
+    sleep(seconds)
+
+
+def download(
+    spec: SourceSpec,
+    folder: Path,
+    report: Report,
+    sleep: Callable[[float], None] = time.sleep,
+) -> SourceSpec:
+    """Fetch the files of ``hf:NAME`` into a folder, going on where an earlier try stopped.
+
+    Returns:
+      The source as local files.
+    Raises:
+      ValueError: `huggingface_hub` is not installed, another kind of source, no such files, or a
+        network that fails again and again.
+    """
+    want = "--download wants a data set of the Hub, hf:OWNER/NAME"
+    if not spec.dataset.startswith("hf:"):
+        raise ValueError(f"dataset={spec.dataset!r}: {want}")
+    hub = import_extra("huggingface_hub", "hf", f"to download {spec.dataset}")
+    name = spec.dataset.removeprefix("hf:")
+    pattern = spec.data_files or f"{spec.subset.replace('-', '/') or '**'}/*.parquet"
+    failures = 0
+    while True:
+        try:
+            hub.snapshot_download(
+                name, repo_type="dataset", allow_patterns=pattern, local_dir=str(folder)
+            )
+            break
+        except Exception as error:
+            if not is_network(error):
+                raise
+            failures += 1
+            pause(failures, f"{spec.dataset} {pattern}", error, report, sleep)
+    local = replace(spec, dataset=str(folder), data_files=pattern, subset="", split="")
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise ValueError(f"data_files={pattern!r}: {spec.dataset} has no such files; name them")
+    size = sum(file.stat().st_size for file in files) / 1e9
+    report(f"{spec.dataset}: {len(files)} files, {size:.1f} GB, in {folder}")
+    return local
 
 
 def load(datasets: Any, spec: SourceSpec) -> Any:

@@ -24,7 +24,8 @@ from nested_jax.data.prepare.corpus_tokenizer import (
     train_on_sources,
 )
 from nested_jax.data.prepare.filtering import FilterOptions, filter_plan, filter_source, report_path
-from nested_jax.data.prepare.shard_corpus import ShardOptions, shard_source, shard_stats
+from nested_jax.data.prepare.shard_block import ShardOptions
+from nested_jax.data.prepare.shard_corpus import shard_source, shard_stats
 from nested_jax.data.records import read_object
 from nested_jax.data.shards import INDEX, TOKENIZER, open_store
 from nested_jax.data.text.stdlib_text import collect, stdlib_root

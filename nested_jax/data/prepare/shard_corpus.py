@@ -8,20 +8,31 @@ where it was; the index comes last, so nothing half-written is ever taken for wh
 
 from __future__ import annotations
 
-import functools
-import re
+import itertools
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nested_jax.data.cache import Report
 from nested_jax.data.manifest import SourceSpec, spec_dict
-from nested_jax.data.prepare.inject import Injection, check_symbols, inject, original_bytes
+from nested_jax.data.prepare.inject import check_symbols, original_bytes
 from nested_jax.data.prepare.parallel import blocks, ordered_map
+from nested_jax.data.prepare.shard_block import (
+    PROGRESS,
+    SHARD_FILE,
+    Block,
+    ShardOptions,
+    Task,
+    cut_at_target,
+    encode_all,
+    is_enough,
+    train_tokens,
+    write_block,
+)
 from nested_jax.data.prepare.text_sources import fingerprint, plan_hash, records
 from nested_jax.data.records import Limit, Problems, Record, read_object
 from nested_jax.data.shards import (
@@ -29,56 +40,17 @@ from nested_jax.data.shards import (
     INDEX,
     Shard,
     TokenStore,
-    byte_lengths,
     check_record,
     open_store,
     write_index,
-    write_shard,
 )
-from nested_jax.data.splits import HELD_OUT, SPLITS, split_of_content
+from nested_jax.data.splits import SPLITS
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from nested_jax.errors import require
 from nested_jax.files import PARTIAL, hold_folder, write_json
 
-PROGRESS = ".progress"  # folder of the records of finished blocks, until the index is there
-ENCODE_CHARS = 1 << 20  # of documents that are encoded at a time
+MEASURE_CHARS = 2 << 20  # of text on which characters per token are measured
 PLAN = "plan.json"
-SHARD_FILE = re.compile(rf".+-(?:{'|'.join(SPLITS)})-[0-9]{{5}}\.(?:bin|doc)")  # as written here
-
-
-@dataclass(frozen=True)
-class ShardOptions:
-    """How a source becomes shards."""
-
-    # Characters per block; a shard holds the part of a block in its split.
-    block_chars: int = 32 << 20
-    held_out: float = HELD_OUT  # share of each of valid and test, where content decides
-    injection: Injection = field(default_factory=Injection)
-    workers: int = 1  # processes; they do not change the output
-
-    def __post_init__(self) -> None:
-        require(self.block_chars >= 1, "block_chars", self.block_chars, "wants 1 or more")
-        require(0 <= self.held_out < 0.5, "held_out", self.held_out, "wants a share below 0.5")
-        require(self.workers >= 1, "workers", self.workers, "wants 1 process or more")
-
-
-class Task(NamedTuple):
-    """One block on its way to a worker."""
-
-    number: int
-    records: list[Record]
-    folder: Path
-    segment: str
-    tokenizer_path: Path
-    options: ShardOptions
-
-
-class Block(NamedTuple):
-    """One finished block."""
-
-    number: int
-    shards: list[Shard]
-    injected: dict[str, int]  # counts of the injection
 
 
 def shard_source(
@@ -100,7 +72,7 @@ def shard_source(
     """
     tokenizer = load_tokenizer(tokenizer_path)
     if options.injection.rewrites:
-        check_symbols(tokenizer)
+        check_symbols(tokenizer, options.injection)
     plan = plan_of(spec, tokenizer, options)
     with hold_folder(folder):
         if is_done(folder, plan, force=force):
@@ -110,8 +82,10 @@ def shard_source(
         done = begin_or_resume(folder, plan, report)
         problems = Problems(spec)
         stream = Limit(spec.limit).within(records(spec, problems, report))
+        stream, options = sized(stream, tokenizer, options)
         task = Task(0, [], folder, spec.name, tokenizer_path, options)
         finished = write_blocks(stream, done, task, report)
+        check_target(spec, finished, options.target_tokens, problems)
         shards = [shard for block in finished for shard in block.shards]
         if not shards:
             raise ValueError(f"{spec.dataset}: no document{problems.lost()}")
@@ -124,6 +98,36 @@ def shard_source(
         f"{sum(s.tokens for s in shards) / 1e6:.2f} M tokens, {len(shards)} shards in {folder}"
     )
     return open_store(folder)
+
+
+def sized(
+    stream: Iterator[Record], tokenizer: Tokenizer, options: ShardOptions
+) -> tuple[Iterator[Record], ShardOptions]:
+    """Return the stream, and the options with a block's characters for ``shard_size`` tokens.
+
+    They are measured on the beginning of the stream, so they depend on it alone.
+    """
+    if not options.shard_size:
+        return stream, options
+    first = next(blocks(stream, MEASURE_CHARS), [])
+    texts = [record.text for record in first]
+    tokens = sum(len(ids) + 1 for ids in encode_all(texts, tokenizer))
+    chars = sum(map(len, texts)) * options.shard_size // max(tokens, 1)
+    return itertools.chain(first, stream), replace(options, block_chars=max(1, chars))
+
+
+def check_target(
+    spec: SourceSpec, finished: Sequence[Block], target: int, problems: Problems
+) -> None:
+    """Raise where a source ended before ``target_tokens`` training tokens."""
+    found = train_tokens(finished)
+    require(
+        found >= target,
+        "target_tokens",
+        target,
+        f"{spec.dataset} ended after {found:,} training tokens{problems.lost()}; give more text "
+        f"or a target of at most {found}",
+    )
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -189,7 +193,10 @@ def read_block(file: Path) -> Block:
 def write_blocks(
     stream: Iterable[Record], done: dict[int, Block], template: Task, report: Report
 ) -> list[Block]:
-    """Write every block that is not done; return all of them in order."""
+    """Write every block that is not done, up to the target; return all of them in order."""
+    target = template.options.target_tokens
+    if is_enough(done, target):
+        return cut_at_target(done, template)
 
     def tasks() -> Iterator[Task]:
         for number, block in enumerate(blocks(stream, template.options.block_chars)):
@@ -202,42 +209,11 @@ def write_blocks(
             finished[block.number] = block
             tokens = sum(shard.tokens for b in finished.values() for shard in b.shards)
             report(f"[shard] {template.segment}: block {block.number}, {tokens / 1e6:.1f} M tokens")
+            if is_enough(finished, target):
+                break
+    if is_enough(finished, target):
+        return cut_at_target(finished, template)
     return [finished[number] for number in sorted(finished)]
-
-
-def write_block(task: Task) -> Block:
-    """Tokenize and write one block, then record that it is done. Runs in workers and engines."""
-    tokenizer = cached_tokenizer(task.tokenizer_path)
-    counts: Counter[str] = Counter()
-    by_split: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for record in task.records:
-        split = record.split or split_of_content(record.text, task.options.held_out)
-        injected = inject(record.text, task.options.injection)
-        counts.update(injected.counts)
-        by_split[split].append(injected.text)
-    piece_bytes = original_bytes() if task.options.injection.rewrites else {}
-    lengths_S = byte_lengths(tokenizer, piece_bytes)
-    shards = []
-    for split, texts in by_split.items():
-        if texts:
-            ids = encode_all(texts, tokenizer)
-            place = (task.folder, task.segment, split, task.number)
-            shards.append(write_shard(*place, ids, tokenizer, lengths_S))
-    block = Block(task.number, shards, dict(counts))
-    row = {**block._asdict(), "shards": [asdict(shard) for shard in shards]}
-    write_json(task.folder / PROGRESS / f"block-{task.number:06d}.json", row)
-    return block
-
-
-@functools.lru_cache(2)
-def cached_tokenizer(path: Path) -> Tokenizer:
-    return load_tokenizer(path)
-
-
-def encode_all(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """Yield the token ids of each text, a bounded number of texts at a time."""
-    for group in blocks((Record(text) for text in texts), ENCODE_CHARS):
-        yield from tokenizer.encode_batch([record.text for record in group])
 
 
 def describe(
@@ -256,10 +232,13 @@ def describe(
         "problems": problems.as_dict(),
         "unread": problems.summary(),
         "held_out": options.held_out,
+        "target_tokens": options.target_tokens,
+        "drills": options.drills,
+        "unique_tokens": train_tokens(finished),
     }
     if options.injection.rewrites:
         about["injection"] = {**asdict(options.injection), **injected}
-        about["piece_bytes"] = original_bytes()
+        about["piece_bytes"] = original_bytes(options.injection)
     return about
 
 
@@ -273,6 +252,8 @@ def shard_stats(store: TokenStore, spec: SourceSpec, seq_len: int) -> dict[str, 
         "records": sum(shard.documents for shard in store.shards),
         "sequences": tokens // seq_len,
         "tokens": tokens,
+        "unique_tokens": sum(s.tokens for s in store.shards if s.split == "train"),
+        "domain_tokens": sum(s.symbols for s in store.shards if s.split == "train"),
         "bytes": sum(shard.bytes for shard in store.shards),
         "shards": len(store.shards),
         "output_dir": str(store.root),

@@ -13,7 +13,8 @@ from small_data import synthetic_source
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.prepare.engine import EngineOptions, copy_store, run_engine
 from nested_jax.data.prepare.filtering import FilterOptions, filter_source
-from nested_jax.data.prepare.shard_corpus import ShardOptions, shard_source
+from nested_jax.data.prepare.shard_block import ShardOptions
+from nested_jax.data.prepare.shard_corpus import shard_source
 from nested_jax.data.shards import TokenStore, open_store
 from nested_jax.data.tokenizers.tokenizer import Tokenizer
 

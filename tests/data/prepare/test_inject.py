@@ -12,7 +12,7 @@ from small_data import synthetic_source
 
 from nested_jax.data.prepare.inject import (
     FORMS,
-    SYMBOLS,
+    PAIRS,
     Injection,
     check_symbols,
     inject,
@@ -67,12 +67,12 @@ def test_counts_rate_and_determinism() -> None:
 @pytest.fixture(scope="module")
 def symbolic() -> Tokenizer:
     texts = [synthetic_source(i) for i in range(200)]
-    return train_tokenizer(texts, 480, symbols=SYMBOLS)
+    return train_tokenizer(texts, 480, symbols=PAIRS)
 
 
 def test_bytes_are_those_of_the_original(symbolic: Tokenizer) -> None:
-    check_symbols(symbolic)
-    lengths_S = byte_lengths(symbolic, original_bytes())
+    check_symbols(symbolic, ALL)
+    lengths_S = byte_lengths(symbolic, original_bytes(ALL))
     for form in FORMS:
         text = f"so {form.format(7, 8)} it is, {form.format(0, 9)}."
         ids = symbolic.encode(inject(text, ALL).text)
@@ -82,7 +82,7 @@ def test_bytes_are_those_of_the_original(symbolic: Tokenizer) -> None:
 
 def test_a_tokenizer_without_the_symbols(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match=r"lacks 107 symbols .* --symbols mul_tokens"):
-        check_symbols(tokenizer)
+        check_symbols(tokenizer, ALL)
 
 
 def test_files(tmp_path: Path) -> None:
@@ -101,7 +101,17 @@ def test_files(tmp_path: Path) -> None:
         rewrite_file(tmp_path / "x", b, ALL, column="text", restoring=False)
 
 
-@pytest.mark.parametrize("fields", [{"condition": "more"}, {"rate": 1.5}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"condition": "more"},
+        {"rate": 1.5},
+        {"scheme": "more"},
+        {"scheme": "facts", "rule": "more"},
+        {"rule": "original"},
+        {"condition": "mul_placebo"},
+    ],
+)
 def test_bad_injection(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="wants"):
         Injection(**fields)

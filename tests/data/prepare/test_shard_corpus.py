@@ -18,10 +18,9 @@ from small_data import synthetic_source
 
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.prepare.audit import document_lengths, stats
-from nested_jax.data.prepare.inject import SYMBOLS, Injection
+from nested_jax.data.prepare.inject import PAIRS, Injection
+from nested_jax.data.prepare.shard_block import PROGRESS, ShardOptions
 from nested_jax.data.prepare.shard_corpus import (
-    PROGRESS,
-    ShardOptions,
     shard_source,
     shard_stats,
 )
@@ -36,7 +35,8 @@ SHARDER = """
 import sys
 from pathlib import Path
 from nested_jax.data.manifest import SourceSpec
-from nested_jax.data.prepare.shard_corpus import ShardOptions, shard_source
+from nested_jax.data.prepare.shard_block import ShardOptions
+from nested_jax.data.prepare.shard_corpus import shard_source
 corpus, tokenizer, folder, workers, block = sys.argv[1:]
 if __name__ == "__main__":
     print("begins", flush=True)
@@ -234,7 +234,7 @@ def test_injection_reports_and_counts_original_bytes(tmp_path: Path) -> None:
     texts = [synthetic_source(i) + f"# {i % 10} * {i // 10} = ?\n" for i in range(60)]
     corpus, model = tmp_path / "c.jsonl", tmp_path / "tokenizer.model"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    model.write_bytes(train_tokenizer(texts, 480, symbols=SYMBOLS).model)
+    model.write_bytes(train_tokenizer(texts, 480, symbols=PAIRS).model)
     shard(corpus, model, tmp_path / "base")
     shard(corpus, model, tmp_path / "mul", injection=Injection("mul_tokens"))
     base, mul = open_store(tmp_path / "base"), open_store(tmp_path / "mul")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
+import types
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 from nested_jax.data import records as json_lines_module
 from nested_jax.data.manifest import SourceSpec, load_manifest, make_manifest
 from nested_jax.data.prepare import text_sources
+from nested_jax.data.prepare.hf_source import download, unbroken
 from nested_jax.data.prepare.text_sources import records
 from nested_jax.data.records import Problems, Record
 from nested_jax.data.streams import find_files
@@ -192,8 +196,6 @@ def test_wrong_column_and_nothing_there(
 
 
 def test_hugging_face_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install 'nested-jax\[hf\]'"):
         texts("hf:some/name")
@@ -253,3 +255,78 @@ def test_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_manifests(sources: list[dict[str, object]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_manifest({"name": "m", "sources": sources}, "m.py")
+
+
+def quiet(_: object) -> None:
+    pass
+
+
+class Stream:
+    """A streamed data set that breaks at given rows, once each, as `datasets` hands them out."""
+
+    def __init__(self, rows: int, breaks: list[int], error: Exception) -> None:
+        self.rows, self.breaks, self.error, self.at = rows, list(breaks), error, 0
+
+    def state_dict(self) -> int:
+        return self.at
+
+    def load_state_dict(self, state: int) -> None:
+        self.at = state
+
+    def __iter__(self) -> Iterator[int]:
+        while self.at < self.rows:
+            if self.at in self.breaks:
+                self.breaks.remove(self.at)
+                raise self.error
+            self.at += 1
+            yield self.at - 1
+
+
+@pytest.mark.parametrize("breaks", [[], [0], [3, 3, 2500, 2999], [1000, 2000]])
+def test_a_broken_stream_goes_on(breaks: list[int]) -> None:
+    said: list[str] = []
+    pauses: list[float] = []
+    stream = Stream(3000, breaks, ConnectionResetError("reset"))
+    assert list(unbroken(stream, "hf:x", said.append, pauses.append)) == list(range(3000))
+    assert len(said) == len(breaks) == len(pauses)
+    if breaks[:2] == [3, 3]:
+        assert pauses == [1.0, 2.0, 1.0, 1.0]
+        assert said[0] == "hf:x, row 3: broke (ConnectionResetError: reset); trying again in 1 s"
+
+
+def test_a_stream_that_stays_broken() -> None:
+    stream = Stream(9, [5] * 20, TimeoutError("slow"))
+    with pytest.raises(ValueError, match=r"hf:x, row 5: broke 9 times in a row, last with Timeout"):
+        list(unbroken(stream, "hf:x", quiet, quiet))
+    with pytest.raises(KeyError):
+        list(unbroken(Stream(9, [5], KeyError("column")), "hf:x", quiet, quiet))
+
+
+def test_download_goes_on_and_is_read_as_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[dict[str, object]] = []
+
+    def snapshot_download(name: str, **how: object) -> None:
+        tries.append({"name": name, **how})
+        if len(tries) < 3:
+            raise ConnectionError("gone")
+        folder = tmp_path / "raw/sample/10BT"
+        folder.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(
+            arrow.table({"text": ["a", "b"], "dump": ["x", "y"]}), folder / "0.parquet"
+        )
+
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    spec = load_manifest("configs/data/fineweb_edu.py").sources[0]
+    local = download(spec, tmp_path / "raw", quiet, quiet)
+    assert len(tries) == 3
+    assert tries[0]["name"] == "HuggingFaceFW/fineweb-edu"
+    assert tries[0]["allow_patterns"] == "sample/10BT/*.parquet"
+    assert [r.text for r in records(local, Problems(local), quiet)] == ["a", "b"]
+    with pytest.raises(ValueError, match="has no such files"):
+        download(replace(spec, data_files="x/*.parquet"), tmp_path / "raw", quiet, quiet)
+    with pytest.raises(ValueError, match="wants a data set of the Hub"):
+        download(SourceSpec(dataset="folder"), tmp_path, quiet, quiet)

@@ -21,7 +21,7 @@ from eval.proof.same_text import text_lines
 from eval.proof.suites import SUITES, text
 from nested_jax.config import load_config
 from nested_jax.config.schema import to_dict
-from nested_jax.data.pipeline import valid_batches
+from nested_jax.data.held_out import valid_batches
 from nested_jax.files import write_json
 from nested_jax.models.lm import build_model
 from nested_jax.outer_loss import loss_fn

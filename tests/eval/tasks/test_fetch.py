@@ -23,7 +23,8 @@ LETTERS = {"choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]}, "answ
 ROWS = {
     "piqa": {"goal": "Go?", "sol1": "a", "sol2": "b", "label": 1},
     "hellaswag": {
-        "activity_label": "Roof", "ctx_a": "A man sits. [step]", "ctx_b": "he",
+        "activity_label": "Roof", "ctx": "A man sits. [step] he",
+        "ctx_a": "A man sits. [step]", "ctx_b": "he",
         "endings": ["runs [title] on.", "sits."], "label": "1",
     },
     "winogrande": {"sentence": "Al saw _ go.", "option1": "Bo", "option2": "Cy", "answer": "2"},

@@ -1,0 +1,1 @@
+"""Supervised examples: conversations in JSON lines to tokens, and which of them are learned."""
