@@ -18,25 +18,28 @@ from nested_jax.data.tokenizers.tokenizer import Tokenizer
 DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 # A minus after a digit, a letter or a bracket takes away; it is no sign: 5-3 ends with 3.
 NUMBER = re.compile(rf"(?:(?<![\w)\]])(-)\s?)?(?:\$\s?(-)?)?({DIGITS})")
-MARKED = re.compile(rf"####\s*(-)?\s*\$?\s*(-)?({DIGITS})")
+MARK = re.compile(r"####\s*")
 EQUATION = re.compile(rf"[ ]*(?:[*x\u00d7+/-]|times|plus)[ ]*\$?(?:{DIGITS})|[ ]*=[ ]*")
 EXPRESSION = re.compile(r"[0-9.+*/() -]{1,64}")
 
 
-def value(sign: bool, digits: str) -> Fraction:
-    number = Fraction(digits.replace(",", ""))
-    return -number if sign else number
+def read(match: re.Match[str]) -> Fraction:
+    """Return the value of a match of `NUMBER`."""
+    number = Fraction(match[3].replace(",", ""))
+    return -number if match[1] or match[2] else number
 
 
 def numbers(text: str) -> list[Fraction]:
     """Return every number of a text; commas, a dollar sign and a final full stop are no part."""
-    return [value(bool(m[1] or m[2]), m[3]) for m in NUMBER.finditer(text)]
+    return [read(match) for match in NUMBER.finditer(text)]
 
 
 def strict(text: str) -> Fraction | None:
-    """Return the first number after ``####``; None where there is none."""
-    found = MARKED.search(spelled_out(text))
-    return value(bool(found[1] or found[2]), found[3]) if found else None
+    """Return the first number right after ``####``; None where there is none."""
+    text = spelled_out(text)
+    found = (NUMBER.match(text, mark.end()) for mark in MARK.finditer(text))
+    begin = next((number for number in found if number), None)
+    return None if begin is None else result_of(text, begin)
 
 
 def flexible(text: str) -> Fraction | None:
@@ -55,15 +58,18 @@ def first(text: str) -> Fraction | None:
     """Return the first number; where it begins an equation, what stands after the ``=``."""
     text = spelled_out(text)
     begin = NUMBER.search(text)
-    if begin is None:
-        return None
+    return None if begin is None else result_of(text, begin)
+
+
+def result_of(text: str, begin: re.Match[str]) -> Fraction | None:
+    """Return a number, or the result of the equation that it begins; None if that has none."""
     at = begin.end()
     while step := EQUATION.match(text, at):
         at = step.end()
         if step[0].strip() == "=":
-            result = NUMBER.match(text, at)
-            return value(bool(result[1] or result[2]), result[3]) if result else None
-    return value(bool(begin[1] or begin[2]), begin[3])
+            begin_of_result = NUMBER.match(text, at)
+            return read(begin_of_result) if begin_of_result else None
+    return read(begin)
 
 
 def without_symbols(text: str) -> str:

@@ -11,6 +11,7 @@
     check          the hash of a tokenizer
     coverage       how words fall into tokens, and a guard against a baseline
     inject         rewrite chosen spans as symbols, and back
+    conversations  of the Hub or of files -> JSON lines for fine-tuning
     engine         filter and shard on a Ray cluster, to any fsspec path
     copy           copy shards between folders and fsspec paths, verified
 
@@ -33,6 +34,7 @@ from nested_jax.data.cache import cache_root
 from nested_jax.data.manifest import Manifest, load_manifest, parse
 from nested_jax.data.pipeline import open_data
 from nested_jax.data.prepare import audit, corpus_tokenizer, flags, recipes, shard_corpus
+from nested_jax.data.prepare.conversations import write_conversations
 from nested_jax.data.prepare.engine import EngineOptions, copy_store, run_engine
 from nested_jax.data.prepare.filtering import filter_source
 from nested_jax.data.prepare.hf_source import download
@@ -219,6 +221,14 @@ def run_inject(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_conversations(args: argparse.Namespace) -> int:
+    """Write conversations as JSON lines for fine-tuning; --limit takes the first ones."""
+    (spec,) = flags.sources_of(args)
+    counts = write_conversations(spec, Path(args.output), say)
+    emit({"dataset": spec.dataset, "output": args.output, **counts}, "")
+    return 0
+
+
 def run_engine_command(args: argparse.Namespace) -> int:
     """Filter and shard on Ray, one task per file, writing to any fsspec path."""
     options = EngineOptions(
@@ -299,6 +309,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Command]] =
     "check": (flags.check_flags, run_check),
     "coverage": (flags.coverage_flags, run_coverage),
     "inject": (flags.inject_flags, run_inject),
+    "conversations": (flags.conversation_flags, run_conversations),
     "engine": (flags.engine_flags, run_engine_command),
     "copy": (flags.copy_flags, run_copy),
 }

@@ -257,6 +257,11 @@ def inject_flags(parser: argparse.ArgumentParser) -> None:
     injection_flags(parser)
 
 
+def conversation_flags(parser: argparse.ArgumentParser) -> None:
+    source_flags(parser)
+    add(parser, "--output", required=True, help="JSON lines, for configs/sft.py")
+
+
 def engine_flags(parser: argparse.ArgumentParser) -> None:
     source_flags(parser)
     filter_flags(parser)

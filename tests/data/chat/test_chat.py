@@ -14,8 +14,10 @@ from nested_jax.config.run import ChatConfig
 from nested_jax.data.chat.store import chat_store
 from nested_jax.data.chat.templates import TEMPLATES, Message, messages_of
 from nested_jax.data.held_out import target_bytes, valid_batches
+from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.packing import ExampleSource, PackedSource, packed
 from nested_jax.data.pipeline import make_train_iterator, prepare
+from nested_jax.data.prepare.conversations import write_conversations
 from nested_jax.data.prepare.products import FACTS
 from nested_jax.data.shards import TokenStore
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
@@ -242,10 +244,10 @@ def test_a_train_file_alone_holds_some_out(tmp_path: Path, model: Path) -> None:
         ({}, "fits no template; .* has nothing"),
         ({"question": "a", "answer": 5}, "answer=5: wants a string"),
         ({"messages": []}, r"messages=\[\]: has no answer"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "has no answer"),
+        ({"messages": [{"role": "user", "content": "a"}]}, r"messages=\['user'\]: has no answer"),
         (
             {"messages": [{"role": "tool", "content": "a"}]},
-            "role='tool': wants one of system, user",
+            r"messages\[0\]: role='tool': wants one of system, user",
         ),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]=.*: wants {role, content}"),
         ({"messages": "a"}, "messages='a': wants a list of turns"),
@@ -280,3 +282,22 @@ def test_examples_of_ordinary_shards(store: TokenStore) -> None:
     sources = [kind(store, shards, seq_len=512, align=1) for kind in (ExampleSource, PackedSource)]
     sums = [sum(int(s[i]["weights_BT"].sum()) for i in range(len(s))) for s in sources]
     assert sums[0] == sums[1]
+
+
+def test_conversations_of_parquet_and_json_lines(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [{"messages": [m._asdict() for m in TURNS]}, {"messages": [TURNS[0]._asdict()]}] * 3
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    write(tmp_path / "b.jsonl", rows)
+    for name in ("a.parquet", "b.jsonl"):
+        said: list[str] = []
+        spec = SourceSpec(dataset=str(tmp_path / name), limit=2)
+        counts = write_conversations(spec, tmp_path / "out.jsonl", said.append)
+        assert counts == {"written": 2, "left_out": 1}
+        assert "has no answer" in said[0]
+        lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert lines == [rows[0]] * 2
+    write(tmp_path / "c.jsonl", rows[1:2])
+    with pytest.raises(ValueError, match="has no conversation"):
+        write_conversations(SourceSpec(dataset=str(tmp_path / "c.jsonl")), tmp_path / "d", print)
+    assert not (tmp_path / "d").exists()
