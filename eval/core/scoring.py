@@ -319,7 +319,9 @@ class Scorer:
             last_B = block_BT[:, -1]
             tokens = np.concatenate([tokens, block_BT[:used]], axis=1)
             if force:
-                forced = [follow or force(row) for follow, row in zip(forced, tokens, strict=True)]
+                forced = [
+                    follow or list(force(row)) for follow, row in zip(forced, tokens, strict=True)
+                ]
             rows = [stop(row[:max_tokens]) for row in tokens]
             if tokens.shape[1] >= max_tokens or all(row.ended for row in rows):
                 return rows

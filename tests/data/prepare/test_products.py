@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,11 @@ def test_bits_per_byte_count_the_original(tmp_path: Path, injection: Injection) 
         firsts = sum(shard.bytes - shard.target_bytes for shard in opened.select("valid"))
         assert sizes[-1] == size - firsts
         assert prepare(cfg).rewritten == (opened is store)
+        joined = replace(cfg, documents="joined")
+        batches = valid_batches(joined, batch_size=3, align=1)
+        (shard, *_) = opened.select("valid")
+        first = opened.piece_byte_lengths[np.fromfile(opened.root / shard.file, opened.dtype)[0]]
+        assert target_bytes(batches, opened.piece_byte_lengths) == size - first
 
 
 def test_drills_are_in_train_only(tmp_path: Path) -> None:

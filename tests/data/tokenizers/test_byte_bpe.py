@@ -14,7 +14,8 @@ import pytest
 from nested_jax.config import DataConfig
 from nested_jax.data.__main__ import main
 from nested_jax.data.cache import cache_root
-from nested_jax.data.pipeline import open_data, prepare, valid_batches
+from nested_jax.data.held_out import valid_batches
+from nested_jax.data.pipeline import open_data, prepare
 from nested_jax.data.tokenizers import gpt2_files
 from nested_jax.data.tokenizers.byte_bpe import (
     BYTE_ORDER,

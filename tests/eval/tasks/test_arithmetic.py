@@ -125,7 +125,7 @@ def test_an_answer_without_a_number(place: Place, tmp_path: Path, capsys: Any) -
     write_rows(tmp_path / "gsm8k/test.jsonl.gz", [{"question": "a", "answer": "b"}])
     words = ["gsm8k", "--checkpoint", str(place.run), "--data-root", str(tmp_path)]
     assert main(words) == 2
-    assert "test.jsonl.gz:1: answer='b': wants #### NUMBER" in capsys.readouterr().err
+    assert "test.jsonl:1: answer='b': wants #### NUMBER" in capsys.readouterr().err
 
 
 # --- the completion protocol ---------------------------------------------------------------------
