@@ -86,7 +86,9 @@ def read_result(file: Path) -> dict[str, Any]:
 
 
 FLAGS = (
-    flag("files", None, "files of results, or folders of them", type=Path, nargs="+", metavar="FILE"),
+    flag(
+        "files", None, "files of results, or folders of them", type=Path, nargs="+", metavar="FILE"
+    ),
     flag("--out", None, "Markdown file; else it is printed", makes="file", type=Path),
 )
 COMMAND = Command("summary", "Markdown of result files", __doc__, FLAGS, summarize)
