@@ -19,7 +19,9 @@ import re
 import sys
 from pathlib import Path
 
-from eval.tasks.evaluators import make_evaluators
+import jax
+
+from eval.tasks.evaluators import make_evaluators, sentences
 from nested_jax.config import load_config, parse_overrides
 from nested_jax.errors import NotWrittenError, raised_here, require
 from nested_jax.machine import quiet_libraries
@@ -37,7 +39,10 @@ def main(arguments: list[str]) -> int:
         cfg = load_config(flags.config, parse_overrides(overrides))
         start_processes(processes(flags))
         evaluators = make_evaluators(cfg)
-        train(cfg, flags.workdir or default_workdir(flags.config), evaluators)
+        summary = train(cfg, flags.workdir or default_workdir(flags.config), evaluators)
+        if jax.process_index() == 0:
+            for line in sentences(summary.scores):
+                print(line)
     except OSError as error:
         return failed("error", error, 2)
     except ValueError as error:

@@ -33,6 +33,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         common.teach_on(cfg, chunk=64, periods=(64, 256))
         cfg.model.mlp_hidden = 256  # of every CMS level
         cfg.teach.remat = "none"  # eight chunks fit in memory
+        cfg.train.eval_tasks = ("repeat",)  # what a passage is worth that it read 1,024 tokens ago
     else:
         cfg.model.window = 512
         common.teach_on(cfg, chunk=128, periods=(128, 512))

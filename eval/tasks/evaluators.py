@@ -1,47 +1,57 @@
-"""Evaluators that run inside training: ``train.eval_tasks=("piqa", "hellaswag")``."""
+"""Evaluators that run inside training: ``train.eval_tasks=("piqa", "repeat:512,2048")``."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from eval.core.datasets import DataRoot
+from eval.core.flags import parse_lengths
+from eval.core.memory import Memorizer
+from eval.core.memory_options import MemorizeOptions
 from eval.core.reader import ModelReader
 from eval.core.scoring import Scorer
 from eval.core.subject import Subject
+from eval.tasks import repeat
 from eval.tasks.zeroshot import encode, judge, score, summarize
 from eval.tasks.zeroshot_files import SETS, Question
-from nested_jax.config import Config
+from nested_jax.config import Config, MeshConfig
 from nested_jax.data.pipeline import prepare
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
 from nested_jax.errors import require
+from nested_jax.sharding import make_mesh
 from nested_jax.train.record import Evaluator
 from nested_jax.types import PyTree
 
 SAMPLES = 200  # questions of a task, the same at every evaluation
+REPEAT, PASSAGE, PASSAGES = "repeat", 128, 8  # the name, tokens of a passage, their number
+DISTANCE = "1024"  # tokens between the readings, where none is given
 
 
 def make_evaluators(cfg: Config) -> list[Evaluator]:
     """Return one evaluator for each of ``train.eval_tasks``; their files are read here.
 
     Raises:
-      ValueError: an unknown task, or one whose file is missing.
+      ValueError: an unknown task, one whose file is missing, or whose text is too short.
     """
-    evaluators = []
-    for name in cfg.train.eval_tasks:
-        known = f"wants some of {', '.join(SETS)}"
-        require(name in SETS, "train.eval_tasks", cfg.train.eval_tasks, known)
-        evaluators.append(ZeroShotEvaluator(name, list(SETS[name].questions(DataRoot(), SAMPLES))))
-    require(
-        not evaluators or jax.process_count() == 1,
-        "train.eval_tasks",
-        cfg.train.eval_tasks,
-        "tasks are evaluated in one process",
-    )
-    return list(evaluators)
+    evaluators: list[Evaluator] = []
+    for task in cfg.train.eval_tasks:
+        name, colon, distances = task.partition(":")
+        known = f"wants some of {REPEAT}, {REPEAT}:512,2048, {', '.join(SETS)}"
+        right = name == REPEAT or (name in SETS and not colon)
+        require(right, "train.eval_tasks", cfg.train.eval_tasks, known)
+        if name == REPEAT:
+            found = parse_lengths(distances if colon else DISTANCE, f"train.eval_tasks {task}")
+            evaluators.append(RepeatEvaluator(sorted(found)))
+        else:
+            questions = list(SETS[name].questions(DataRoot(), SAMPLES))
+            evaluators.append(ZeroShotEvaluator(name, questions))
+    return evaluators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +62,72 @@ class ZeroShotEvaluator:
     questions: list[Question]
 
     def __call__(self, model: Any, params: PyTree, cfg: Config, step: int) -> dict[str, float]:
-        mesh = jax.tree.leaves(params)[0].sharding.mesh
-        tokenizer = run_tokenizer(cfg)
-        subject = Subject(
-            name="training",
-            cfg=cfg,
-            step=step,
-            tokenizer=tokenizer,
-            scorer=Scorer(ModelReader(model, params, mesh, tokenizer.vocab_size)),
-            parameters=0,
-        )
+        subject = subject_in_training(model, params, cfg, step)
         rows = judge(self.questions, score(subject, encode(subject, self.questions)))
         found = summarize(SETS[self.name].kind, self.questions, rows)
         return {f"{self.name}/acc": found["acc"], f"{self.name}/chance": found["chance"]}
+
+
+class RepeatEvaluator:
+    """Reads held-out passages twice, see eval/tasks/repeat.py, without and with writes.
+
+    Returns ``repeat/DISTANCE/gain`` and ``/written`` in bits per token, and their standard errors.
+    What it compiles serves all evaluations.
+    """
+
+    def __init__(self, distances: list[int]) -> None:
+        self.distances = distances
+        self.writer: Memorizer | None = None
+        self.items: list[repeat.Item] = []
+
+    def __call__(self, model: Any, params: PyTree, cfg: Config, step: int) -> dict[str, float]:
+        subject = subject_in_training(model, params, cfg, step)
+        if self.writer is None:
+            longest = self.distances[-1] + 2 * PASSAGE
+            subject.scorer.check(longest)
+            texts = repeat.held_out(subject, repeat.POOL * longest)
+            sizes = PASSAGE, self.distances[-1], PASSAGES
+            self.items = repeat.make_items(subject, "heldout", texts, *sizes, seed=0)
+            self.writer = Memorizer(subject, MemorizeOptions(on=True))
+        self.writer.reader.params = subject.model_reader.params
+        subject.scorer.reader = self.writer.reader
+        found, *_ = repeat.measure(subject, self.items, self.distances, self.writer)
+        scores = {}
+        for distance, group in found.items():
+            for name, run in (("gain", group), ("written", group["memorized"])):
+                scores[f"{REPEAT}/{distance}/{name}"] = run["gain"]
+                scores[f"{REPEAT}/{distance}/{name}_stderr"] = run["gain_stderr"]
+        return scores
+
+
+def sentences(scores: Mapping[str, float]) -> list[str]:
+    """Return in words what evaluators have found that a reader of the log must be told."""
+    said = []
+    for name in (name for name in scores if name.endswith("/written")):
+        stem = name.removesuffix("/written")
+        written, gain = (
+            f"{scores[f'{stem}/{kind}']:.2f} ± {scores[f'{stem}/{kind}_stderr']:.2f}"
+            for kind in ("written", "gain")
+        )
+        said.append(
+            f"repeat: a held-out passage that it read {int(stem.split('/')[1]):,} tokens ago costs "
+            f"{written} bits per token less than one that it did not read; with writes off {gain}"
+        )
+    return said
+
+
+def subject_in_training(model: Any, params: PyTree, cfg: Config, step: int) -> Subject:
+    """Return the model as it is now, on the mesh of the run.
+
+    Where several processes train, each has the whole of it on a device of its own.
+    """
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    if jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)
+        mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
+    tokenizer = run_tokenizer(cfg)
+    scorer = Scorer(ModelReader(model, params, mesh, tokenizer.vocab_size))
+    return Subject("training", cfg, step, tokenizer, scorer, parameters=0)
 
 
 def silent(message: str) -> None:

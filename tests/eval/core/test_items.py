@@ -17,7 +17,7 @@ from eval.core.cli import Task
 from eval.core.items import items_sha256
 from eval.core.scoring import Scorer
 from eval.core.subject import Subject
-from eval.tasks import babi, books, classification, niah, passkey, perplexity, zeroshot
+from eval.tasks import babi, books, classification, niah, passkey, perplexity, repeat, zeroshot
 from eval.tasks.zeroshot_files import SETS
 from nested_jax.config import Config
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
@@ -31,6 +31,7 @@ TASKS: dict[str, tuple[Task, tuple[str, ...]]] = {
     "books": (books.TASK, ("--segment", "code")),
     "niah": (niah.TASK, (*NEEDLES, "--variants", "s1,mq")),
     "passkey": (passkey.TASK, NEEDLES),
+    "repeat": (repeat.TASK, ("--texts", "code", "--passage", "16", "--distances", "9,40")),
     "babi": (babi.TASK, (*NEEDLES[:1], "1500", *NEEDLES[2:], "--tasks", "qa1")),
     "classification": (classification.TASK, LABELS),
 }
