@@ -1,7 +1,7 @@
 """Learning curves of runs: ``python -m eval curves RUN... --out curves.png``.
 
-Panels: loss, perplexity, auxiliary loss, bits per byte, and the accuracy of each of
-train.eval_tasks at its checkpoints (dotted: chance), each where a run has it. Solid lines are
+Panels: loss, perplexity, auxiliary loss, bits per byte, and what each of train.eval_tasks has found
+at its checkpoints (dotted: chance, or without writes), each where a run has it. Solid lines are
 training values, dashed ones with dots held-out. Held-out losses of different texts are refused;
 runs that were not trained on the same rows in the same order are named below the plot. Exit status:
 0 done, 2 bad input.
@@ -37,7 +37,7 @@ from nested_jax.losses import perplexity
 
 METRICS = "metrics.jsonl"
 ENDINGS = (".png", ".pdf", ".svg")
-MEASURES = ("acc", "accuracy", "loss")  # of a group; the first that it has is drawn
+MEASURES = ("acc", "accuracy", "gain", "loss")  # of a group; the first that it has is drawn
 COLUMNS = 5  # panels side by side
 AXES = {"tokens": "tokens", "step": "steps", "seconds": "seconds of training"}
 
@@ -182,6 +182,10 @@ def task_panels(runs: Sequence[Run]) -> list[Panel]:
     fields = dict.fromkeys(field for run in runs for line in run.lines for field in line)
     names = [field.removesuffix("/acc") for field in fields if field.endswith("/acc")]
     panels = [Panel(f"{n}: accuracy", "", f"{n}/acc", chance=f"{n}/chance") for n in names]
+    panels += [
+        Panel(f"{n}: bits per token, written", "", f"{n}/written", chance=f"{n}/gain")
+        for n in (f.removesuffix("/written") for f in fields if f.endswith("/written"))
+    ]
     ends = tuple(f": {measure}" for measure in MEASURES)
     return panels + [Panel(field, "", field) for field in fields if field.endswith(ends)]
 

@@ -28,6 +28,7 @@ PRESETS: dict[str, dict[str, list[str]]] = {
         "books": ["--max-samples", "2", "--context-tokens", "1024"],
         "niah": ["--context-lengths", "256", "--samples-per-length", "10"],
         "passkey": ["--context-lengths", "256", "--samples-per-length", "10"],
+        "repeat": ["--distances", "256", "--passages", "4"],
     },
     "pilot": {
         "zeroshot": ["--max-samples", "1000"],
@@ -36,6 +37,7 @@ PRESETS: dict[str, dict[str, list[str]]] = {
         "niah": ["--context-lengths", "512,1024,2048"],
         "passkey": ["--context-lengths", "512,1024,2048"],
         "babi": ["--context-lengths", "512,1024,2048"],
+        "repeat": ["--segments", "literary_novels,code,random"],
         "continual": [],
     },
     "full": {
@@ -45,6 +47,7 @@ PRESETS: dict[str, dict[str, list[str]]] = {
         "niah": ["--context-lengths", "512,1024,2048", "--samples-per-length", "500"],
         "passkey": ["--context-lengths", "512,1024,2048", "--samples-per-length", "500"],
         "babi": ["--context-lengths", "512,1024,2048", "--samples-per-length", "500"],
+        "repeat": ["--segments", "literary_novels,code,random", "--passages", "100"],
         "continual": [],
     },
 }

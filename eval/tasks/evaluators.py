@@ -23,7 +23,7 @@ from eval.tasks.zeroshot_files import SETS, Question
 from nested_jax.config import Config, MeshConfig
 from nested_jax.data.pipeline import prepare
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
-from nested_jax.errors import require
+from nested_jax.errors import raised_here, require
 from nested_jax.sharding import make_mesh
 from nested_jax.train.record import Evaluator
 from nested_jax.types import PyTree
@@ -47,7 +47,7 @@ def make_evaluators(cfg: Config) -> list[Evaluator]:
         require(right, "train.eval_tasks", cfg.train.eval_tasks, known)
         if name == REPEAT:
             found = parse_lengths(distances if colon else DISTANCE, f"train.eval_tasks {task}")
-            evaluators.append(RepeatEvaluator(sorted(found)))
+            evaluators.append(RepeatEvaluator(sorted(found), asked=bool(colon)))
         else:
             questions = list(SETS[name].questions(DataRoot(), SAMPLES))
             evaluators.append(ZeroShotEvaluator(name, questions))
@@ -75,20 +75,37 @@ class RepeatEvaluator:
     What it compiles serves all evaluations.
     """
 
-    def __init__(self, distances: list[int]) -> None:
-        self.distances = distances
+    def __init__(self, distances: list[int], asked: bool = True) -> None:
+        self.distances, self.asked = distances, asked
         self.writer: Memorizer | None = None
         self.items: list[repeat.Item] = []
+        self.fits = True
+
+    def prepare(self, subject: Subject, cfg: Config) -> None:
+        longest = self.distances[-1] + 2 * PASSAGE
+        subject.scorer.check(longest)
+        segments = repeat.run_segments(cfg, "valid")
+        texts = repeat.texts_of(subject, segments, "valid", longest)
+        sizes = PASSAGE, self.distances[-1], PASSAGES
+        self.items = repeat.make_items(subject, repeat.RUN, texts, *sizes, seed=0)
+        self.writer = Memorizer(subject, MemorizeOptions(on=True))
 
     def __call__(self, model: Any, params: PyTree, cfg: Config, step: int) -> dict[str, float]:
-        subject = subject_in_training(model, params, cfg, step)
-        if self.writer is None:
-            longest = self.distances[-1] + 2 * PASSAGE
-            subject.scorer.check(longest)
-            texts = repeat.held_out(subject, repeat.POOL * longest)
-            sizes = PASSAGE, self.distances[-1], PASSAGES
-            self.items = repeat.make_items(subject, "heldout", texts, *sizes, seed=0)
-            self.writer = Memorizer(subject, MemorizeOptions(on=True))
+        """Return the scores; none, which is said, where nobody asked for a distance that fits."""
+        if not self.fits:
+            return {}
+        try:
+            subject = subject_in_training(model, params, cfg, step)
+            if self.writer is None:
+                self.prepare(subject, cfg)
+        except ValueError as error:
+            if self.asked or not raised_here(error):
+                raise
+            self.fits = False
+            if jax.process_index() == 0:
+                print(f"repeat: not measured: {error}", flush=True)
+            return {}
+        assert self.writer is not None
         self.writer.reader.params = subject.model_reader.params
         subject.scorer.reader = self.writer.reader
         found, *_ = repeat.measure(subject, self.items, self.distances, self.writer)

@@ -7,8 +7,8 @@ the passage. With --memorize the inner loop writes while it reads; a token is sc
 write that it causes. beyond: the distance is longer than the rows of training, or than what
 attention reaches through all layers.
 
-Texts: heldout (of the run itself), natural (novels), code, and random (drawn tokens in held-out
-text); natural and code want data files.
+--segments takes names and places of text (docs/evaluation.md, Your text). run is the held-out text
+of the run as one; random is passages of drawn tokens between such text.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ import numpy as np
 
 from eval.core import plots
 from eval.core.cli import Findings, Task, data_root, with_memorized
-from eval.core.flags import choose, flag, parse_lengths
+from eval.core.flags import flag, parse_lengths
 from eval.core.items import ASKED, item_hash
 from eval.core.memory import Blank, Memorizer, memorizer_of
 from eval.core.requests import PIECE, bucket, pad, padded
 from eval.core.stats import bootstrap, mean_stderr
 from eval.core.subject import Subject
-from eval.tasks.perplexity import documents, stream_report, tokenized
+from eval.core.texts import ALL, READING_FLAGS, Segment, of_store, open_segments
+from eval.tasks.perplexity import stream_report, tokenized
 from nested_jax.config import Config
-from nested_jax.data.packing import map_tokens
 from nested_jax.data.pipeline import open_data
+from nested_jax.data.splits import SPLITS
 from nested_jax.errors import require
 from nested_jax.losses import bits_per
 
 DISTANCES = (128, 512, 1024, 2048, 8192)  # by default, as far as model and text hold them
-SEGMENTS = {"natural": "literary_novels", "code": "code"}  # of the data root
-TEXTS = ("heldout", *SEGMENTS, "random")
+RUN, RANDOM = "run", "random"  # words of --segments with a meaning of their own
 PARTS = (8, 32)  # tokens of the passage at which its parts end
-POOL = 8  # times the tokens of one reading: the text that is drawn from
+POOL = 32  # times the tokens of one reading: the text that is drawn from
 
 
 class Item(NamedTuple):
@@ -58,32 +58,44 @@ class Item(NamedTuple):
 # --- what is read --------------------------------------------------------------------------------
 
 
-def held_out(subject: Subject, most: int) -> list[list[int]]:
-    """Return held-out documents of the run, from the beginning of every shard.
+def run_segments(cfg: Config, split: str) -> list[Segment]:
+    """Return the segments that a run was trained on, as far as they have documents of a split.
 
     Raises:
-      ValueError: its data are not there, or are not those that it was trained with.
+      ValueError: a run of synthetic tasks, data that are not there, or no document.
     """
-    cfg, known = subject.cfg.data, subject.tokenizer.hash
-    store = open_data(cfg)
-    found = store.tokenizer.hash
-    want = f"has tokenizer {found[:12]}; this checkpoint was trained with {known[:12]}"
-    require(found == known, "data.source", cfg.source, want)
-    shards = store.select("valid", cfg.segments)
-    texts = []
-    for shard in shards:
-        tokens_T = map_tokens(store.root / shard.file, store.dtype)[: most // len(shards)]
-        ends = np.fromfile(store.root / shard.offsets_file, np.int64)[1:]
-        texts += [part.tolist() for part in np.split(tokens_T, ends[ends < len(tokens_T)])]
-    return [text[:-1] if text[-1:] == [store.tokenizer.eos_id] else text for text in texts]
+    data = cfg.data
+    require(not data.is_synthetic, "--segments", RUN, "wants a run of text; these are tasks")
+    store = open_data(data)
+    found = [
+        name
+        for name in data.segments or store.segments
+        if any(shard.documents for shard in store.select(split, (name,)))
+    ]
+    require(bool(found), "--split", split, f"{store.root} has no document of it")
+    return of_store(store, found, data.source)
 
 
-def texts_of(subject: Subject, kind: str, most: int, flags: argparse.Namespace) -> list[list[int]]:
-    """Return documents of a kind of text; `most` tokens are read at once."""
-    if kind not in SEGMENTS:
-        return held_out(subject, POOL * most)
-    found = documents(data_root(flags), SEGMENTS[kind], "test")
-    return [tokens for _, tokens in tokenized(subject, found, POOL * most, most)]
+def kinds_of(subject: Subject, flags: argparse.Namespace) -> dict[str, list[Segment]]:
+    """Return the segments of every kind of text of --segments: those of the run are one kind."""
+    kinds: dict[str, list[Segment]] = {}
+    for word in [word.strip() for word in flags.segments.split(",")]:
+        if word in (RUN, RANDOM):
+            kinds[word] = run_segments(subject.cfg, flags.split)
+            continue
+        own = argparse.Namespace(**{**vars(flags), "segments": word})
+        found = open_segments(own, data_root(flags), subject.cfg, (flags.split,))
+        kinds |= {segment.name: [segment] for segment in found}
+    return kinds
+
+
+def texts_of(
+    subject: Subject, segments: Sequence[Segment], split: str, most: int
+) -> list[list[int]]:
+    """Return the tokens of documents, as many of each segment; `most` are read at once."""
+    room = -(-POOL * most // len(segments))
+    parts = [tokenized(subject, segment.read(split), room, most) for segment in segments]
+    return [tokens for part in parts for _, tokens in part]
 
 
 def make_items(
@@ -105,12 +117,12 @@ def make_items(
     known = np.flatnonzero(subject.tokenizer.piece_byte_lengths > 0)
     items = []
     for number in range(count):
-        rng = np.random.default_rng([seed, TEXTS.index(kind), length, distance, number])
+        rng = np.random.default_rng([seed, length, distance, number])
         place = int(rng.integers(places.sum()))
         document = int(np.searchsorted(np.cumsum(places), place, "right"))
         at = place - int(places[:document].sum()) + int(lengths[:document].sum()) + document
         passage = joined[at : at + length]
-        if kind == "random":
+        if kind == RANDOM:
             passage = rng.choice(known, length).tolist()
         rest = joined[at + length :] + joined[:at]
         first = int(rng.integers(len(rest) - length - distance + 1))
@@ -226,26 +238,26 @@ def beyond(cfg: Config, length: int, distance: int) -> str:
 
 
 def to_read(
-    subject: Subject, kind: str, flags: argparse.Namespace
+    subject: Subject, segments: Sequence[Segment], flags: argparse.Namespace
 ) -> tuple[list[int], list[list[int]]]:
     """Return rising distances, by default those that model and text hold, and the documents."""
     room, limit = 2 * flags.passage, subject.reader.limit
     if flags.distances:
         distances = sorted(parse_lengths(flags.distances, "--distances"))
         subject.scorer.check(distances[-1] + room)
-        return distances, texts_of(subject, kind, distances[-1] + room, flags)
-    texts = texts_of(subject, kind, DISTANCES[-1] + room, flags)
+        return distances, texts_of(subject, segments, flags.split, distances[-1] + room)
+    texts = texts_of(subject, segments, flags.split, DISTANCES[-1] + room)
     most = min(limit or 1 << 62, sum(map(len, texts))) - room
     return [d for d in DISTANCES if d <= most] or [DISTANCES[0]], texts
 
 
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
     length, count = flags.passage, flags.max_samples or flags.passages
-    memorizer = memorizer_of(subject, flags)
+    kinds, memorizer = kinds_of(subject, flags), memorizer_of(subject, flags)
     metrics: dict[str, dict[str, Any]] = {}
     kept: list[dict[str, Any]] = []
-    for kind in choose(flags.texts, TEXTS, "--texts"):
-        distances, texts = to_read(subject, kind, flags)
+    for kind, segments in kinds.items():
+        distances, texts = to_read(subject, segments, flags)
         items = make_items(subject, kind, texts, length, distances[-1], count, flags.seed)
         found, base, after = measure(subject, items, distances, memorizer)
         for i, (distance, group) in enumerate(found.items()):
@@ -293,13 +305,14 @@ def draw(folder: Path, found: Findings) -> list[Path]:
     return [plots.save(fig, folder / "repeat.png")]
 
 
+FITS = "tokens between the readings (default: 128 to 8192, as far as model and text hold them)"
 FLAGS = (
-    flag(
-        "--distances", "", "tokens between the readings (default: 128 to 8192, as far as it fits)"
-    ),
+    flag("--distances", "", FITS),
     flag("--passage", 128, "tokens of a passage", least=2),
     flag("--passages", 16, "passages of each text", least=1),
-    flag("--texts", "heldout,random", f"all, or some of {', '.join(TEXTS)}"),
+    flag("--segments", f"{RUN},{RANDOM}", "run, random, and names and places of text"),
+    flag("--split", "valid", "of the texts", choices=(*SPLITS, ALL)),
+    *READING_FLAGS,
 )
 HELP = "a passage again: what reading it once has left, by distance"
 TASK = Task("repeat", HELP, __doc__, FLAGS, evaluate, draw)

@@ -162,7 +162,7 @@ class TrainConfig(Block):
     carry: Literal["none", "mixers", "all"] = "none"  # state of a stream that outlives its batch
     eval_every: Free[Size] = 250  # steps; 0 evaluates at the end only
     eval_batch_size: Free[Size] = 0  # rows; 0 takes batch_size / grad_accum
-    eval_tasks: Free[tuple[str, ...]] = ()  # evaluators that run beside the held-out loss
+    eval_tasks: Free[tuple[str, ...]] = ()  # "piqa", "repeat:512": run beside the held-out loss
     save_every: Free[Size] = 250  # steps; 0 saves at the end only
     keep_latest: Free[Count] = 2  # checkpoints
     keep_every: Free[Size] = 0  # steps; checkpoints at its multiples are kept for ever; 0 is none

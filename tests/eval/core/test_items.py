@@ -23,15 +23,16 @@ from nested_jax.config import Config
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
 VOCAB = 320
+CODE = ("--segments", "code", "--split", "test")
 NEEDLES = ("--context-lengths", "400", "--samples-per-length", "2", "--haystack", "noise")
 LABELS = ("--task-size", "2", "--tasks", "2", "--eval-per-label", "2", "--learners", "frozen")
 TASKS: dict[str, tuple[Task, tuple[str, ...]]] = {
     "zeroshot": (zeroshot.TASK, ("--tasks", "piqa,lambada", "--max-samples", "4")),
     "perplexity": (perplexity.TASK, ("--segments", "code")),
-    "books": (books.TASK, ("--segment", "code")),
+    "books": (books.TASK, ("--segments", "code")),
     "niah": (niah.TASK, (*NEEDLES, "--variants", "s1,mq")),
     "passkey": (passkey.TASK, NEEDLES),
-    "repeat": (repeat.TASK, ("--texts", "code", "--passage", "16", "--distances", "9,40")),
+    "repeat": (repeat.TASK, (*CODE, "--passage", "16", "--distances", "9,40")),
     "babi": (babi.TASK, (*NEEDLES[:1], "1500", *NEEDLES[2:], "--tasks", "qa1")),
     "classification": (classification.TASK, LABELS),
 }
