@@ -76,6 +76,8 @@ class Result(NamedTuple):
     failed: str
     dates: tuple[str, ...] = ()  # the day it ended, or the first and last that it may have
     positions: dict[str, Any] | None = None  # of positions.json, where that has been read
+    tasks: dict[str, Any] | None = None  # numbers of the budget's tasks, see measures.py
+    repeats: tuple[tuple[int, dict[str, float]], ...] = ()  # tokens, and passages read again
     known_from: str = ""  # the table that it was read from, where its files are lost
 
 
@@ -272,9 +274,15 @@ def read_result(cell: Cell, out: Path) -> Result:
         return Result(cell, {}, (), f"exit status {record['status']}: {record['error']}")
     file = workdir / "summary.json"
     ended = datetime.datetime.fromtimestamp(file.stat().st_mtime, datetime.UTC)
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     curve = tuple((line["step"], line["loss"]) for line in lines if line.get("loss") is not None)
-    return Result(cell, json.loads(file.read_text()), curve, "", (ended.date().isoformat(),))
+    repeats, tokens = [], 0
+    for line in lines:
+        tokens = line.get("tokens", tokens)
+        found = {k: v for k, v in line.items() if k.startswith("repeat/") and v is not None}
+        repeats += [(tokens, found)] if found else []
+    dates = (ended.date().isoformat(),)
+    return Result(cell, json.loads(file.read_text()), curve, "", dates, repeats=tuple(repeats))
 
 
 def state_size(cell: Cell) -> int:

@@ -38,16 +38,19 @@ from eval.proof.cells import (
     run_cell,
 )
 from eval.proof.documented import Known, beside, numbers, read_documented
+from eval.proof.measures import measure
 from eval.proof.plan import Budget, Suite
 from eval.proof.positions import positions
 from eval.proof.process import share_cores
 from eval.proof.records import add_records, read_lines, read_records
 from eval.proof.report import score_of, write_report
-from eval.proof.suites import REAL_TEXT, SUITES
+from eval.proof.suites import SUITES
+from eval.proof.text_suites import REAL_TEXT
 from nested_jax.errors import ROOT, require
 
 DEFAULT = ("formal", "mqar")  # suites
 MOST_JOBS = 2  # by default
+MODES = ("quick", "medium", "full")  # budgets beside the default
 # Flags that choose cells, and the value of a cell that they name.
 FILTERS: dict[str, Callable[[Cell], Any]] = {
     "model": lambda cell: cell.model,
@@ -83,6 +86,8 @@ class Proof:
         result = read_result(cell, self.out)
         if self.suite.measure == "position" and not result.failed:
             result = result._replace(positions=positions(result, self.out)._asdict())
+        if self.budget.tasks and not result.failed:
+            result = result._replace(tasks=measure(cell, self.out, self.budget.tasks))
         return result
 
     def recorded(self, cells: Sequence[Cell]) -> dict[str, Result]:
@@ -91,7 +96,8 @@ class Proof:
 
 
 def act(flags: argparse.Namespace) -> int:
-    require(not (flags.quick and flags.full), "--quick", True, "wants one of --quick and --full")
+    modes = [f"--{mode}" for mode in MODES if getattr(flags, mode)]
+    require(len(modes) < 2, modes[0] if modes else "", True, f"wants one of {', '.join(modes)}")
     # Counting parameters must not take the accelerator from the cells.
     jax.config.update("jax_platforms", "cpu")
     proofs = [proof_of(name, flags) for name in flags.suite or DEFAULT]
@@ -129,7 +135,9 @@ def interrupted(*_: object) -> None:
 
 
 def proof_of(name: str, flags: argparse.Namespace) -> Proof:
-    suite, mode = SUITES[name], "quick" if flags.quick else "full" if flags.full else "default"
+    suite, mode = SUITES[name], next((m for m in MODES if getattr(flags, m)), "default")
+    want = f"wants a budget of it: {', '.join(suite.budgets)}"
+    require(mode in suite.budgets, "--suite", name, want)
     budget = on_text(suite.budgets[mode], flags.text)
     report = flags.report or PAGES / f"{name}-{mode}.md"
     check_place("--report", report, "file")
@@ -156,7 +164,9 @@ def on_text(budget: Budget, folder: Path | None) -> Budget:
     """Return the budget with its cells on real text reading from `folder`."""
     if folder is None:
         return budget
-    require(folder.is_dir(), "--text", str(folder), "wants a folder of plain text")
+    want = "wants a folder of plain text, or the JSON of a mixture"
+    require(folder.is_dir() or folder.suffix == ".json", "--text", str(folder), want)
+    require(folder.exists(), "--text", str(folder), "is not there")
     source = f"data.source={folder.absolute()}"
     cases = (
         case._replace(overrides=(*case.overrides, source)) if case.config == REAL_TEXT else case
@@ -278,6 +288,7 @@ REPORT = "Markdown with tables; plots lie beside it; default docs/proof/SUITE-BU
 FLAGS = (
     flag("--suite", None, "repeatable; default formal and mqar", action="append", choices=SUITES),
     flag("--quick", False, "a budget of minutes on two cores"),
+    flag("--medium", False, "of text: days on two cores, 30 M tokens a run"),
     flag("--full", False, "the papers' settings, for a GPU"),
     flag(
         "--out",

@@ -40,6 +40,7 @@ class Budget(NamedTuple):
     batch: int  # rows per step
     rates: tuple[float, ...]  # peak learning rates, of which the best on the first test counts
     seeds: tuple[int, ...]
+    tasks: tuple[tuple[str, tuple[str, ...]], ...] = ()  # of eval/tasks, run after each cell
 
     def of(self, case: Case) -> Budget:
         """Return the budget of one case."""
@@ -59,7 +60,7 @@ class Budget(NamedTuple):
 class Suite(NamedTuple):
     title: str
     models: dict[str, Model]
-    budgets: dict[str, Budget]  # quick | default | full
+    budgets: dict[str, Budget]  # quick | default | medium | full
     published: Published | None
-    measure: str  # accuracy | position
+    measure: str  # accuracy | position | repeat
     reference: str = "hope"  # its parameters are what the others are brought to

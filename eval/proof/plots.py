@@ -11,6 +11,7 @@ import numpy as np
 
 from eval.core.plots import colors_of, figure, legend_beside, save
 from eval.proof.cells import Result, state_size
+from eval.proof.measures import by_distance, by_tokens
 from eval.proof.positions import by_position
 from eval.proof.published import RECALL_BY_STATE
 from nested_jax.data.synthetic.formal import Formal
@@ -35,6 +36,12 @@ def draw(folder: Path, name: str, proof: Any, chosen: Sequence[Any]) -> list[Pat
         paths += [learning_curves(folder / f"proof-{name}-curves.png", suite.title, runs, colors)]
     if suite.measure == "position":
         paths.append(by_position(folder / f"proof-{name}-position.png", proof, runs))
+    if any("repeat" in (run.tasks or {}) for one in runs for run in one.results):
+        path = folder / f"proof-{name}-repeat.png"
+        paths.append(by_distance(path, suite.title, runs, list(suite.models)))
+    if any(run.repeats for one in runs for run in one.results):
+        path = folder / f"proof-{name}-repeat-tokens.png"
+        paths.append(by_tokens(path, suite.title, runs, list(suite.models)))
     if suite.measure == "accuracy":
         tasks = {
             type(task_of(spec)) for c in runs for spec in c.results[0].cell.load().data.task.scored

@@ -51,6 +51,10 @@ def record_of(result: Result) -> dict[str, Any]:
     }
     if result.positions is not None:
         record["positions"] = dict(result.positions)
+    if result.tasks is not None:
+        record["tasks"] = result.tasks
+    if result.repeats:
+        record["repeats"] = [list(point) for point in result.repeats]
     if result.known_from:
         record["known_from"] = result.known_from
     return rounded(record)
@@ -65,6 +69,8 @@ def result_of(record: Mapping[str, Any], cell: Cell) -> Result:
         record["failed"],
         tuple(record["dates"]),
         record.get("positions"),
+        record.get("tasks"),
+        tuple((tokens, found) for tokens, found in record.get("repeats", ())),
         record.get("known_from", ""),
     )
 

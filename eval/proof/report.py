@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from eval.core.report import mean_spread, table
 from eval.proof.cells import Cell, Result, parameters, shown
+from eval.proof.measures import measure_tables
 from eval.proof.plan import Budget
 from eval.proof.plots import draw
 from eval.proof.positions import position_tables
@@ -228,7 +229,17 @@ def section(
 def body(proof: Any, chosen: Sequence[Chosen]) -> str:
     if proof.suite.measure == "accuracy":
         return accuracies(chosen, proof.suite.models)
-    return position_tables(proof, chosen)
+    if proof.suite.measure == "repeat":
+        return f"{measure_tables(chosen)}\n\n{held_out_table(chosen)}"
+    return "\n\n".join(x for x in (position_tables(proof, chosen), measure_tables(chosen)) if x)
+
+
+def held_out_table(chosen: Sequence[Chosen]) -> str:
+    rows = []
+    for one in chosen:
+        bits = [run.summary["valid_bits_per_byte"] for run in one.results]
+        rows.append([one.model, mean_spread(bits, 1.0, 4) if bits else one.missing, str(len(bits))])
+    return table(["model", "held-out text, bits per byte", "seeds"], rows)
 
 
 def dates(done: Sequence[Result]) -> str:

@@ -11,12 +11,9 @@ from typing import Any
 
 from eval.proof import published
 from eval.proof.plan import Budget, Case, Model, Suite
+from eval.proof.text_suites import ERASE_GATE, REPEAT, TEXT, text
 
 SYNTHETIC = "configs/synthetic.py"
-REAL_TEXT = "configs/real_text.py"
-# The one write that is not NL's: what is erased has a rate of its own, and values are the targets
-# (NL Eq. 79-82) instead of M(v).
-ERASE_GATE = ("model.memory.erase_gate=True", "model.memory.targets=value")
 MODELS = {
     "transformer": Model("model=transformer"),
     "lstm": Model("model=lstm"),
@@ -246,10 +243,6 @@ MAD = Suite(
 )
 
 
-def text(size: str, *overrides: str, **own: Any) -> tuple[Case, ...]:
-    return (Case("real text", REAL_TEXT, size, overrides, **own),)
-
-
 # --- ablation ------------------------------------------------------------------------------------
 
 TEXT_RATE = "model.memory.inner_lr=0.02"  # where the rates start on text, whatever the switch
@@ -317,52 +310,6 @@ ABLATION = Suite(
     measure="accuracy",
 )
 
-# --- real text -----------------------------------------------------------------------------------
-
-ATTENTION = ("hope_attention", "hope_attention, writes off", "transformer")
-FULL = "transformer, full attention"
-HOPES = ("hope", "hope, erase gate", "hope, memories frozen", "hope, writes off")
-TEXT = Suite(
-    title="Writes on real text",
-    models={
-        "transformer": Model("model=transformer", note="the same window of attention"),
-        FULL: Model("model=transformer,window=0"),
-        "hope_attention": Model("model=hope_attention", note="one fast MLP, in the last block"),
-        "hope_attention, gradient stopped": Model("model=hope_attention,meta=stop"),
-        "hope_attention, writes off": Model("model=hope_attention,writes=off"),
-        "hope": Model("model=hope", note="a fast MLP in the last block beside its memories"),
-        "hope, erase gate": Model(
-            "model=hope", ERASE_GATE, "erases at a rate of its own, written with values"
-        ),
-        "hope, memories frozen": Model("model=hope,frozen=True", note="the CMS alone is written"),
-        "hope, writes off": Model(
-            "model=hope,writes=off,frozen=True", note="neither CMS nor memories are written"
-        ),
-    },
-    budgets={
-        "quick": Budget(text("text,rows=16"), (*ATTENTION, *HOPES), 250, 4, (3e-3,), (0, 1, 2)),
-        "default": Budget(
-            text("text"),
-            (*ATTENTION, FULL, "hope_attention, gradient stopped", *HOPES),
-            1500,
-            4,
-            (3e-3,),
-            (0, 1, 2),
-        ),
-        "full": Budget(
-            text("text,seq=4096", "model.dim=512", "model.layers=8", "model.mlp_hidden=1024"),
-            (*ATTENTION, FULL, *HOPES),
-            10_000,
-            32,
-            (1e-3, 3e-3),
-            (0, 1, 2),
-        ),
-    },
-    published=None,
-    measure="position",
-    reference="hope_attention",
-)
-
 SUITES = {
     "formal": FORMAL,
     "counting": COUNTING,
@@ -370,4 +317,5 @@ SUITES = {
     "mad": MAD,
     "ablation": ABLATION,
     "text": TEXT,
+    "repeat": REPEAT,
 }
