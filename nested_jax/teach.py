@@ -31,6 +31,7 @@ from nested_jax.models.stacks import run_prefix
 from nested_jax.models.state import OpenChunk, State, detach
 from nested_jax.models.stream import make_call
 from nested_jax.ops.chunking import RowOptions, Rows, from_chunks, remat_scan
+from nested_jax.ops.fast_weights import enter, leave
 from nested_jax.teach_chunk import Carry, Measures, Teacher, Written
 from nested_jax.types import Array, PyTree
 
@@ -135,15 +136,19 @@ def _read_and_write(
     assert isinstance(state.open, OpenChunk)
     grid = rows.grid(teacher.cfg.chunk, state.open.count_B, whole=True)
     chunks = lay_out(grid, state.open, tokens._replace(x_BTD=prefix.x_BTD))
-    carry = Carry(state.open.boundary, state.now, state.fast)
+    # A fresh state has no open period: one of a single chunk is written without being kept.
+    one_chunk = [rows.start == "fresh" and p == teacher.cfg.chunk for p in model.cfg.cms.periods]
+    fast = tuple(enter(f, pending=not one) for f, one in zip(state.fast, one_chunk, strict=True))
+    carry = Carry(state.open.boundary, state.now, fast)
     if chunks.lengths_B is None:
-        carry = Carry(state.now, None, state.fast)
+        carry = Carry(state.now, None, fast)
     carry, written = _scan(teacher, carry, chunks)
     found = jax.tree.map(partial(from_chunks, grid), written.measures)
     found = {n: model.nan_where_cache_overflows(x_BT, call) for n, x_BT in found.items()}
     now = carry.boundary if carry.now is None else carry.now
     open_chunk = leave_open(grid, state.open, chunks, carry.boundary)
-    state = state._replace(now=now, fast=carry.fast, open=open_chunk)
+    fast = tuple(map(leave, carry.fast, state.fast))
+    state = state._replace(now=now, fast=fast, open=open_chunk)
     return state, Taught(found, _stats(teacher, state, written, chunks.tokens.weights_BT))
 
 
@@ -164,12 +169,13 @@ def flush(
         return state
     teacher = Teacher(model, params, cfg, cfg.scale if scale is None else scale)
     held = state.open
-    carry, chunk = Carry(held.boundary, state.now, state.fast), held_chunk(held, cfg.chunk)
+    entered = tuple(enter(level) for level in state.fast)
+    carry, chunk = Carry(held.boundary, state.now, entered), held_chunk(held, cfg.chunk)
     fast, call = teacher.begin(carry, chunk)
     scored = teacher.score(carry.boundary, fast, chunk.tokens, call)
     fast, _ = teacher.write(fast, scored, chunk.tokens.weights_BT, held.count_B > 0, flush=True)
     closed = jax.tree.map(jnp.zeros_like, held)._replace(boundary=state.now)
-    return state._replace(fast=fast, open=closed)
+    return state._replace(fast=tuple(map(leave, fast, state.fast)), open=closed)
 
 
 def _scan(teacher: Teacher, carry: Carry, chunks: Chunk) -> tuple[Carry, Written]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from nested_jax.config import TeachConfig
+from nested_jax.config import ModelConfig, TeachConfig
 from nested_jax.layers.call import Call
 from nested_jax.losses import measure
 from nested_jax.models.lm import LanguageModel
@@ -16,8 +16,17 @@ from nested_jax.models.open_chunk import Chunk, Tokens
 from nested_jax.models.stacks import run_suffix
 from nested_jax.models.state import StreamPosition, detach
 from nested_jax.models.stream import make_call
-from nested_jax.ops.chunking import Rows, where_rows
-from nested_jax.ops.fast_weights import LevelState, WriteEvents, gather, restart, write_level
+from nested_jax.ops.chunking import Rows, per_row, where_rows
+from nested_jax.ops.fast_weights import (
+    LevelState,
+    WriteEvents,
+    clear,
+    cut_layers,
+    gather,
+    join_layers,
+    restart,
+    write_level,
+)
 from nested_jax.ops.normalize import widen
 from nested_jax.types import Array, PyTree
 
@@ -27,7 +36,7 @@ Measures = dict[str, Array]  # [B, T] or [B, C] each, by name; see losses.MEASUR
 class Carry(NamedTuple):
     boundary: StreamPosition  # the last chunk boundary of every row
     now: StreamPosition | None  # after the row's last token; None: at the boundary
-    fast: tuple[LevelState, ...]
+    fast: tuple[LevelState, ...]  # in pieces of layers, see ops/fast_weights.py
 
 
 class Scored(NamedTuple):
@@ -61,8 +70,7 @@ class Teacher:
         """Score one chunk and write what is due."""
         fast, call = self.begin(carry, chunk)
         scored = self.score(carry.boundary, fast, chunk.tokens, call)
-        weights_BC = chunk.tokens.weights_BT
-        complete_B = jnp.ones(weights_BC.shape[:1], bool)
+        weights_BC, complete_B = chunk.tokens.weights_BT, None
         if chunk.lengths_B is not None:
             complete_B = chunk.lengths_B == weights_BC.shape[1]
         fast, events = self.write(fast, scored, weights_BC, complete_B)
@@ -72,6 +80,7 @@ class Teacher:
         if chunk.lengths_B is not None:
             assert carry.now is not None
             now = where_rows(chunk.lengths_B > 0, scored.now, carry.now)
+            assert complete_B is not None
             boundary = where_rows(complete_B, scored.now, carry.boundary)
         asked = {name: scored.measures[name] for name in self.measures}
         return Carry(boundary, now, fast), Written(asked, scored.signal_BC, events)
@@ -81,7 +90,7 @@ class Teacher:
         starts_BC, fast = chunk.tokens.starts_BT, carry.fast
         if starts_BC is not None:
             # Documents start on chunk boundaries (the data pipeline aligns them).
-            fast = where_rows(starts_BC[:, 0], jax.tree.map(jnp.zeros_like, fast), fast)
+            fast = tuple(clear(level, starts_BC[:, 0]) for level in fast)
         # Whether every teach chunk begins on the chunk grids of the sequence memories.
         aligned = self.cfg.chunk % self.model.cfg.memory_chunk == 0
         rows = Rows.of(
@@ -90,9 +99,15 @@ class Teacher:
             starts_BT=starts_BC,
             start="aligned" if aligned else "any",
         )
-        return fast, make_call(self.model.cfg, carry.boundary.context, rows)
+        return fast, make_call(self.model.cfg, carry.boundary.context, rows, twice=True)
 
     # --- the gradient of a chunk ---
+
+    @property
+    def loop_cfg(self) -> ModelConfig:
+        """The model, whose blocks are not recomputed once more where whole chunks are."""
+        cfg = self.model.cfg
+        return cfg if self.cfg.remat == "none" else replace(cfg, remat="none")
 
     def score(
         self, at: StreamPosition, fast: tuple[LevelState, ...], tokens: Tokens, call: Call
@@ -121,7 +136,7 @@ class Teacher:
         """The gradient of the chunk's own next-token loss (TTT-E2E)."""
 
         def blocks(deltas: tuple[PyTree, ...]) -> tuple[tuple[Array, Array], StreamPosition]:
-            now, out = run_suffix(self.model.cfg, self.params, at, tokens.x_BTD, call, deltas)
+            now, out = run_suffix(self.loop_cfg, self.params, at, tokens.x_BTD, call, deltas)
             return (out.x_BTD, out.recall_B), now
 
         outputs: tuple[Array, Array]
@@ -146,7 +161,7 @@ class Teacher:
 
         def blocks(taps_LBCD: Array) -> tuple[Array, tuple[Any, ...]]:
             now, out = run_suffix(
-                model.cfg, self.params, at, tokens.x_BTD, call, deltas, taps_LBCD, collect=True
+                self.loop_cfg, self.params, at, tokens.x_BTD, call, deltas, taps_LBCD, collect=True
             )
             loss, found = self._head(tokens, out.x_BTD)
             return loss, (now, found, out.cms_in_LBTD)
@@ -161,10 +176,9 @@ class Teacher:
             outputs, pull = jax.vjp(read, deltas)
             return pull((signal_BCD, jnp.ones_like(outputs[1])))[0]
 
-        grads = jax.vmap(layer, in_axes=(0, 0, 1, 0), out_axes=1)(
-            self.params["suffix"], cms_in_LBCD, deltas, signal_LBCD
-        )
-        return Scored(now, found, norm_LBC[-1], grads)
+        whole = tuple(join_layers(level) for level in deltas)
+        grads = jax.vmap(layer)(self.params["suffix"], cms_in_LBCD, whole, signal_LBCD)
+        return Scored(now, found, norm_LBC[-1], tuple(cut_layers(level) for level in grads))
 
     def signal(self, delta: Array) -> tuple[Array, Array]:
         """Scale and clip the teach signal; return it and the norm of each token before that.
@@ -195,46 +209,61 @@ class Teacher:
         fast: tuple[LevelState, ...],
         scored: Scored,
         weights_BC: Array,
-        complete_B: Array,
+        complete_B: Array | None,
         *,
         flush: bool = False,
     ) -> tuple[tuple[LevelState, ...], tuple[WriteEvents, ...]]:
         """Gather the gradients of complete chunks and write the levels whose period ended.
 
-        `flush` writes every level that has tokens in its open period.
+        `complete_B` is None where every chunk is complete. `flush` writes every level that has
+        tokens in its open period.
         """
-        cms = self.model.cfg.cms
+        cms, all_complete = self.model.cfg.cms, complete_B is None
+        if complete_B is None:
+            complete_B = jnp.ones(weights_BC.shape[:1], bool)
         supervised_B = jnp.any(weights_BC > 0, axis=1) & complete_B
         accepted_B = supervised_B
         if self.cfg.surprise_threshold is not None:
             surprise_B = self.surprise(scored, weights_BC)
             accepted_B = supervised_B & (surprise_B >= self.cfg.surprise_threshold)
         tokens_B = complete_B.astype(jnp.int32) * weights_BC.shape[1]
-        rates = self.model.rates(self.params)
+        rates, never_B = self.model.rates(self.params), jnp.zeros_like(complete_B)
         written, events = [], []
         for i, (level, grads) in enumerate(zip(fast, scored.grads, strict=True)):
-            if self.cfg.levels is None or i in self.cfg.levels:
-                level = gather(level, self._of_layers(grads), tokens_B, supervised_B, accepted_B)
+            if self.cfg.levels is not None and i not in self.cfg.levels:
+                written.append(level)
+                events.append(WriteEvents(never_B, never_B))
+                continue
+            one_chunk = not level.pending
+            level = gather(level, self._of_layers(grads), tokens_B, supervised_B, accepted_B)
             ended_B = complete_B & (level.tokens_B >= cms.periods[i])
             if flush:
                 ended_B = level.tokens_B > 0
-            level, event = write_level(cms, i, level, rates[i], ended_B)
+            level, event = write_level(
+                cms,
+                i,
+                level,
+                cut_layers(rates[i]),
+                ended_B,
+                one_chunk=one_chunk,
+                certain=one_chunk and all_complete and self.cfg.surprise_threshold is None,
+            )
             written.append(level)
             events.append(event)
         if cms.chain == "nested":
             _restart_faster(written, events)
         return tuple(written), tuple(events)
 
-    def _of_layers(self, grads: PyTree) -> PyTree:
+    def _of_layers(self, grads: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
         """Keep the gradients of the layers that may be written."""
         if self.cfg.layers is None:
             return grads
-        keep_L = jnp.asarray(self.taught_layers())
+        keep = cut_layers(jnp.asarray(self.taught_layers()))
 
-        def mask(g: Array) -> Array:
-            return g * keep_L.astype(g.dtype).reshape(1, -1, *[1] * (g.ndim - 2))
+        def mask(keep_L: Array, piece: PyTree) -> PyTree:
+            return jax.tree.map(lambda g: g * per_row(keep_L.astype(g.dtype), g), piece)
 
-        return jax.tree.map(mask, grads)
+        return tuple(map(mask, keep, grads))
 
     def taught_layers(self) -> list[bool]:
         """Whether each block of the suffix may be written; `teach.layers` counts all blocks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxprs_in_params
 
@@ -54,3 +55,17 @@ def products(function: Any, *args: Any) -> int:
         return own + sum(count(sub) for eqn in jaxpr.eqns for sub in jaxprs_in_params(eqn.params))
 
     return count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def largest(function: Any, *args: Any) -> int:
+    """Return the size of the largest array of floating-point numbers that a program makes."""
+
+    def sizes(jaxpr: Any) -> Any:
+        for eqn in jaxpr.eqns:
+            yield from (
+                x.aval.size for x in eqn.outvars if jnp.issubdtype(x.aval.dtype, jnp.inexact)
+            )
+            for sub in jaxprs_in_params(eqn.params):
+                yield from sizes(sub)
+
+    return max(sizes(jax.make_jaxpr(function)(*args).jaxpr))

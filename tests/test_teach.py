@@ -14,6 +14,8 @@ from helpers import assert_close, assert_equal
 import nested_jax
 from nested_jax.config import CMSConfig, Config, ModelConfig, TeachConfig, from_config_dict
 from nested_jax.models.state import State, detach, reset
+from nested_jax.ops import attention_kernels
+from nested_jax.ops.attention_kernels import softmax_attention
 from nested_jax.outer_loss import loss_fn
 from nested_jax.teach import flush, teach
 from nested_jax.teach_chunk import Teacher
@@ -158,6 +160,41 @@ def test_equals_the_reference_in_values_and_gradients(meta, stop, remat, taught)
     (_, want), want_grad = outer(slow, params, tokens)
     assert_close(got, want, rtol=1e-5)
     assert_close(got_grad, want_grad, rtol=1e-4, atol=1e-8)
+
+
+def with_constant(q, k, v, mask, scale, prefix=None):
+    """Attention whose program has a constant, as that of the library's kernel."""
+    return softmax_attention(q, k, v, mask, scale, prefix) + jnp.asarray(np.zeros((), q.dtype))
+
+
+@pytest.mark.parametrize("window", [6, 0])
+@pytest.mark.parametrize("kernel", ["blockwise", "twice"])
+def test_every_kernel_of_attention_teaches_alike(kernel, window, float64, monkeypatch):
+    """Writes, losses and the outer gradient; packed documents, and a block in the loop."""
+    monkeypatch.setattr(attention_kernels, "KEY_BLOCK", 3)
+    twice = attention_kernels.twice(with_constant, attention_kernels.blockwise_attention)
+    changes = {"compute_dtype": "float64", "layers": 2, "window": window}
+    tokens = 3 * CHUNK
+
+    def outcome(attention):
+        model = changes | {"attention": attention}
+        cfg = config(model=model, cms={"fast_layers": 2}, remat="chunk")
+        model, params, tokens_BT, targets_BT = make(cfg, tokens, dtype=jnp.float64)
+        starts = jnp.zeros((2, tokens), bool).at[1, CHUNK].set(True)
+
+        def loss(params):
+            state = model.init_state(params, 2, capacity=tokens)
+            state, taught = teach(
+                model, params, state, tokens_BT, targets_BT, cfg.teach, starts_BT=starts
+            )
+            return taught.loss_BT.mean(), (state.fast, taught.loss_BT)
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    want = outcome("xla")
+    if kernel == "twice":
+        monkeypatch.setitem(attention_kernels.TWICE, "blockwise", twice)
+    assert_close(outcome("blockwise"), want, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("begin", ["fresh", pytest.param("any", marks=pytest.mark.slow)])

@@ -128,7 +128,7 @@ class ModelConfig(Block):
     answers: Literal["each", "last"] = "each"  # each position's own, or all decoded from the last
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of matrix products
     remat: Free[Literal["none", "dots", "full"]] = "none"  # what backward recomputes in a block
-    attention: Free[Literal["xla", "cudnn"]] = "xla"  # implementation of softmax attention
+    attention: Free[Literal["auto", "xla", "blockwise", "cudnn"]] = "auto"  # kernel of softmax
     loss_chunk: Free[Size] = 4096  # tokens whose logits exist at once in the loss; 0 is all
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     cms: CMSConfig = field(default_factory=CMSConfig)
@@ -136,11 +136,8 @@ class ModelConfig(Block):
     def check(self) -> None:
         self._check_heads()
         self._check_gpt2()
-        cudnn, persistent = self.attention == "cudnn", self.memory.persistent
-        bfloat16, want = self.compute_dtype == "bfloat16", "wants model.compute_dtype='bfloat16'"
-        self.require(not cudnn or bfloat16, "attention", want)
-        want = f"has no persistent tokens; wants model.memory.persistent=0, got {persistent}"
-        self.require(not cudnn or self.persistent_tokens == 0, "attention", want)
+        want = self.unfused
+        self.require(self.attention != "cudnn" or not want, "attention", want)
         want = f"wants at most model.layers={self.layers}"
         self.require(self.cms.fast_layers <= self.layers, "cms.fast_layers", want)
         self._check_chunks()
@@ -228,6 +225,18 @@ class ModelConfig(Block):
     @property
     def has_cms(self) -> bool:
         return self.kind.cms
+
+    @property
+    def unfused(self) -> str:
+        """What cuDNN's kernel of attention wants and this model has not; "" where it has all."""
+        persistent, width = self.memory.persistent, self.head_width
+        if self.compute_dtype != "bfloat16":
+            return f"wants model.compute_dtype='bfloat16', got {self.compute_dtype!r}"
+        if self.persistent_tokens:
+            return f"has no persistent tokens; wants model.memory.persistent=0, got {persistent}"
+        if width % 8 or width > 128:
+            return f"wants heads of a multiple of 8 and at most 128; model.dim / heads is {width}"
+        return ""
 
     @property
     def attends(self) -> bool:

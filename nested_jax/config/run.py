@@ -225,8 +225,6 @@ class Config(Block):
         )
         whole_rows = self.data.is_synthetic and not self.teaches and not model.cms.surprise
         self.require(model.answers == "each" or whole_rows, "model.answers", want)
-        want = "is differentiable once; the inner loop differentiates twice and wants 'xla'"
-        self.require(model.attention != "cudnn" or not self.teaches, "model.attention", want)
 
     def _check_align(self) -> None:
         data, align = self.data, self.align

@@ -12,6 +12,7 @@ import jax
 from nested_jax.fit.cost import Estimate, estimate
 from nested_jax.fit.gpus import GPU
 from nested_jax.fit.hlo import Module, parse
+from nested_jax.layers.attention import attention_text
 from nested_jax.train.layout import Layout
 from nested_jax.train.memory import peak_bytes, state_bytes
 
@@ -41,6 +42,7 @@ class Fit:
     parameters: int
     flops: float  # model FLOPs of a step, over all devices
     tokens: int  # of a step
+    attention: str  # which kernel computes it
 
     @property
     def share(self) -> float:
@@ -75,6 +77,7 @@ def compile_fit(layout: Layout, gpu: GPU) -> Fit:
         layout.parameters,
         layout.flops,
         cfg.train.batch_size * cfg.data.seq_len,
+        attention_text(layout.model.cfg),
     )
 
 

@@ -20,6 +20,7 @@ def as_json(spec: str, cfg: Config, fit: Fit) -> dict[str, Any]:
         "devices": fit.devices,
         "rows": cfg.train.batch_size,
         "grad_accum": cfg.train.grad_accum,
+        "attention": fit.attention,
         "seq_len": cfg.data.seq_len,
         "parameters": fit.parameters,
         "fits": fit.fits,
@@ -68,7 +69,7 @@ def as_text(spec: str, cfg: Config, fit: Fit) -> str:
         f"{spec} on {fit.devices} x {fit.gpu.name}: {verdict}; {size(peak)} of "
         f"{size(fit.gpu.usable_bytes)} usable per device ({100 * fit.share:.0f} %)",
         f"  {fit.parameters / 1e6:,.1f} M parameters; {cfg.train.batch_size} rows of "
-        f"{cfg.data.seq_len} tokens per step, {micro} at once",
+        f"{cfg.data.seq_len} tokens per step, {micro} at once; {fit.attention}",
         f"  training step: peak {size(train.peak_bytes)}; state and batch "
         f"{size(train.state_bytes)}, temporary {size(train.temporary_bytes)}",
         f"  evaluation step: peak {size(fit.evaluation.peak_bytes)}",

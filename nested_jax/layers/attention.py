@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from nested_jax.config import ModelConfig
@@ -20,9 +21,12 @@ from nested_jax.layers.basic import (
 )
 from nested_jax.layers.call import Call
 from nested_jax.ops import attention as ops
+from nested_jax.ops.attention_kernels import KERNELS, TWICE, Kernel, Prefix
 from nested_jax.ops.linear import linear
 from nested_jax.ops.normalize import l2_normalize, widen
 from nested_jax.types import Array
+
+KERNEL_NAMES = {"xla": "written out", "blockwise": "blocks of keys", "cudnn": "cuDNN's kernel"}
 
 
 class AttentionState(NamedTuple):
@@ -124,6 +128,34 @@ def _biases(layer: Layer, cfg: ModelConfig) -> AttentionBiases:
     )
 
 
+def choose_attention(cfg: ModelConfig, device: jax.Device) -> str:
+    """Return the kernel of a model on a kind of device: what ``model.attention`` says.
+
+    ``auto`` takes the fused one where device and model have what it wants, and else a written one:
+    in blocks of keys on GPUs, whole on CPUs, where scores stay in the cache.
+    """
+    if cfg.attention != "auto":
+        return cfg.attention
+    if device.platform == "cpu":
+        return "xla"
+    capability = str(getattr(device, "compute_capability", ""))  # of NVIDIA, "9.0"
+    ampere = capability.replace(".", "").isdigit() and float(capability) >= 8
+    return "cudnn" if ampere and not cfg.unfused else "blockwise"
+
+
+def attention_text(cfg: ModelConfig) -> str:
+    """Say which kernel computes attention, of a model from `build_model`."""
+    if cfg.kind.attention == "none":
+        return "attention: none"
+    twice = ", second derivatives in blocks" if cfg.attention == "cudnn" and cfg.fast_layers else ""
+    return f"attention: {KERNEL_NAMES[cfg.attention]}{twice} (model.attention={cfg.attention!r})"
+
+
+def kernel(cfg: ModelConfig, call: Call) -> Kernel:
+    """Return the kernel; inside of the inner loop one that is differentiable twice."""
+    return (TWICE if call.twice else KERNELS)[cfg.attention]
+
+
 def score_scale(cfg: ModelConfig) -> float:
     return 1.0 if cfg.qk_norm else 1.0 / math.sqrt(cfg.head_width)
 
@@ -144,12 +176,12 @@ def keys_values(w: AttentionWeights, x_BTD: Array) -> tuple[Array, Array]:
     return (k_BTGK if w.temperature_H is None else l2_normalize(k_BTGK)), v_BTGK
 
 
-def persistent_prefix(w: AttentionWeights, q_BTHK: Array) -> ops.Prefix | None:
+def persistent_prefix(w: AttentionWeights, q_BTHK: Array) -> Prefix | None:
     """Return what every query, before rotary positions, sees of the persistent tokens."""
     if w.persistent_PD is None:
         return None
     k_1PGK, v_1PGK = keys_values(w, w.persistent_PD[None].astype(q_BTHK.dtype))
-    return ops.Prefix(q_BTHK, k_1PGK[0], v_1PGK[0])
+    return Prefix(q_BTHK, k_1PGK[0], v_1PGK[0])
 
 
 def attention_output(w: AttentionWeights, y_BTHK: Array) -> Array:
@@ -186,7 +218,7 @@ class Attention(Layer):
             k_BTGK = rotary(k_BTGK, call.position_BT, cfg.rope_theta)
         state, k_BUGK, v_BUGK = self._remember(state, k_BTGK, v_BTGK, call)
         y_BTHK = self._attend(call)(
-            cfg.attention, q_BTHK, k_BUGK, v_BUGK, call.mask, score_scale(cfg), prefix
+            kernel(cfg, call), q_BTHK, k_BUGK, v_BUGK, call.mask, score_scale(cfg), prefix
         )
         return state, attention_output(self.weights, y_BTHK)
 

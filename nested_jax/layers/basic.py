@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -81,6 +82,15 @@ class Layer(nn.Module):
 
         value: Any = self.param(name, make)  # flax hands back what the record holds
         return value
+
+    def declare(self) -> None:
+        """Declare the parameters of this layer and of all layers in it; nothing is computed."""
+        fields = {field.name for field in dataclasses.fields(self)}
+        # A call sets the layer up. What its `setup` made stands beside its fields.
+        made = [value for name, value in vars(self).items() if name not in fields]
+        for layer in jax.tree.leaves(made, is_leaf=lambda x: isinstance(x, nn.Module)):
+            if isinstance(layer, Layer):
+                layer.declare()
 
 
 def normal(std: float) -> Init:

@@ -22,3 +22,4 @@ class Call:
     slot_segment_BU: Array  # int32, document of every slot of the attention caches; 0 is empty
     slots_B: Array  # int32, slots in use of a full-attention cache
     mask: Array | None = None  # bool, what attention may see; None without attention
+    twice: bool = False  # the layers are differentiated twice: they are read by the inner loop

@@ -49,6 +49,7 @@ from nested_jax.layers.titans import (
 )
 from nested_jax.layers.titans_hybrids import OutputGate, gated, output_gate
 from nested_jax.ops import attention as ops
+from nested_jax.ops.attention_kernels import KERNELS
 from nested_jax.ops.chunking import (
     ChunkGrid,
     Rows,
@@ -264,7 +265,7 @@ def attend(
     slots_U = jnp.arange(tokens.k_BUGK.shape[1], dtype=jnp.int32)
     earlier_BWU = slots_U[None, None, :] <= slot_BW[:, :, None]
     k_BUGK, v_BUGK = (jnp.concatenate(pair, 1) for pair in zip(retrieved, tokens, strict=True))
-    y_BWHK = ops.ATTENTION[cfg.attention](
+    y_BWHK = KERNELS[cfg.attention](
         rotary(q_BWHK, slot_BW, cfg.rope_theta),
         k_BUGK,
         v_BUGK,

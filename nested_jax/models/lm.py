@@ -9,7 +9,7 @@ it (models/stacks.py).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Unpack
 
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from nested_jax.config import ModelConfig
+from nested_jax.layers.attention import choose_attention
 from nested_jax.layers.basic import (
     Declared,
     is_declared,
@@ -35,7 +36,7 @@ from nested_jax.models.stacks import block_of, layers_second, run_prefix, run_su
 from nested_jax.models.state import OpenChunk, State, StreamPosition
 from nested_jax.models.stream import empty_context, make_call, started
 from nested_jax.ops.chunking import RowOptions, Rows, per_row, where_rows
-from nested_jax.ops.fast_weights import init_level
+from nested_jax.ops.fast_weights import init_level, into_loop
 from nested_jax.sharding import constrain
 from nested_jax.types import Array, PyTree
 
@@ -102,18 +103,9 @@ class LanguageModel:
 
     def _declare_stack(self, key: Array, layers: int, fast: bool) -> PyTree:
         block = Block(self.cfg, fast)
-        call = make_call(self.cfg, empty_context(self.cfg, 1, 1), Rows(1, 1))
-        x_BTD = jnp.zeros((1, 1, self.cfg.dim), jnp.dtype(self.cfg.compute_dtype))
 
         def declare(key: Array) -> PyTree:
-            def visit(module: Block) -> None:
-                state = module.init_state(1, 1)
-                deltas = module.init_deltas(1) if fast else None
-                module(state, x_BTD, call, deltas)
-
-            # Parameters start as float32; under a float64 computation this one call mixes the two.
-            with jax.numpy_dtype_promotion("standard"):
-                return block.init(key, method=visit)["params"]
+            return block.init(key, method="declare")["params"]
 
         stacked = jax.vmap(declare)(jax.random.split(key, layers))
         return jax.tree.map(lambda d: d.add_axis(0, LAYERS), stacked, is_leaf=is_declared)
@@ -244,6 +236,8 @@ class LanguageModel:
         x_BTD = prefix.x_BTD
         # A fresh state has no fast weights yet: the slow model is the same function, and cheaper.
         deltas = None if rows.start == "fresh" else self.deltas(state)
+        if deltas is not None:
+            deltas = tuple(into_loop(delta) for delta in deltas)
         now, out = run_suffix(self.cfg, params, state.now, x_BTD, call, deltas)
         h_BTD = out.x_BTD
         if rows.starts_BT is not None and deltas is not None:
@@ -384,6 +378,12 @@ def _forget(state: State, rows_B: Array) -> State:
     return state._replace(fast=fast, open=open_chunk)
 
 
-def build_model(cfg: ModelConfig) -> LanguageModel:
-    """Return the model of a configuration; nothing is allocated before `init`."""
-    return LanguageModel(cfg)
+def build_model(cfg: ModelConfig, device: jax.Device | None = None) -> LanguageModel:
+    """Return the model of a configuration; nothing is allocated before `init`.
+
+    Args:
+      cfg: the model; what it leaves to choose (``attention="auto"``) is chosen here.
+      device: one of those that it is to run on, None takes the first of this process.
+    """
+    kernel = choose_attention(cfg, jax.devices()[0] if device is None else device)
+    return LanguageModel(replace(cfg, attention=kernel))

@@ -57,7 +57,7 @@ def run_stack(
       block: of the stack.
       stack: parameters of the blocks, leaves [L, ...].
       states: mixer states, leaves [B, L, ...].
-      deltas: fast weights of every CMS level, leaves [B, L, ...]; None runs the slow model.
+      deltas: fast weights of every CMS level, leaves [L, B, ...]; None runs the slow model.
       taps_LBTD: added to the output of every block; its gradient is the teach signal of a
       block.
       collect: also return the inputs of the CMS chains.
@@ -71,7 +71,7 @@ def run_stack(
             x_BTD = x_BTD + tap_BTD
         return x_BTD, (out.state, out.recall_B, out.cms_in_BTD if collect else ())
 
-    xs = (stack, layers_first(states), layers_first(deltas), taps_LBTD)
+    xs = (stack, layers_first(states), deltas, taps_LBTD)
     x_BTD, (states, recall_LB, cms_in) = jax.lax.scan(_remat(block.cfg, body), x_BTD, xs)
     return StackOutput(layers_second(states), x_BTD, jnp.sum(recall_LB, axis=0), cms_in)
 
@@ -140,37 +140,42 @@ def run_suffix(
     at: StreamPosition,
     x_BTD: Array,
     call: Call,
-    deltas: tuple[PyTree, ...] | None,
+    deltas: tuple[tuple[PyTree, ...], ...] | None,
     taps_LBTD: Array | None = None,
     *,
     collect: bool = False,
 ) -> tuple[StreamPosition, StackOutput]:
     """Run all that fast weights reach: the first taught CMS, then whole blocks.
 
-    Arguments as `run_stack`; `x_BTD` comes from the entry. Without fast layers it passes as it is.
+    Arguments as `run_stack`, but the deltas of a level are in pieces of layers, see
+    ops/fast_weights.py; `x_BTD` comes from the entry. Without fast layers it passes as it is.
     """
     context = advance(cfg, at.context, call)
     if "suffix" not in params:
         return StreamPosition(context, ()), StackOutput((), x_BTD, no_recall(x_BTD), ())
-    first = _first_cms(cfg, params, x_BTD, deltas, taps_LBTD, collect=collect)
+    pieces = [None] if deltas is None else list(zip(*deltas, strict=True))  # of all levels
+    out = _first_cms(cfg, params, x_BTD, pieces[0], taps_LBTD, collect=collect)
     if cfg.fast_layers == 1:
-        return StreamPosition(context, ()), first
-    stack = jax.tree.map(lambda p: p[1:], params["suffix"])
-    later = None if deltas is None else jax.tree.map(lambda d: d[:, 1:], deltas)
-    taps = None if taps_LBTD is None else taps_LBTD[1:]
-    out = run_stack(
-        block_of(cfg, "suffix"),
-        stack,
-        at.suffix,
-        first.x_BTD,
-        call,
-        later,
-        taps,
-        collect=collect,
-    )
-    cms_in = jax.tree.map(lambda *x: jnp.concatenate(x), first.cms_in_LBTD, out.cms_in_LBTD)
-    recall_B = first.recall_B + out.recall_B
-    return StreamPosition(context, out.states), out._replace(recall_B=recall_B, cms_in_LBTD=cms_in)
+        return StreamPosition(context, ()), out
+    outputs, start = [out], 1
+    for piece in pieces[1:] or [None]:
+        end = cfg.fast_layers if piece is None else start + jax.tree.leaves(piece)[0].shape[0]
+        out = run_stack(
+            block_of(cfg, "suffix"),
+            _layers(params["suffix"], start, end),
+            jax.tree.map(lambda x: x[:, start - 1 : end - 1], at.suffix),  # noqa: B023
+            out.x_BTD,
+            call,
+            piece,
+            None if taps_LBTD is None else taps_LBTD[start:end],
+            collect=collect,
+        )
+        outputs.append(out)
+        start = end
+    states = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *(o.states for o in outputs[1:]))
+    cms_in = jax.tree.map(lambda *x: jnp.concatenate(x), *(o.cms_in_LBTD for o in outputs))
+    recall_B = sum((o.recall_B for o in outputs[1:]), outputs[0].recall_B)
+    return StreamPosition(context, states), StackOutput(states, out.x_BTD, recall_B, cms_in)
 
 
 def _first_cms(
@@ -188,7 +193,7 @@ def _first_cms(
     def read(params: PyTree, x_BTD: Array, deltas: PyTree) -> Any:
         return block.apply({"params": params}, x_BTD, deltas, method="read_cms")
 
-    own = None if deltas is None else jax.tree.map(lambda d: d[:, 0], deltas)
+    own = None if deltas is None else _layer(deltas, 0)
     y_BTD, recall_B = _remat(cfg, read)(_layer(params["suffix"], 0), x_BTD, own)
     y_BTD = constrain(y_BTD, ("batch", None, None))
     if taps_LBTD is not None:
@@ -199,6 +204,10 @@ def _first_cms(
 def _layer(stack: PyTree, index: int) -> PyTree:
     """Return the parameters of one block of a stack."""
     return jax.tree.map(lambda p: p[index], stack)
+
+
+def _layers(stack: PyTree, start: int, end: int) -> PyTree:
+    return jax.tree.map(lambda p: p[start:end], stack)
 
 
 def layers_first(tree: PyTree) -> PyTree:

@@ -22,7 +22,7 @@ def empty_context(cfg: ModelConfig, batch: int, capacity: int) -> Context:
     return Context(zeros_B, zeros_B, zeros_B, slots_BU)
 
 
-def make_call(cfg: ModelConfig, context: Context, rows: Rows) -> Call:
+def make_call(cfg: ModelConfig, context: Context, rows: Rows, *, twice: bool = False) -> Call:
     """Return what the blocks need to know about the next tokens of each stream."""
     offset_BT = jnp.broadcast_to(
         jnp.arange(rows.tokens, dtype=jnp.int32)[None, :], (rows.batch, rows.tokens)
@@ -42,6 +42,7 @@ def make_call(cfg: ModelConfig, context: Context, rows: Rows) -> Call:
         rows.mask(segment_BT),
         context.slot_segment_BU,
         context.slots_B,
+        twice=twice,
     )
     return replace(call, mask=attention_mask(cfg, call))
 

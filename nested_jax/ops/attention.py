@@ -6,108 +6,18 @@ of the calls before and the keys of this call are one sequence.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
-from nested_jax.ops.normalize import state_dtype
+from nested_jax.ops.attention_kernels import Kernel, Prefix
 from nested_jax.types import Array
 
-
-class Prefix(NamedTuple):
-    """Keys and values that every token sees before all others: persistent tokens.
-
-    They have no position, so queries meet them before rotary.
-    """
-
-    q_BTHK: Array
-    k_PGK: Array
-    v_PGV: Array
-
-
-def softmax_attention(
-    q_BTHK: Array,
-    k_BUGK: Array,
-    v_BUGV: Array,
-    mask_BTU: Array,
-    scale: float,
-    prefix: Prefix | None = None,
-) -> Array:
-    """softmax(scale · q kᵀ) v where the mask is true; H = G · R (GQA).
-
-    The tokens of `prefix` are seen by every query beside those of the mask. Products in the
-    caller's dtype, sums and softmax in float32 (float64 for float64). Written out because it is
-    differentiated twice (the inner gradient, then the outer through it) and because
-    `jax.nn.dot_product_attention` takes a float64 softmax in float32. Heads stand before tokens in
-    every product, and the sum is divided by at the end, [T, V] numbers per head instead of [T, U].
-    """
-    batch, tokens, heads, _ = q_BTHK.shape
-    groups, precise = k_BUGK.shape[2], state_dtype(q_BTHK.dtype.name)
-    per_group = (batch, groups, heads // groups, tokens)
-    k_BGUK, v_BGUV = k_BUGK.swapaxes(1, 2), v_BUGV.swapaxes(1, 2)
-    score_BGNU = jnp.einsum(
-        "bgnk,bguk->bgnu", _rows(q_BTHK, groups), k_BGUK, preferred_element_type=precise
-    )
-    score_BGRTU = scale * score_BGNU.reshape(*per_group, -1)
-    score_BGRTU = jnp.where(mask_BTU[:, None, None], score_BGRTU, jnp.finfo(precise).min)
-    top_BGRT = jnp.max(score_BGRTU, axis=-1)
-    if prefix is not None:
-        score_BGNP = jnp.einsum(
-            "bgnk,pgk->bgnp",
-            _rows(prefix.q_BTHK, groups),
-            prefix.k_PGK,
-            preferred_element_type=precise,
-        )
-        score_BGRTP = scale * score_BGNP.reshape(*per_group, -1)
-        top_BGRT = jnp.maximum(top_BGRT, jnp.max(score_BGRTP, axis=-1))
-    top_BGRT = jax.lax.stop_gradient(top_BGRT)  # it cancels
-
-    def weigh(score_BGRTU: Array, values: str, v: Array) -> tuple[Array, Array]:
-        p_BGRTU = jnp.exp(score_BGRTU - top_BGRT[..., None])
-        p_BGNU = p_BGRTU.reshape(batch, groups, -1, p_BGRTU.shape[-1]).astype(v.dtype)
-        y_BGNV = jnp.einsum(f"bgnu,{values}->bgnv", p_BGNU, v, preferred_element_type=precise)
-        return y_BGNV, jnp.sum(p_BGRTU, axis=-1)
-
-    y_BGNV, total_BGRT = weigh(score_BGRTU, "bguv", v_BGUV)
-    if prefix is not None:
-        more_BGNV, more_BGRT = weigh(score_BGRTP, "ugv", prefix.v_PGV)
-        y_BGNV, total_BGRT = y_BGNV + more_BGNV, total_BGRT + more_BGRT
-    y_BGRTV = y_BGNV.reshape(*per_group, -1) / total_BGRT[..., None]
-    y_BTHV = jnp.moveaxis(y_BGRTV, 3, 1).reshape(batch, tokens, heads, -1)
-    return y_BTHV.astype(v_BUGV.dtype)
-
-
-def _rows(q_BTHK: Array, groups: int) -> Array:
-    """[B, T, H, K] -> [B, G, R·T, K]: the rows of all R query heads of every key head."""
-    batch, tokens, heads, width = q_BTHK.shape
-    q_BTGRK = q_BTHK.reshape(batch, tokens, groups, heads // groups, width)
-    return jnp.moveaxis(q_BTGRK, 1, 3).reshape(batch, groups, -1, width)
-
-
-def fused_attention(
-    q_BTHK: Array,
-    k_BUGK: Array,
-    v_BUGV: Array,
-    mask_BTU: Array,
-    scale: float,
-    prefix: Prefix | None = None,
-) -> Array:
-    """The same by cuDNN's flash kernel: GPU, bfloat16 or float16, differentiable once."""
-    assert prefix is None, "the configuration refuses persistent tokens with cudnn"
-    with jax.numpy_dtype_promotion("standard"):  # the library mixes bfloat16 with its float32
-        return jax.nn.dot_product_attention(
-            q_BTHK, k_BUGK, v_BUGV, mask=mask_BTU[:, None], scale=scale, implementation="cudnn"
-        )
-
-
-ATTENTION = {"xla": softmax_attention, "cudnn": fused_attention}
 QUERY_BLOCKS = 4  # of `causal_attend`: 5/8 of the products; eight would save another 1/16
 BLOCK_TOKENS = 64  # a call with fewer tokens a block is attended to as a whole
 
 
 def attend(
-    implementation: str,
+    kernel: Kernel,
     q_BTHK: Array,
     k_BUGK: Array,
     v_BUGV: Array,
@@ -116,11 +26,11 @@ def attend(
     prefix: Prefix | None = None,
 ) -> Array:
     """Attend to every slot of a cache that the mask shows."""
-    return ATTENTION[implementation](q_BTHK, k_BUGK, v_BUGV, mask, scale, prefix)
+    return kernel(q_BTHK, k_BUGK, v_BUGV, mask, scale, prefix)
 
 
 def causal_attend(
-    implementation: str,
+    kernel: Kernel,
     q_BTHK: Array,
     k_BTGK: Array,
     v_BTGV: Array,
@@ -139,7 +49,7 @@ def causal_attend(
     def part(start: int, end: int) -> Array:
         seen = prefix and prefix._replace(q_BTHK=prefix.q_BTHK[:, start:end])
         args = q_BTHK[:, start:end], k_BTGK[:, :end], v_BTGV[:, :end], mask[:, start:end, :end]
-        return ATTENTION[implementation](*args, scale, seen)
+        return kernel(*args, scale, seen)
 
     parts = [part(*block) for block in blocks]
     return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
@@ -191,7 +101,7 @@ def window_mask(segment_BT: Array, slot_segment_BW: Array) -> Array:
 
 
 def window_attend(
-    implementation: str,
+    kernel: Kernel,
     q_BTHK: Array,
     k_BUGK: Array,
     v_BUGV: Array,
@@ -204,7 +114,7 @@ def window_attend(
     blocks, size = window_blocks(tokens, window)
     if prefix is not None:
         prefix = prefix._replace(q_BTHK=_blocked(prefix.q_BTHK, blocks, size))
-    out = ATTENTION[implementation](
+    out = kernel(
         _blocked(q_BTHK, blocks, size),
         _overlapping(k_BUGK, blocks, size, window),
         _overlapping(v_BUGV, blocks, size, window),

@@ -120,8 +120,11 @@ def _check(name: str, x: Any, kind: Any, shape: tuple[int, ...]) -> None:
 
 
 def per_row(x_B: Array, like: Array) -> Array:
-    """Append axes to one value per row, so that it broadcasts against an array with B first."""
-    return x_B.reshape(x_B.shape + (1,) * (like.ndim - 1))
+    """Append axes to one value per row, so that it broadcasts against an array with B first.
+
+    With [1, B] against an array with B second.
+    """
+    return x_B.reshape(x_B.shape + (1,) * (like.ndim - x_B.ndim))
 
 
 def where_rows(mask_B: Array, yes: TreeT, no: TreeT) -> TreeT:

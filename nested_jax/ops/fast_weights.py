@@ -3,6 +3,10 @@
 NL Eq. 71: theta <- theta - sum over the period of eta · f(theta; x_t). Every function is pure and
 works on the deltas of all sequences (B) and layers (L) at once; a state of zeros is a level never
 written.
+
+A sequence carries leaves [B, L, ...]. The inner loop reads and writes every fast weight at every
+chunk, so there a tree is cut into pieces of layers, leaves [l, B, ...], one for each scan that
+reads them: nothing is moved, sliced or joined from chunk to chunk.
 """
 
 from __future__ import annotations
@@ -21,8 +25,11 @@ from nested_jax.types import Array, PyTree
 EPS = 1e-8  # of Adam's denominator
 
 
+UNROLLED = 4  # of so many layers each is a piece of its own
+
+
 class LevelState(NamedTuple):
-    """One level's fast weights; trees have leaves [B, L, ...] in float32."""
+    """One level's fast weights; trees have leaves [B, L, ...] in float32, or pieces of them."""
 
     delta: PyTree  # what was written: the level computes with its slow weights + delta
     pending: PyTree  # gradients of the open period, summed over its tokens
@@ -33,13 +40,20 @@ class LevelState(NamedTuple):
     writes_B: Array  # int32, writes since the reset
 
 
+WEIGHTS = 3  # fields of a level that are trees; the others are counts [B]
+
+
 class InnerRule(NamedTuple):
-    """An inner optimizer: how many moments it keeps, and the direction that a write descends."""
+    """An inner optimizer: how many moments it keeps, and the direction that a write descends.
+
+    `idle`: a chunk without targets, whose gradient is 0, would change nothing.
+    """
 
     moments: int
     direction: Callable[
         [tuple[PyTree, ...], PyTree, Array, float], tuple[tuple[PyTree, ...], PyTree]
     ]
+    idle: bool = False
 
 
 def _sgd(
@@ -66,7 +80,7 @@ def _adam(
     v = jax.tree.map(lambda v, g: beta * v + (1 - beta) * g * g, moments[1], grads)
 
     def step(m: Array, v: Array) -> Array:
-        c = per_row(1.0 - beta ** (count_B + 1).astype(m.dtype), m)
+        c = per_row(1.0 - beta ** (count_B + 1).astype(m.dtype)[None], m)
         # The root's argument is floored: where v is 0 its derivative would be infinite.
         return (m / c) / (jnp.sqrt(jnp.maximum(v / c, EPS**2)) + EPS)
 
@@ -84,7 +98,7 @@ def _muon(
 # `dgd` descends the same direction as `sgd`: what it adds, the forgetting along the inputs of a
 # matrix (NL Eq. 57), is a gradient too and is part of what teach gathers (layers/cms.py: recall).
 INNER_RULES: dict[str, InnerRule] = {
-    "sgd": InnerRule(0, _sgd),
+    "sgd": InnerRule(0, _sgd, idle=True),
     "dgd": InnerRule(0, _sgd),
     "momentum": InnerRule(1, _momentum),
     "adam": InnerRule(2, _adam),
@@ -100,13 +114,70 @@ def init_level(cfg: CMSConfig, level: int, delta: PyTree, batch: int) -> LevelSt
     return LevelState(zeros, zeros, moments, count, count, count, count)
 
 
+# --- in the loop ---
+
+
+def cut_layers(tree: PyTree) -> tuple[PyTree, ...]:
+    """Cut leaves [L, ...] into pieces: the first layer, and those after it, one by one if few."""
+    layers = jax.tree.leaves(tree)[0].shape[0]
+    ends = range(1, layers + 1) if layers <= UNROLLED else (1, layers)
+    edges = zip((0, *ends), ends, strict=False)
+    return tuple(jax.tree.map(lambda x: x[i:j], tree) for i, j in edges)  # noqa: B023
+
+
+def join_layers(pieces: tuple[PyTree, ...]) -> PyTree:
+    """Undo `cut_layers`."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *pieces)
+
+
+def into_loop(tree: PyTree) -> tuple[PyTree, ...]:
+    """Return the pieces, leaves [l, B, ...], of a tree with leaves [B, L, ...]."""
+    return cut_layers(jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree))
+
+
+def out_of_loop(pieces: tuple[PyTree, ...]) -> PyTree:
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), join_layers(pieces))
+
+
+def enter(level: LevelState, *, pending: bool = True) -> LevelState:
+    """Return a level as the loop carries it; without `pending` its period is one chunk."""
+    return level._replace(
+        delta=into_loop(level.delta),
+        pending=into_loop(level.pending) if pending else (),
+        moments=tuple(into_loop(m) for m in level.moments),
+    )
+
+
+def leave(level: LevelState, before: LevelState) -> LevelState:
+    """Undo `enter`; `before` is what entered, whose open period was empty if none was carried."""
+    return level._replace(
+        delta=out_of_loop(level.delta),
+        pending=out_of_loop(level.pending) if level.pending else before.pending,
+        moments=tuple(out_of_loop(m) for m in level.moments),
+    )
+
+
+def choose(rows_B: Array, yes: LevelState, no: LevelState) -> LevelState:
+    """Take the rows of the mask from `yes` and the others, bit for bit, from `no`."""
+    weights = where_rows(rows_B[None], yes[:WEIGHTS], no[:WEIGHTS])
+    return LevelState(*weights, *where_rows(rows_B, yes[WEIGHTS:], no[WEIGHTS:]))
+
+
+def clear(level: LevelState, rows_B: Array) -> LevelState:
+    """Make the rows of the mask a level never written."""
+    return choose(rows_B, jax.tree.map(jnp.zeros_like, level), level)
+
+
 def gather(
     level: LevelState, grads: PyTree, tokens_B: Array, supervised_B: Array, accepted_B: Array
 ) -> LevelState:
     """Add one chunk to the open period: its gradient where accepted, its tokens everywhere."""
-    added = jax.tree.map(jnp.add, level.pending, grads)
+    pending = grads  # of a period of one chunk, which is written only where accepted
+    if level.pending:
+        added = jax.tree.map(jnp.add, level.pending, grads)
+        pending = where_rows(accepted_B[None], added, level.pending)
     return level._replace(
-        pending=where_rows(accepted_B, added, level.pending),
+        pending=pending,
         tokens_B=level.tokens_B + tokens_B,
         supervised_B=level.supervised_B + supervised_B.astype(jnp.int32),
         accepted_B=level.accepted_B + accepted_B.astype(jnp.int32),
@@ -121,12 +192,26 @@ class WriteEvents(NamedTuple):
 
 
 def write_level(
-    cfg: CMSConfig, number: int, level: LevelState, rates: PyTree, ended_B: Array
+    cfg: CMSConfig,
+    number: int,
+    level: LevelState,
+    rates: PyTree,
+    ended_B: Array,
+    *,
+    one_chunk: bool = False,
+    certain: bool = False,
 ) -> tuple[LevelState, WriteEvents]:
     """Step the rows whose period ended; a row without an accepted chunk stays bit-identical.
 
-    `number` counts the levels, 0 the fastest, and says which inner optimizer this one has.
-    `rates` has the structure of the deltas and leaves [L]: the rate of each matrix of each layer.
+    Args:
+      cfg: the levels.
+      number: counts the levels, 0 the fastest, and says which inner optimizer this one has.
+      level: after `gather`.
+      rates: has the structure of the deltas and leaves [l]: the rate of each matrix of each layer.
+      ended_B: rows whose period is over.
+      one_chunk: the period is one chunk; no gradient is kept.
+      certain: `ended_B` is true, and every chunk with targets is accepted. Where a gradient of 0
+        changes nothing, there is then no choice between before and after.
     """
     wrote_B = ended_B & (level.accepted_B > 0)
     blocked_B = ended_B & (level.accepted_B == 0) & (level.supervised_B > 0)
@@ -134,15 +219,21 @@ def write_level(
     moments, direction = rule.direction(level.moments, level.pending, level.writes_B, beta)
 
     def step(delta: Array, d: Array, rate_L: Array) -> Array:
-        rate = rate_L.reshape((1, -1) + (1,) * (delta.ndim - 2))
-        return cfg.keep * delta - rate * d
+        return cfg.keep * delta - per_row(rate_L, delta) * d
 
     delta = jax.tree.map(step, level.delta, direction, rates)
+    if not (certain and rule.idle and cfg.keep == 1.0):
+        delta = where_rows(wrote_B[None], delta, level.delta)
+        moments = where_rows(wrote_B[None], moments, level.moments)
+    pending: PyTree = ()
+    if not one_chunk:
+        empty = jax.tree.map(jnp.zeros_like, level.pending)
+        pending = where_rows(ended_B[None], empty, level.pending)
     zero = jnp.zeros_like(level.tokens_B)
-    written = level._replace(
-        delta=where_rows(wrote_B, delta, level.delta),
-        moments=where_rows(wrote_B, moments, level.moments),
-        pending=where_rows(ended_B, jax.tree.map(jnp.zeros_like, level.pending), level.pending),
+    written = LevelState(
+        delta=delta,
+        pending=pending,
+        moments=moments,
         tokens_B=jnp.where(ended_B, zero, level.tokens_B),
         supervised_B=jnp.where(ended_B, zero, level.supervised_B),
         accepted_B=jnp.where(ended_B, zero, level.accepted_B),
@@ -154,5 +245,4 @@ def write_level(
 def restart(level: LevelState, delta: PyTree, rows_B: Array) -> LevelState:
     """Start the rows again at `delta`, with an empty open period (`nested` chain)."""
     zeros = jax.tree.map(jnp.zeros_like, level)
-    fresh = zeros._replace(delta=delta, writes_B=level.writes_B)
-    return where_rows(rows_B, fresh, level)
+    return choose(rows_B, zeros._replace(delta=delta, writes_B=level.writes_B), level)

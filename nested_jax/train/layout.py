@@ -95,7 +95,7 @@ def lay_out(cfg: Config, mesh: Mesh) -> Layout:
       ValueError: a batch, microbatch or parameter that the mesh does not divide.
     """
     eval_rows = _check_batches(cfg, mesh)
-    model = build_model(cfg.model)
+    model = build_model(cfg.model, mesh.devices.flat[0])
     info = model.param_info()
     program = make_program(cfg, model)
     init = partial(init_state, cfg, model, program)

@@ -14,6 +14,7 @@ import jax
 
 from nested_jax import machine
 from nested_jax.config import Config
+from nested_jax.layers.attention import attention_text
 from nested_jax.sharding import place_batch
 from nested_jax.train import memory
 from nested_jax.train.plan import Plan, make_plan
@@ -96,7 +97,7 @@ def run(plan: Plan, start: Start, signals: Signals) -> Summary:
 
 def compile_step(plan: Plan, say: Callable[[str], None]) -> Callable[..., Any]:
     """Compile the train step ahead of time: another shape is then an error, not a recompilation."""
-    say("compiling the training step")
+    say(f"compiling the training step; {attention_text(plan.model.cfg)}")
     clock = Clock()
     compiled = plan.lower_train().compile()
     took = f"compiled in {clock.total():.1f} s"

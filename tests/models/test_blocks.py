@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, assert_equal
+from helpers import assert_close, assert_equal, products
 
 import nested_jax
 from nested_jax.config import BLOCKS, Config, MeshConfig, from_config_dict
+from nested_jax.layers.attention import attention_text
 from nested_jax.models.decode import Sampling, generate
-from nested_jax.models.lm import LanguageModel
+from nested_jax.models.lm import LanguageModel, build_model
 from nested_jax.models.state import reset
 from nested_jax.outer_loss import loss_fn
 from nested_jax.sharding import batch_sharding, make_mesh, param_shardings
@@ -437,6 +438,42 @@ def test_bad_combinations_name_field_value_and_form(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         config(block, **model)
+
+
+@pytest.mark.parametrize(
+    ("block", "platform", "capability", "dtype", "want"),
+    [
+        ("transformer", "cpu", None, "bfloat16", "xla"),
+        ("transformer", "gpu", "9.0", "bfloat16", "cudnn"),
+        ("hope_attention", "gpu", "8.0", "bfloat16", "cudnn"),
+        ("transformer", "gpu", "7.5", "bfloat16", "blockwise"),
+        ("transformer", "gpu", "gfx942", "bfloat16", "blockwise"),
+        ("transformer", "gpu", "9.0", "float32", "blockwise"),
+        ("titans_mag", "gpu", "9.0", "bfloat16", "blockwise"),
+    ],
+)
+def test_auto_takes_the_fused_kernel_where_it_applies(
+    block: str, platform: str, capability: str | None, dtype: str, want: str
+) -> None:
+    class Device:
+        def __init__(self) -> None:
+            self.platform = platform
+            if capability:
+                self.compute_capability = capability
+
+    device: Any = Device()
+    cfg = config(block, compute_dtype=dtype, dim=32, heads=2, kv_heads=2)
+    model = build_model(cfg.model, device)
+    assert model.cfg.attention == want
+    assert f"model.attention={want!r}" in attention_text(model.cfg)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_initialisation_computes_no_layer(block: str) -> None:
+    """Parameters are declared, and drawn; no product, and no attention under a batching rule."""
+    cfg = config(block)
+    model = build_model(cfg.model)
+    assert products(model.init, jax.random.key(0)) == 0
 
 
 def test_a_row_must_hold_whole_chunks() -> None:

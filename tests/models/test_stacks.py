@@ -14,6 +14,7 @@ from nested_jax.config import ModelConfig, from_config_dict
 from nested_jax.models.stacks import run_prefix, run_suffix
 from nested_jax.models.stream import make_call
 from nested_jax.ops.chunking import Rows
+from nested_jax.ops.fast_weights import into_loop
 from nested_jax.types import Array, PyTree
 
 LAYERS, ROWS, T, D = 4, 2, 5, 12
@@ -49,8 +50,9 @@ def test_stacks_equal_a_loop_over_blocks(taught: int, remat: str) -> None:
 
     def stacks(params: PyTree, deltas: PyTree, x_BTD: Array, taps_LBTD: Array) -> Any:
         entered, prefix = run_prefix(cfg, params, state, x_BTD, call)
+        cut = tuple(into_loop(delta) for delta in deltas)
         cursor, out = run_suffix(
-            cfg, params, entered.now, prefix.x_BTD, call, deltas, taps_LBTD, collect=True
+            cfg, params, entered.now, prefix.x_BTD, call, cut, taps_LBTD, collect=True
         )
         parts = (entered.prefix, entered.entry, cursor.suffix)
         mixers = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *(p for p in parts if p))

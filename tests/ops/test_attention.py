@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close
+from helpers import assert_close, largest
 
 from nested_jax.ops import attention as ops
+from nested_jax.ops import attention_kernels as kernels
+from nested_jax.ops.attention_kernels import Prefix, blockwise_attention, softmax_attention
 
 B, H, G, K, V, P = 2, 6, 3, 4, 5, 7
 SCALE = 0.3
@@ -72,23 +74,40 @@ def compare(fast: Callable[..., Any], slow: Callable[..., Any], x: dict[str, Any
 
 @pytest.mark.parametrize("prefix", [False, True], ids=["", "persistent"])
 @pytest.mark.parametrize("tokens", [1, 63, 65, 300])
-@pytest.mark.parametrize("attend", [ops.attend, ops.causal_attend])
+@pytest.mark.parametrize(
+    ("attend", "kernel"),
+    [
+        (ops.attend, softmax_attention),
+        (ops.causal_attend, softmax_attention),
+        (ops.attend, blockwise_attention),
+    ],
+)
 def test_attention_is_its_definition(
-    attend: Callable[..., Any], tokens: int, prefix: bool, float64: None
+    attend: Callable[..., Any],
+    kernel: Any,
+    tokens: int,
+    prefix: bool,
+    float64: None,
+    monkeypatch: Any,
 ) -> None:
+    monkeypatch.setattr(kernels, "KEY_BLOCK", 64)
     x, mask = inputs(tokens, tokens, jnp.float64), causal_mask(tokens)
     if not prefix:
         x = {name: x[name] for name in ("q", "k", "v")}
 
     def fast(x: dict[str, Any]) -> Any:
-        seen = ops.Prefix(x["prefix_q"], x["prefix_k"], x["prefix_v"]) if prefix else None
-        return attend("xla", x["q"], x["k"], x["v"], mask, SCALE, seen)
+        seen = Prefix(x["prefix_q"], x["prefix_k"], x["prefix_v"]) if prefix else None
+        return attend(kernel, x["q"], x["k"], x["v"], mask, SCALE, seen)
 
     compare(fast, lambda x: definition(x, mask, prefix), x)
 
 
+@pytest.mark.parametrize("kernel", [softmax_attention, blockwise_attention])
 @pytest.mark.parametrize(("tokens", "window"), [(1, 4), (3, 4), (4, 4), (13, 4), (9, 16)])
-def test_the_window_is_a_band_of_the_full_mask(tokens: int, window: int, float64: None) -> None:
+def test_the_window_is_a_band_of_the_full_mask(
+    tokens: int, window: int, kernel: Any, float64: None, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(kernels, "KEY_BLOCK", 3)
     x = inputs(tokens, window + tokens, jnp.float64)
     x = {name: x[name] for name in ("q", "k", "v")}
     segment = jnp.asarray(np.repeat([[1], [2]], tokens, 1).astype(np.int32))
@@ -99,19 +118,88 @@ def test_the_window_is_a_band_of_the_full_mask(tokens: int, window: int, float64
     band = jnp.asarray((age >= 0) & (age < window))
     mask = band[None] & (segment[:, :, None] == joined[:, None, :])
     blocked = ops.window_mask(segment, slots)
-    fast = lambda x: ops.window_attend("xla", x["q"], x["k"], x["v"], blocked, SCALE)  # noqa: E731
+    fast = lambda x: ops.window_attend(kernel, x["q"], x["k"], x["v"], blocked, SCALE)  # noqa: E731
     compare(fast, lambda x: definition(x, mask, False), x)
 
 
-def test_attention_is_differentiable_twice(float64: None) -> None:
-    x = inputs(5, 5, jnp.float64)
-    mask = causal_mask(5)
+# The fused kernel wants a GPU: `twice` is tried with kernels whose gradients are told apart.
+TWICE = {
+    "xla": softmax_attention,
+    "blockwise": blockwise_attention,
+    "twice": kernels.twice(softmax_attention, blockwise_attention),
+}
 
-    def value(k: Any) -> Any:
-        return jnp.sum(ops.causal_attend("xla", x["q"], k, x["v"], mask, SCALE) ** 2)
 
-    def slow(k: Any) -> Any:
-        return jnp.sum(definition({**x, "k": k}, mask, False) ** 2)
+def second(attend: Callable[..., Any], x: dict[str, Any]) -> Any:
+    """Gradient of the squared gradient of the squared output, for queries, keys and values."""
 
-    second = lambda f: jax.jit(jax.grad(lambda k: jnp.sum(jax.grad(f)(k) ** 2)))(x["k"])  # noqa: E731
-    assert_close(second(value), second(slow), rtol=1e-10)
+    def squared(x: dict[str, Any]) -> Any:
+        return jnp.sum(attend(x).astype(jnp.float32 if x["q"].dtype != jnp.float64 else None) ** 2)
+
+    def norm(x: dict[str, Any]) -> Any:
+        return sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(squared)(x)))
+
+    return jax.jit(jax.grad(norm))(x)
+
+
+@pytest.mark.parametrize("kernel", TWICE)
+@pytest.mark.parametrize("tokens", [5, 67])
+def test_attention_is_differentiable_twice(
+    kernel: str, tokens: int, float64: None, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(kernels, "KEY_BLOCK", 32)
+    x, mask = inputs(tokens, tokens, jnp.float64), causal_mask(tokens)
+    x = {name: 0.3 * x[name] for name in ("q", "k", "v")}
+    fast = lambda x: TWICE[kernel](x["q"], x["k"], x["v"], mask, SCALE)  # noqa: E731
+    assert_close(second(fast, x), second(lambda x: definition(x, mask, False), x), rtol=1e-9)
+
+
+def test_twice_takes_value_and_gradient_of_the_one_and_second_derivatives_of_the_other() -> None:
+    """With a kernel of twice the scale as the one that is differentiated again."""
+    x, mask = inputs(5, 5, jnp.float32), causal_mask(5)
+    x = {name: 0.3 * x[name] for name in ("q", "k", "v")}
+
+    def doubled(q: Any, k: Any, v: Any, mask: Any, scale: float) -> Any:
+        return softmax_attention(q, k, v, mask, 2 * scale)
+
+    def of(kernel: Any) -> Callable[..., Any]:
+        return lambda x: kernel(x["q"], x["k"], x["v"], mask, SCALE)
+
+    mixed = of(kernels.twice(softmax_attention, doubled))
+    first = lambda f: jax.grad(lambda x: jnp.sum(jnp.sin(f(x))))(x)  # noqa: E731
+    assert_close(mixed(x), of(softmax_attention)(x), rtol=0)
+    assert_close(first(mixed), first(of(softmax_attention)), rtol=1e-6)
+    moved = jax.tree.map(jnp.subtract, second(mixed, x), second(of(softmax_attention), x))
+    assert all(float(jnp.max(jnp.abs(g))) > 1e-3 for g in jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_blocks_hold_no_scores(order: int, monkeypatch: Any) -> None:
+    """No array of a program is as large as the scores of all queries and keys."""
+    monkeypatch.setattr(kernels, "KEY_BLOCK", 16)
+    tokens = 128
+    x, mask = inputs(tokens, tokens, jnp.float32), causal_mask(tokens)
+    x = {name: x[name] for name in ("q", "k", "v")}
+
+    def derivative(kernel: Any) -> Any:
+        attend = lambda x: kernel(x["q"], x["k"], x["v"], mask, SCALE)  # noqa: E731
+        first = jax.grad(lambda x: jnp.sum(attend(x) ** 2))
+        return (attend, first, lambda x: second(attend, x))[order]
+
+    scores = B * H * tokens * tokens
+    assert largest(derivative(blockwise_attention), x) < scores / 2
+    assert largest(derivative(softmax_attention), x) >= scores
+
+
+def test_the_fused_kernel_wants_even_lengths(monkeypatch: Any) -> None:
+    """What is appended to odd ones weighs nothing."""
+    x, mask = inputs(7, 9, jnp.float32), jnp.asarray(np.tri(7, 9, 2, dtype=bool)[None])
+    args = x["q"], x["k"], x["v"], jnp.broadcast_to(mask, (B, 7, 9))
+
+    def library(q: Any, k: Any, v: Any, *, mask: Any, scale: float, implementation: str) -> Any:
+        assert q.shape[1] % 2 == k.shape[1] % 2 == v.shape[1] % 2 == 0
+        assert implementation == "cudnn"
+        return softmax_attention(q, k, v, mask[:, 0], scale)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", library)
+    assert_close(kernels.fused_attention(*args, SCALE), softmax_attention(*args, SCALE), rtol=1e-6)
