@@ -8,7 +8,7 @@ state and fast weights carry the batch axis first and are placed like activation
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -142,9 +142,61 @@ def constrain(x: Array, axes: Sequence[str | None]) -> Array:
     if len(axes) != x.ndim:
         raise ValueError(f"{axes=}: wants one for each of {x.shape}")
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    free = _free_axes(mesh)
+    if all(mesh.shape[axis] == 1 for axis in free):
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes))
+    entries = ((entry,) if isinstance(entry, str) else entry or () for entry in spec(axes))
+    kept = (tuple(axis for axis in entry if axis in free) for entry in entries)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(entry or None for entry in kept)))
+
+
+def _free_axes(mesh: Any) -> tuple[str, ...]:
+    """Return the axes of a mesh that arrays may be placed over: `on_own_rows` takes some."""
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in kinds if kind != AxisType.Manual)
+
+
+def divides_rows() -> bool:
+    """Whether the rows of a batch lie on several devices of the mesh in context."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(mesh.shape.get(axis, 1) > 1 for axis in RULES["batch"])
+
+
+def on_own_rows(
+    function: Callable[[PyTree, PyTree], tuple[PyTree, PyTree, PyTree]], whole: PyTree, rows: PyTree
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Run a function on all devices, each with its own rows of a batch and with all of `whole`.
+
+    So `whole`, sharded over fsdp or not, is gathered once, and nothing else is sent while the
+    function runs, but over the axis `model`.
+
+    Args:
+      function: ``(whole, rows) -> (sums, rows, parts)``.
+      whole: parameters, and what else is not divided.
+      rows: leaves [B, ...].
+    Returns:
+      The sums over all devices; the rows, [B, ...]; and the parts of all devices, one after the
+      other on their first axis.
+    """
+    if not divides_rows():
+        return function(whole, rows)
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in RULES["batch"] if mesh.shape[axis] > 1)
+
+    def own(whole: PyTree, rows: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        sums, rows, parts = function(whole, rows)
+        return jax.lax.psum(sums, axes), rows, parts
+
+    split, one = PartitionSpec(axes), PartitionSpec()
+    alone = {axis for axis in mesh.axis_names if mesh.shape[axis] == 1}
+    return jax.shard_map(
+        own,
+        mesh=mesh,
+        in_specs=(one, split),
+        out_specs=(one, split, split),
+        axis_names=alone | set(axes),
+        check_vma=False,
+    )(whole, rows)
 
 
 # --- batches -------------------------------------------------------------------------------------

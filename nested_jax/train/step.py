@@ -13,7 +13,7 @@ import optax
 from nested_jax.config import Config
 from nested_jax.optim import bad_updates, make_optimizer, make_schedule
 from nested_jax.outer_loss import loss_fn, stream_loss_fn
-from nested_jax.sharding import constrain
+from nested_jax.sharding import constrain, divides_rows, on_own_rows
 from nested_jax.train.meter import is_count
 from nested_jax.train.state import TrainState
 from nested_jax.types import Array, Batch, PyTree
@@ -76,36 +76,60 @@ def eval_step(state: TrainState, batch: Batch, program: Program) -> tuple[PyTree
 
     Returns the carry after the batch, and the metrics.
     """
-    _, carry_and_metrics = program.loss(state.params, state.carry, batch, state.step)
-    return carry_and_metrics
+
+    def own(whole: PyTree, rows: PyTree) -> tuple[PyTree, PyTree, Metrics]:
+        params, step = whole
+        _, (carry, metrics) = program.loss(params, *rows, step)
+        return (), carry, stacked(metrics)
+
+    _, carry, metrics = on_own_rows(own, (state.params, state.step), (state.carry, batch))
+    return carry, combine(metrics)
 
 
 def accumulate(program: Program, state: TrainState, batch: Batch) -> tuple[PyTree, PyTree, Metrics]:
     """Return the gradient of the mean loss over all tokens of `batch`, the carry and the metrics.
 
-    Microbatches hold unequal numbers of tokens, so their mean gradients are weighted by them: the
-    result is the gradient of the undivided batch.
+    Every device reads its own rows, microbatch by microbatch, with the whole parameters. These
+    parts hold unequal numbers of tokens, so their mean gradients are weighted by them: the result
+    is the gradient of the undivided batch.
     """
-    value_and_grad = jax.value_and_grad(program.loss, has_aux=True)
-    if program.grad_accum == 1:
+    value_and_grad, count = jax.value_and_grad(program.loss, has_aux=True), program.grad_accum
+    if count == 1 and not divides_rows():
         (_, (carry, metrics)), grads = value_and_grad(state.params, state.carry, batch, state.step)
         return grads, carry, metrics
 
-    def add(total: PyTree, part: tuple[PyTree, Batch]) -> tuple[PyTree, tuple[PyTree, Metrics]]:
-        (_, (carry, metrics)), grads = value_and_grad(state.params, *part, state.step)
-        total = jax.tree.map(lambda t, g: t + metrics["tokens"] * g, total, grads)
-        return total, (carry, metrics)
+    def own(whole: PyTree, rows: PyTree) -> tuple[PyTree, PyTree, Metrics]:
+        params, step = whole
 
-    parts = (split_rows(state.carry, program.grad_accum), split_rows(batch, program.grad_accum))
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    total, (carry, metrics) = jax.lax.scan(add, zeros, parts)
+        def add(total: PyTree, part: tuple[PyTree, Batch]) -> tuple[PyTree, tuple[PyTree, Metrics]]:
+            (_, (carry, metrics)), grads = value_and_grad(params, *part, step)
+            total = jax.tree.map(lambda t, g: t + metrics["tokens"] * g, total, grads)
+            return total, (carry, metrics)
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        if count == 1:
+            total, (carry, metrics) = add(zeros, rows)
+            return total, carry, stacked(metrics)
+        total, (carry, metrics) = jax.lax.scan(add, zeros, split_rows(rows, count))
+        return total, join_rows(carry), metrics
+
+    whole, rows = (state.params, state.step), (state.carry, batch)
+    total, carry, metrics = on_own_rows(own, whole, rows)
     tokens = jnp.maximum(metrics["tokens"].sum(), 1.0)
-    grads = jax.tree.map(lambda t: t / tokens, total)
-    return grads, join_rows(carry), combine(metrics)
+    return jax.tree.map(lambda t: t / tokens, total), carry, combine(metrics)
+
+
+def stacked(metrics: Metrics) -> Metrics:
+    """Return the metrics of one part as those of many."""
+    return {name: value[None] for name, value in metrics.items()}
 
 
 def combine(metrics: Metrics) -> Metrics:
-    """Reduce metrics stacked over microbatches: counts add up, the rest are means over tokens."""
+    """Reduce metrics stacked over the parts of a batch: counts add up, the rest are means over
+    tokens.
+    """
+    if len(metrics["tokens"]) == 1:
+        return {name: value[0] for name, value in metrics.items()}
     weight = metrics["tokens"] / jnp.maximum(metrics["tokens"].sum(), 1.0)
     return {
         name: value.sum() if is_count(name) else (value * weight).sum()

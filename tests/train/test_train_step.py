@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,10 +13,15 @@ import numpy as np
 import optax
 import pytest
 from helpers import assert_close, assert_equal
+from tiny import HOPE, tiny_config
 
 from nested_jax.config import MeshConfig
+from nested_jax.fit.cost import estimate
+from nested_jax.fit.gpus import GPUS
+from nested_jax.fit.hlo import parse
 from nested_jax.optim import scale_by_adam, skip_non_finite
 from nested_jax.sharding import batch_sharding, make_mesh
+from nested_jax.train.layout import lay_out
 from nested_jax.train.meter import is_count
 from nested_jax.train.state import TrainState, new_state
 from nested_jax.train.step import Program, join_rows, split_rows, train_step
@@ -65,6 +71,37 @@ def test_unequal_microbatches_equal_one_batch(parts: int) -> None:
     assert_close(got, want, rtol=2e-6)
     assert_close(metrics, want_metrics, rtol=2e-6)
     assert int(got.step) == 1
+
+
+MESHES = [MeshConfig(), MeshConfig(data=1, fsdp=4), MeshConfig(data=2, fsdp=2, model=-1)]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("config", MESHES, ids=["data", "fsdp", "model"])
+def test_rows_of_every_device_are_a_part_of_the_batch(config: MeshConfig, parts: int) -> None:
+    """Values, gradients, carry and metrics, with unequal numbers of tokens on the devices."""
+    want, want_metrics = step(state(), batch())
+    mesh = make_mesh(config, jax.devices()[: 8 if config.model == -1 else 4])
+    placed = jax.device_put(batch(), batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        got, metrics = step(state(), placed, parts)
+    assert_close(got, want, rtol=2e-6)
+    assert_close(metrics, want_metrics, rtol=2e-6)
+
+
+@pytest.mark.parametrize("block", ["hope_attention", "transformer"])
+def test_a_step_sends_parameters_and_gradients_once(block: str, tmp_path: Path) -> None:
+    """Sharded parameters are gathered before the loops over microbatches, layers and chunks."""
+    changes = {**HOPE, "model.block": block, "mesh.data": 2, "mesh.fsdp": 2, "train.grad_accum": 2}
+    cfg = tiny_config(tmp_path, changes)
+    layout = lay_out(cfg, make_mesh(cfg.mesh, jax.devices()[:4]))
+    with jax.set_mesh(layout.mesh):
+        text = layout.lower_train().compile().as_text()
+    found = estimate(parse(text), GPUS["h200"]).collectives
+    large = {name: c for name, c in found.items() if c.bytes > 100}  # not those of metrics
+    assert large
+    assert all(name.endswith("once per step") for name in large), found
+    assert sum(c.bytes for c in large.values()) < 3 * 4 * layout.parameters
 
 
 def test_rows_split_and_join() -> None:
