@@ -51,6 +51,7 @@ class MemoryConfig(Block):
     targets: Literal["self", "value"] = "self"  # `hope`: written with unit(M(v)), or with v itself
     persistent: Size = 4  # learned tokens that attention sees first (titans_mac, _mag, _mal)
     segment: Size = 0  # tokens of a segment of titans_mac; 0 takes `chunk`
+    write_from: Literal["attended", "input"] = "attended"  # titans_mac: what is written
     generator_inputs: Literal["shared", "own"] = "shared"  # `hope`: what k, v and q are made from
     generator_pace: Factor = 1.0  # `hope`: below 1, learned factor of the generators' writes
     erase_gate: bool = False  # `hope`, rule dgd: what it erases with is not the rate of the write
@@ -169,6 +170,9 @@ class ModelConfig(Block):
         self.require(divides, "memory.generator_chunk", want)
         want = f"belongs to model.block='hope'; got {self.block!r}"
         self.require(made or not self.memory.erase_gate, "memory.erase_gate", want)
+        want = f"belongs to model.block='titans_mac'; got {self.block!r}"
+        mac = "segment" in self.kind.chunks
+        self.require(mac or self.memory.write_from == "attended", "memory.write_from", want)
         want = f"must be a multiple of model.memory.chunk={chunk}"
         divides = "segment" not in self.kind.chunks or self.memory_segment % chunk == 0
         self.require(divides, "memory.segment", want)

@@ -8,6 +8,9 @@ For every segment of S tokens, with the memory M of the segments before it,
     o = norm(y) * silu(norm(M'(q'(norm(y)))))    the memory's answer gates
 
 M' answers as the memory's own chunk, read and order say, so that o_t depends on no later token.
+
+With `memory.write_from="input"` M is written with x, and M'(q'(x)) gates, as in titans-pytorch. The
+memory then waits for no attention, so that all segments of a call retrieve and attend at once.
 """
 
 from __future__ import annotations
@@ -112,6 +115,7 @@ class Piece(NamedTuple):
     k_BTGK: Array
     v_BTGK: Array
     position_BT: Array
+    x_BTD: Array | None  # what the memory is written with, where it is the input
     start_B: Array | None = None  # bool, the piece begins a document
     lengths_B: Array | None = None  # int32, tokens that exist; None: a whole segment
 
@@ -170,6 +174,7 @@ class MemoryAsContext(Layer):
             queries(weights, x_BTD),
             *keys_values(weights, x_BTD),
             call.position_BT,
+            x_BTD if cfg.memory.write_from == "input" else None,
         )
         parts = Parts(
             weights,
@@ -179,12 +184,10 @@ class MemoryAsContext(Layer):
             self.attended_norm.scale_D,
             self.gate,
         )
-        carry, y_NBWD = remat_scan(
-            partial(run_piece, cfg, parts, fresh._replace(tails=())),
-            begun._replace(tails=()),
-            pieces(grid, tokens, rows.starts_BT),
-            remat=cfg.remat != "none",
-        )
+        cut, run = pieces(grid, tokens, rows.starts_BT), all_pieces
+        if tokens.x_BTD is None or cut.lengths_B is not None:
+            run = each_piece
+        carry, y_NBWD = run(cfg, parts, fresh._replace(tails=()), begun._replace(tails=()), cut)
         return rows.keep_idle(carry._replace(tails=tails), state), from_chunks(grid, y_NBWD)
 
 
@@ -200,6 +203,60 @@ def pieces(grid: ChunkGrid, tokens: Piece, starts_BT: Array | None) -> Piece:
     return cut._replace(lengths_B=lengths_NB)
 
 
+def each_piece(
+    cfg: ModelConfig,
+    parts: Parts,
+    fresh: MemoryAsContextState,
+    begun: MemoryAsContextState,
+    cut: Piece,
+) -> tuple[MemoryAsContextState, Array]:
+    """Read one piece after the other; return the state, and [N, B, W, D]."""
+    body = partial(run_piece, cfg, parts, fresh)
+    state, y_NBWD = remat_scan(body, begun, cut, remat=cfg.remat != "none")
+    return state, y_NBWD
+
+
+def all_pieces(
+    cfg: ModelConfig,
+    parts: Parts,
+    fresh: MemoryAsContextState,
+    begun: MemoryAsContextState,
+    cut: Piece,
+) -> tuple[MemoryAsContextState, Array]:
+    """The same for whole segments whose memory is written with their inputs, side by side.
+
+    The memory alone goes from segment to segment. What it was at the start of each answers h.
+    """
+
+    def write(
+        memory: NeuralMemoryState, piece: Piece
+    ) -> tuple[NeuralMemoryState, tuple[Matrices, Array]]:
+        if piece.start_B is not None:
+            memory = where_rows(piece.start_B, fresh.memory, memory)
+        assert piece.x_BTD is not None
+        after, recalled_BWD = neural_memory(
+            cfg, parts.memory, memory, piece.x_BTD, piece.position_BT, piece.rows
+        )
+        return after, (memory.matrices, recalled_BWD)
+
+    memory, (sources, recalled_NBWD) = remat_scan(
+        write, begun.memory, cut, remat=cfg.remat != "none"
+    )
+    count, batch, width = cut.position_BT.shape
+    merge = lambda x: x.reshape(count * batch, *x.shape[2:])  # noqa: E731
+    piece, source, recalled = jax.tree.map(
+        merge, (cut._replace(start_B=None), sources, recalled_NBWD)
+    )
+    slot_BW = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), piece.position_BT.shape)
+    tokens, retrieved, attended = read_segment(cfg, parts, source, None, piece, slot_BW)
+    y_NBWD = gated(parts.gate, attended, recalled, cfg.norm_eps).reshape(recalled_NBWD.shape)
+    source, tokens, retrieved = jax.tree.map(
+        lambda x: x.reshape(count, batch, *x.shape[1:])[-1], (source, tokens, retrieved)
+    )
+    zero_B = jnp.zeros_like(begun.count_B)
+    return MemoryAsContextState(memory, source, tokens, retrieved, (), zero_B), y_NBWD
+
+
 def run_piece(
     cfg: ModelConfig,
     parts: Parts,
@@ -212,13 +269,15 @@ def run_piece(
     starts_B = begun.count_B == 0
     source = where_rows(starts_B, begun.memory.memory.fast, begun.source)
     slot_BW = begun.count_B[:, None] + jnp.arange(piece.q_BTHK.shape[1], dtype=jnp.int32)[None]
-    h_BWD = retrieve(cfg, parts, source, piece)
-    tokens = cached(cfg, begun.tokens, (piece.k_BTGK, piece.v_BTGK), slot_BW, piece)
-    retrieved = cached(cfg, begun.retrieved, keys_values(parts.attention, h_BWD), slot_BW, piece)
-    attended_BWD = attend(cfg, parts.attention, tokens, retrieved, slot_BW, piece.q_BTHK)
-    attended_BWD = rms_norm(attended_BWD, parts.attended_norm_D, cfg.norm_eps)
+    caches = begun.tokens, begun.retrieved
+    tokens, retrieved, attended_BWD = read_segment(cfg, parts, source, caches, piece, slot_BW)
     memory, recalled_BWD = neural_memory(
-        cfg, parts.memory, begun.memory, attended_BWD, piece.position_BT, piece.rows
+        cfg,
+        parts.memory,
+        begun.memory,
+        attended_BWD if piece.x_BTD is None else piece.x_BTD,
+        piece.position_BT,
+        piece.rows,
     )
     count_B = begun.count_B + (slot_BW.shape[1] if piece.lengths_B is None else piece.lengths_B)
     after = MemoryAsContextState(
@@ -227,6 +286,26 @@ def run_piece(
     if piece.lengths_B is not None:
         after = where_rows(piece.lengths_B > 0, after, state)
     return after, gated(parts.gate, attended_BWD, recalled_BWD, cfg.norm_eps)
+
+
+def read_segment(
+    cfg: ModelConfig,
+    parts: Parts,
+    source: Matrices,
+    caches: tuple[AttentionState, AttentionState] | None,
+    piece: Piece,
+    slot_BW: Array,
+) -> tuple[AttentionState, AttentionState, Array]:
+    """Retrieve and attend; return the caches of tokens and of what was retrieved, and [B, W, D].
+
+    A whole segment needs no caches of what came before it.
+    """
+    h_BWD = retrieve(cfg, parts, source, piece)
+    before = (None, None) if caches is None else caches
+    tokens = cached(cfg, before[0], (piece.k_BTGK, piece.v_BTGK), slot_BW, piece)
+    retrieved = cached(cfg, before[1], keys_values(parts.attention, h_BWD), slot_BW, piece)
+    attended_BWD = attend(cfg, parts.attention, tokens, retrieved, slot_BW, piece.q_BTHK)
+    return tokens, retrieved, rms_norm(attended_BWD, parts.attended_norm_D, cfg.norm_eps)
 
 
 def retrieve(cfg: ModelConfig, parts: Parts, source: Matrices, piece: Piece) -> Array:
@@ -239,7 +318,7 @@ def retrieve(cfg: ModelConfig, parts: Parts, source: Matrices, piece: Piece) -> 
 
 def cached(
     cfg: ModelConfig,
-    cache: AttentionState,
+    cache: AttentionState | None,
     keys_and_values: tuple[Array, Array],
     slot_BW: Array,
     piece: Piece,
@@ -249,6 +328,7 @@ def cached(
     k_BWGK = rotary(k_BWGK, slot_BW, cfg.rope_theta)
     if piece.lengths_B is None:  # a whole segment
         return AttentionState(k_BWGK, v_BWGK)
+    assert cache is not None
     put = partial(ops.place, slots_B=slot_BW[:, 0], lengths_B=piece.lengths_B)
     return AttentionState(put(cache.k_BUGK, k_BWGK), put(cache.v_BUGK, v_BWGK))
 

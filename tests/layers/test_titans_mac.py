@@ -12,6 +12,7 @@ import pytest
 from helpers import assert_close
 
 from nested_jax.config import ModelConfig, from_config_dict
+from nested_jax.layers import titans_mac
 from nested_jax.layers.basic import rms_norm, rotary, unbox
 from nested_jax.layers.heads import Gate, HeadOutput, Projections, from_heads
 from nested_jax.layers.titans import MemoryWeights, memory_inputs, memory_spec
@@ -29,7 +30,7 @@ B, T, SEGMENT = 2, 10, 4
 
 def config(**fields: Any) -> ModelConfig:
     memory = {"arch": "mlp", "chunk": 2, "segment": SEGMENT, "conv": 0, "inner_lr": 0.4}
-    model = {"block": "titans_mac", "dim": 12, "heads": 2, "layers": 1} | fields
+    model = {"block": "titans_mac", "dim": 12, "heads": 2, "layers": 1, "attention": "xla"} | fields
     model["memory"] = memory | fields.get("memory", {})
     return from_config_dict({"model": model, "data": {"seq_len": 64}}).model
 
@@ -99,9 +100,10 @@ def by_hand(cfg: ModelConfig, p: PyTree, x_BTD: Array) -> tuple[Array, Any]:
         h = rms_norm(h, p["retrieved_norm"]["scale"], eps)
         y = attend_by_hand(p["attention"], cfg, x, h)
         y = rms_norm(y, p["attended_norm"]["scale"], eps)
-        qkv = tuple(project(w, y) for w in weights.heads.weights)
-        state, found = memory_reference(spec, state, memory_inputs(cfg.memory, weights, qkv, y))
-        recalled = from_heads(weights.out, found, y, eps)
+        read = x if cfg.memory.write_from == "input" else y
+        qkv = tuple(project(w, read) for w in weights.heads.weights)
+        state, found = memory_reference(spec, state, memory_inputs(cfg.memory, weights, qkv, read))
+        recalled = from_heads(weights.out, found, read, eps)
         gate = jax.nn.silu(rms_norm(recalled, p["recalled"], eps))
         out.append(rms_norm(y, p["attended"], eps) * gate)
     return jnp.concatenate(out, axis=1), state
@@ -114,6 +116,7 @@ def by_hand(cfg: ModelConfig, p: PyTree, x_BTD: Array) -> tuple[Array, Any]:
         pytest.param(
             {"memory": {"persistent": 0, "chunk": 4}}, id="without", marks=pytest.mark.slow
         ),
+        pytest.param({"memory": {"write_from": "input"}}, id="input", marks=pytest.mark.slow),
     ],
 )
 def test_equals_a_loop_over_tokens(fields: dict[str, Any]) -> None:
@@ -133,3 +136,35 @@ def test_equals_a_loop_over_tokens(fields: dict[str, Any]) -> None:
     assert_close(y_BTD, want, 2e-5)
     assert_close(state.memory.memory.fast, memory.fast, 2e-5)
     assert np.asarray(state.count_B).tolist() == [T % SEGMENT] * B
+
+
+@pytest.mark.parametrize("starts", [False, True], ids=["one document", "documents"])
+def test_all_segments_at_once_equal_one_after_the_other(starts: bool) -> None:
+    """Written with the inputs: outputs, the state, and gradients of both."""
+    cfg = config(memory={"write_from": "input", "conv": 3})
+    layer = MemoryAsContext(cfg)
+    tokens = 3 * SEGMENT
+    starts_BT = jnp.zeros((B, tokens), bool).at[1, SEGMENT].set(True) if starts else None
+    rows = Rows(B, tokens, starts_BT=starts_BT, start="aligned")
+    call = make_call(cfg, empty_context(cfg, B, 1), rows)
+    x_BTD = jax.random.normal(jax.random.key(1), (B, tokens, cfg.dim))
+    params = unbox(layer.init(jax.random.key(0), method="declare")["params"])
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(2), p.shape), params)
+
+    def run(params: PyTree, x_BTD: Array) -> Any:
+        def visit(module: MemoryAsContext) -> Any:
+            state, y_BTD = module(module.init_state(B, 1), x_BTD, call)
+            return y_BTD, state
+
+        out = layer.apply({"params": params}, method=visit)
+        floats = [x for x in jax.tree.leaves(out) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        return sum(jnp.vdot(x, jnp.cos(jnp.arange(x.size)).reshape(x.shape)) for x in floats), out
+
+    def outcome() -> Any:
+        return jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(params, x_BTD)
+
+    fast = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(titans_mac, "all_pieces", titans_mac.each_piece)
+        slow = outcome()
+    assert_close(fast, slow, rtol=1e-5, atol=1e-6)
