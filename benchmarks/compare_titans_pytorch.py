@@ -167,10 +167,13 @@ def compare_macs(hidden: float, mode: Mode, rounds: int) -> None:
     chunks = {"chunk": SEGMENT, "generator_chunk": SEGMENT, "segment": SEGMENT}
     model = {"block": "titans_mac", "tie_embeddings": False}
     model |= {"remat": mode.remat, "compute_dtype": mode.compute}
-    cfg = equal_config(model | {"memory": memory_sizes(hidden)[0] | chunks}, TOKENS, wanted)
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
-    steps = {"titans-pytorch": their_step, "ours": Step(cfg, ROWS, TOKENS, mesh)}
-    sizes = {"titans-pytorch": wanted, "ours": count(cfg)}
+    steps, sizes = {"titans-pytorch": their_step}, {"titans-pytorch": wanted}
+    for write_from in ("attended", "input"):  # the paper's order, and theirs
+        memory = memory_sizes(hidden)[0] | chunks | {"write_from": write_from}
+        cfg = equal_config(model | {"memory": memory}, TOKENS, wanted)
+        name = f"ours, written from {write_from}"
+        steps[name], sizes[name] = Step(cfg, ROWS, TOKENS, mesh), count(cfg)
     seconds = interleave(steps, rounds)
     fields = mode._asdict() | {"segment": SEGMENT, "hidden": hidden, "parameters": sizes}
     report("mac", seconds, **fields)

@@ -167,6 +167,7 @@ def with_constant(q, k, v, mask, scale, prefix=None):
     return softmax_attention(q, k, v, mask, scale, prefix) + jnp.asarray(np.zeros((), q.dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [6, 0])
 @pytest.mark.parametrize("kernel", ["blockwise", "twice"])
 def test_every_kernel_of_attention_teaches_alike(kernel, window, float64, monkeypatch):
