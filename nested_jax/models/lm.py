@@ -385,5 +385,5 @@ def build_model(cfg: ModelConfig, device: jax.Device | None = None) -> LanguageM
       cfg: the model; what it leaves to choose (``attention="auto"``) is chosen here.
       device: one of those that it is to run on, None takes the first of this process.
     """
-    kernel = choose_attention(cfg, jax.devices()[0] if device is None else device)
+    kernel: Any = choose_attention(cfg, jax.devices()[0] if device is None else device)
     return LanguageModel(replace(cfg, attention=kernel))

@@ -12,7 +12,7 @@ reads them: nothing is moved, sliced or joined from chunk to chunk.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -159,8 +159,9 @@ def leave(level: LevelState, before: LevelState) -> LevelState:
 
 def choose(rows_B: Array, yes: LevelState, no: LevelState) -> LevelState:
     """Take the rows of the mask from `yes` and the others, bit for bit, from `no`."""
-    weights = where_rows(rows_B[None], yes[:WEIGHTS], no[:WEIGHTS])
-    return LevelState(*weights, *where_rows(rows_B, yes[WEIGHTS:], no[WEIGHTS:]))
+    weights: Any = where_rows(rows_B[None], yes[:WEIGHTS], no[:WEIGHTS])
+    counts: Any = where_rows(rows_B, yes[WEIGHTS:], no[WEIGHTS:])
+    return LevelState(*weights, *counts)
 
 
 def clear(level: LevelState, rows_B: Array) -> LevelState:

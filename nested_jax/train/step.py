@@ -78,8 +78,8 @@ def eval_step(state: TrainState, batch: Batch, program: Program) -> tuple[PyTree
     """
 
     def own(whole: PyTree, rows: PyTree) -> tuple[PyTree, PyTree, Metrics]:
-        params, step = whole
-        _, (carry, metrics) = program.loss(params, *rows, step)
+        (params, step), (carry, batch) = whole, rows
+        _, (carry, metrics) = program.loss(params, carry, batch, step)
         return (), carry, stacked(metrics)
 
     _, carry, metrics = on_own_rows(own, (state.params, state.step), (state.carry, batch))
