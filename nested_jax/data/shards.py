@@ -261,7 +261,8 @@ def check_record(row: Any, where: str) -> None:
     plain = Path(row["file"]).name == row["file"] and row["file"].endswith(".bin")
     require(plain, f"{where}: file", row["file"], "wants NAME.bin, in the folder of the index")
     for name in ("tokens", "documents", "bytes", "target_bytes", "symbols"):
-        require(row.get(name, 0) >= 0, f"{where}: {name}", row[name], "wants 0 or more")
+        count = row.get(name, 0)  # an index from before there were symbols has none
+        require(count >= 0, f"{where}: {name}", count, "wants 0 or more")
 
 
 def read_json(path: Path, what: str, /, **columns: type) -> dict[str, Any]:

@@ -31,6 +31,15 @@ def test_records_are_exact(tmp_path: Path, tokenizer: Tokenizer) -> None:
     assert shard.target_bytes == len(targets.encode())
 
 
+def test_shards_from_before_there_were_symbols_are_read(store: TokenStore) -> None:
+    index = json.loads((store.root / INDEX).read_text())
+    for row in index["shards"]:
+        for name in [name for name in row if name.startswith(("symbols", "mask"))]:
+            del row[name]
+    (store.root / INDEX).write_text(json.dumps(index))
+    assert open_store(store.root).shards == store.shards
+
+
 def test_dtype() -> None:
     assert [token_dtype(v) for v in (512, 65_536, 65_537)] == ["uint16", "uint16", "uint32"]
 
