@@ -133,6 +133,8 @@ class DataConfig(Block):
         want = "is for text in rows; wants data.mode='rows', and no synthetic task"
         rows = self.mode == "rows" and not self.is_synthetic
         self.require(rows or self.documents == "apart", "documents", want)
+        want = "joined rows learn every token; wants data.loss='all'"
+        self.require(self.loss == "all" or self.documents == "apart", "documents", want)
 
     @property
     def is_synthetic(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from eval.__main__ import main as evaluate
 from eval.core.datasets import DEFAULTS, DataRoot
 from nested_jax.config import Config, load_config
 from nested_jax.data.manifest import SourceSpec, load_manifest
-from nested_jax.data.prepare.hf_source import download
+from nested_jax.data.prepare.hf_source import download, downloaded
 from nested_jax.data.prepare.inject import Injection
 from nested_jax.data.prepare.products import FACTS
 from nested_jax.data.prepare.shard_block import ShardOptions
 from nested_jax.data.prepare.shard_corpus import shard_source
-from nested_jax.data.records import read_object
+from nested_jax.data.records import json_rows, read_object
 from nested_jax.data.shards import TOKENIZER
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 from nested_jax.errors import ROOT, require
@@ -91,10 +90,8 @@ class Experiment:
     def make_tokenizer(self) -> dict[str, Any]:
         """Put the tokenizer in its place; all conditions share it."""
         if self.size.vocab_size:
-            lines = (self.data / "corpus/train.jsonl", self.data / "chat/train.jsonl")
-            texts = [
-                text_of(json.loads(x)) for f in lines for x in f.read_text("utf8").splitlines()
-            ]
+            files = (self.data / "corpus/train.jsonl", self.data / "chat/train.jsonl")
+            texts = [text_of(row) for file in files for _, row in json_rows(file)]
             size = self.size.vocab_size + len(FACTS)
             model = train_tokenizer(texts, size, symbols=FACTS, model_type="gpt2").model
         else:
@@ -108,7 +105,14 @@ class Experiment:
         if self.size.name != "full":
             return SourceSpec(name="text", dataset=str(self.data / "corpus"), rules="none")
         (spec,) = load_manifest(str(ROOT / "configs/data/fineweb_edu.py")).sources
-        return download(spec, Path(self.download), self.say) if self.download else spec
+        return downloaded(spec, Path(self.download)) if self.download else spec
+
+    def fetch(self) -> dict[str, Any]:
+        """Fetch the files of the pretraining text, where ``--download`` asks for it."""
+        if self.size.name != "full" or not self.download:
+            return {}
+        (spec,) = load_manifest(str(ROOT / "configs/data/fineweb_edu.py")).sources
+        return {"files": download(spec, Path(self.download), self.say).data_files}
 
     def shard(self, condition: str) -> dict[str, Any]:
         """Write the shards of a condition; say how many tokens there are."""
@@ -222,6 +226,7 @@ def stages_of(experiment: Experiment, conditions: list[str], *, data: bool) -> l
     found: list[Stage] = []
     if data:
         found += [
+            Stage("download", 2, experiment.fetch),
             Stage("texts", 1, experiment.make_texts),
             Stage("tokenizer", 2, experiment.make_tokenizer),
         ]

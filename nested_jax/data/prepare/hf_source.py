@@ -120,9 +120,8 @@ def download(
     if not spec.dataset.startswith("hf:"):
         raise ValueError(f"dataset={spec.dataset!r}: {want}")
     hub = import_extra("huggingface_hub", "hf", f"to download {spec.dataset}")
-    name = spec.dataset.removeprefix("hf:")
-    pattern = spec.data_files or f"{spec.subset.replace('-', '/') or '**'}/*.parquet"
-    failures = 0
+    name, local = spec.dataset.removeprefix("hf:"), downloaded(spec, folder)
+    pattern, failures = local.data_files, 0
     while True:
         try:
             hub.snapshot_download(
@@ -134,13 +133,18 @@ def download(
                 raise
             failures += 1
             pause(failures, f"{spec.dataset} {pattern}", error, report, sleep)
-    local = replace(spec, dataset=str(folder), data_files=pattern, subset="", split="")
     files = sorted(folder.glob(pattern))
     if not files:
         raise ValueError(f"data_files={pattern!r}: {spec.dataset} has no such files; name them")
     size = sum(file.stat().st_size for file in files) / 1e9
     report(f"{spec.dataset}: {len(files)} files, {size:.1f} GB, in {folder}")
     return local
+
+
+def downloaded(spec: SourceSpec, folder: Path) -> SourceSpec:
+    """Return the source as the files that `download` puts into a folder."""
+    pattern = spec.data_files or f"{spec.subset.replace('-', '/') or '**'}/*.parquet"
+    return replace(spec, dataset=str(folder), data_files=pattern, subset="", split="")
 
 
 def load(datasets: Any, spec: SourceSpec) -> Any:

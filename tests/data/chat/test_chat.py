@@ -271,6 +271,8 @@ def test_fields_that_do_not_fit(tmp_path: Path, model: Path, store: TokenStore) 
         prepare(DataConfig(str(file), mode="examples"))
     with pytest.raises(ValueError, match="has no conversation for the valid split, of 3 in all"):
         chat_store(tmp_path / "cache", file, ChatConfig(tokenizer=str(model)), print)
+    with pytest.raises(ValueError, match="documents='joined': joined rows learn every token"):
+        DataConfig(str(store.root), loss="assistant", documents="joined")
     cfg = DataConfig(str(store.root), loss="assistant", seq_len=64)
     with pytest.raises(ValueError, match=r"loss='assistant': the shards of .* do not say"):
         make_train_iterator(cfg, batch_size=2, align=1, seed=0)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from nested_jax.config import DataConfig
 from nested_jax.data.held_out import target_bytes, valid_batches
 from nested_jax.data.manifest import SourceSpec
 from nested_jax.data.pipeline import prepare
+from nested_jax.data.prepare import shard_corpus
 from nested_jax.data.prepare.drills import drill, with_drills
 from nested_jax.data.prepare.inject import Injection, inject, rewrite_file
 from nested_jax.data.prepare.products import FACTS, spelled_out
@@ -213,10 +216,19 @@ def trained(store: TokenStore) -> np.ndarray:
     return np.concatenate(parts)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_reading_stops_at_the_target(tmp_path: Path, workers: int) -> None:
+def all_at_once(function: Any, items: Any, workers: int) -> Iterator[Any]:
+    """As workers that have written every block before the first one is counted."""
+    yield from [function(item) for item in items]
+
+
+@pytest.mark.parametrize("workers", ["one after the other", "all at once"])
+def test_reading_stops_at_the_target(
+    tmp_path: Path, workers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, _ = facts_store(tmp_path / "whole", BOUNDED)
-    store, _ = facts_store(tmp_path / "part", BOUNDED, target_tokens=9000, workers=workers)
+    if workers == "all at once":
+        monkeypatch.setattr(shard_corpus, "ordered_map", all_at_once)
+    store, _ = facts_store(tmp_path / "part", BOUNDED, target_tokens=9000)
     found, text = trained(store), trained(whole)
     assert 9000 <= len(found) < 9000 + 700, "up to the end of the document that reaches it"
     assert found[-1] == store.tokenizer.eos_id
