@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.core.subject import Subject
+from nested_jax.files import write_bytes
 
 CHUNK = 256  # items that are done at a time
 
@@ -60,7 +61,7 @@ def in_parts(
         rows |= dict(zip(part, made, strict=True))
         done = start + len(part)
         if file is not None:
-            append(file, head, {f"{label} {i} {asked[i]}": row for i, row in zip(part, made)})  # noqa: B905
+            append(file, head, {f"{label} {i} {asked[i]}": rows[i] for i in part})
         if done < len(todo):
             left = (time.perf_counter() - began) / done * (len(todo) - done)
             print(f"{label}: {done}/{len(todo)}, about {left:.0f} s left", flush=True)
@@ -79,10 +80,12 @@ def read(file: Path, head: dict[str, Any]) -> dict[str, Any]:
 
 
 def append(file: Path, head: dict[str, Any], rows: dict[str, Any]) -> None:
-    """Add rows; a file of another evaluation, or a half line, is replaced."""
+    """Add rows; a half line is cut, and a file of another evaluation replaced."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     if not read(file, head):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(head) + "\n")
+        write_bytes(file, json.dumps(head).encode() + b"\n")
+    elif not (found := file.read_bytes()).endswith(b"\n"):
+        write_bytes(file, found.rpartition(b"\n")[0] + b"\n")
     with open(file, "a") as out:
         out.write(json.dumps(rows) + "\n")
         out.flush()

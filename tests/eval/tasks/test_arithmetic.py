@@ -80,6 +80,20 @@ def test_gsm8k_and_going_on(place: Place, tmp_path: Path, monkeypatch: pytest.Mo
     assert calls[9:] == [8, 8, 4], "other flags begin anew"
 
 
+def test_rows_that_are_kept(tmp_path: Path) -> None:
+    """A half line costs itself alone; rows of another evaluation are not taken."""
+    file, head = tmp_path / "a.json.partial", {"options": 1}
+    partial.append(file, head, {"a": 1})
+    with open(file, "ab") as out:
+        out.write(b'{"b": ')
+    assert partial.read(file, head) == {"a": 1}
+    partial.append(file, head, {"c": 3})
+    assert partial.read(file, head) == {"a": 1, "c": 3}
+    assert partial.read(file, {"options": 2}) == {}
+    partial.append(file, {"options": 2}, {"d": 4})
+    assert partial.read(file, {"options": 2}) == {"d": 4}
+
+
 def test_the_calculator_follows_each_equals_sign(place: Place, tmp_path: Path) -> None:
     """What is forced is in the text, and the model goes on after it."""
     subject = load_subject(place.run)
