@@ -101,26 +101,3 @@ def test_bad_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "wants a new folder" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"has no config\.json"):
         load_folder(tmp_path)
-
-
-def test_transformers_reads_the_same_model(params: Any, tmp_path: Path) -> None:
-    """The logits of `LlamaForCausalLM` are ours, from our export, and ours are its own, back."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    numpy = pytest.importorskip("safetensors.numpy")
-    from nested_jax.files import write_json
-
-    numpy.save_file(to_llama(params, CFG), tmp_path / "model.safetensors", {"format": "pt"})
-    write_json(tmp_path / "config.json", llama_config(CFG))
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    ours, tokens = logits(CFG, params)
-    with torch.no_grad():
-        got = theirs(torch.tensor(np.asarray(tokens))).logits.numpy()
-    assert_close(got, ours, rtol=1e-5)
-    torch.manual_seed(0)
-    random = transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama_config(CFG)))
-    random.save_pretrained(tmp_path / "random")
-    imported, cfg = load_folder(tmp_path / "random")
-    with torch.no_grad():
-        want = random(torch.tensor(np.asarray(tokens))).logits.numpy()
-    assert_close(logits(cfg, jax.tree.map(jnp.asarray, imported))[0], want, rtol=1e-5)

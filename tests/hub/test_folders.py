@@ -21,7 +21,6 @@ from nested_jax.data.tokenizers.tokenizer import train_tokenizer
 from nested_jax.generate import main as generate
 from nested_jax.hub import export
 from nested_jax.hub.__main__ import main as hub
-from nested_jax.hub.check import Exported, check
 from nested_jax.hub.imports import open_folder
 from nested_jax.hub.tensors import INDEX, WEIGHTS, read_folder
 from nested_jax.hub.workdir import write_workdir
@@ -36,14 +35,15 @@ MODELS = {
     "gpt2": ModelConfig(block="gpt2", norm_eps=1e-5, **SIZE),
     "llama": ModelConfig(block="transformer", kv_heads=1, rope_theta=500.0, **SIZE),
 }
+SYMBOL = {"gpt2": "<MUL_6_9_54>", "llama": "<mul_1_1>"}  # an added token
 layouts = pytest.mark.parametrize("layout", MODELS)
 
 
 def tokenizer_for(layout: str) -> Tokenizer:
     if layout == "llama":
-        return train_tokenizer(TEXTS, 470, symbols=("<mul_1_1>",))
+        return train_tokenizer(TEXTS, 470, symbols=(SYMBOL[layout],))
     pytest.importorskip("tokenizers.models")
-    return train_byte_bpe(TEXTS, 470, symbols=("<MUL_6_9_54>",))
+    return train_byte_bpe(TEXTS, 470, symbols=(SYMBOL[layout],))
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_tokenizer_json_gives_the_same_ids(
     opened = export.export(run_of(runs, layout), tmp_path / "out", layout)
     tokenizer = opened.text_tokenizer
     read = Library.from_file(str(tmp_path / "out" / "tokenizer.json"))
-    symbol = tokenizer.piece(tokenizer.vocab_size - 1) if layout == "gpt2" else "<mul_1_1>"
+    symbol = SYMBOL[layout]
     odd = ["", "  x\t\n\n é日本語\u00a0😀", f"is {symbol}, {symbol}{symbol} 12345"]
     for text in (*TEXTS, *odd):
         ids = tokenizer.encode(text)
@@ -143,19 +143,27 @@ def test_tokenizer_json_gives_the_same_ids(
 
 
 @layouts
-def test_a_folder_that_is_another_model_is_seen(
-    layout: str, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_exporter_that_is_wrong_ends_with_1(
+    layout: str,
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    opened = export.export(run_of(runs, layout), tmp_path / "out", layout)
-    tensors = numpy.load_file(tmp_path / "out" / WEIGHTS)
-    name = next(name for name in tensors if "c_proj.weight" in name or "o_proj" in name)
-    numpy.save_file(
-        {**tensors, name: np.ascontiguousarray(tensors[name].T)}, tmp_path / "out" / WEIGHTS
-    )
-    model = opened.cfg.model
-    lines = check(Exported(tmp_path / "out", opened.params, model, opened.tokenizer, 470))
-    assert {line.what for line in lines if line.holds is False} >= {"tensors", "logits, numpy"}
-    assert export.report(lines) == 1
+    """The square output matrix of attention transposed: it fits, and the model is another one."""
+    right = export.LAYOUTS[layout]
+
+    def write(params: Any, model: ModelConfig) -> Any:
+        tensors = right.write(params, model)
+        wrong = ("attn.c_proj.weight", "self_attn.o_proj.weight")
+        return {n: x.T.copy() if n.endswith(wrong) else x for n, x in tensors.items()}
+
+    monkeypatch.setitem(export.LAYOUTS, layout, right._replace(write=write))
+    command = ["--checkpoint", str(run_of(runs, layout)), "--layout", layout, "--check"]
+    assert export.main([*command, "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    assert "tensors: DIFFERENT" in said
+    assert "logits, numpy: DIFFERENT" in said
 
 
 # --- folders from elsewhere ----------------------------------------------------------------------
