@@ -229,6 +229,11 @@ def test_a_tokenizer_of_hugging_face_is_taken_as_it_is(folder: Path) -> None:
     _, _, tokenizer = open_folder(folder)
     assert tokenizer.encode_batch(TEXTS) == before.encode_batch(TEXTS)
     assert (tokenizer.eos_id, tokenizer.pad_id) == (before.eos_id, before.pad_id)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 50256}))
+    with pytest.raises(ValueError, match="eos_token_id=50256: is no id of the tokenizer"):
+        open_folder(folder)
+    (folder / "config.json").write_text(json.dumps(config))
     data = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(data | {"normalizer": {"type": "NFC"}}))
     with pytest.raises(ValueError, match="normalizer='NFC': changes the text"):

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from hub.test_gpt2 import CFG, TOKENS, everything, logits, start
+from hub.test_gpt2 import CFG, TOKENS, everything, logits, program, start
 
 from nested_jax.hub import check
 from nested_jax.hub.gpt2 import from_gpt2, gpt2_config, to_gpt2
@@ -103,12 +103,11 @@ WRITTEN: dict[str, tuple[Change, str]] = {
 }
 
 
-def compared(params: Any, change: Change | None) -> dict[str, bool | None]:
+def compared(params: Any, ours: np.ndarray, change: Change | None) -> dict[str, bool | None]:
     """Return the comparisons of `--check` for tensors and a config that a change was made to."""
     tensors, config = to_gpt2(params, CFG), gpt2_config(CFG)
     if change is not None:
         change(tensors, config)
-    ours = logits(params)
     lines = [
         check._compare_logits("numpy", oracle_logits(tensors, config, TOKENS), ours),
         check._compare_tensors(params, *from_gpt2(tensors, config)),
@@ -117,19 +116,23 @@ def compared(params: Any, change: Change | None) -> dict[str, bool | None]:
 
 
 @pytest.fixture(scope="module")
-def random() -> Any:
-    return everything(size=1.0)
+def cases() -> dict[str, tuple[Any, np.ndarray]]:
+    """Parameters, and what our model makes of them."""
+    found = {"random": everything(size=1.0), "fresh": start()}
+    return {name: (params, logits(params)) for name, params in found.items()}
 
 
-def test_what_is_right_is_equal(random: Any) -> None:
-    for params in (random, start()):
-        assert compared(params, None) == {"logits, numpy": True, "tensors": True}
+def test_what_is_right_is_equal(cases: dict[str, tuple[Any, np.ndarray]]) -> None:
+    for params, ours in cases.values():
+        assert compared(params, ours, None) == {"logits, numpy": True, "tensors": True}
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_what_is_written_wrongly_is_seen(name: str, random: Any) -> None:
+def test_what_is_written_wrongly_is_seen(
+    name: str, cases: dict[str, tuple[Any, np.ndarray]]
+) -> None:
     change, where = WRITTEN[name]
-    found = compared(start() if where == "fresh" else random, change)
+    found = compared(*cases["fresh" if where == "fresh" else "random"], change)
     assert found["tensors" if where == "tensors" else "logits, numpy"] is False
 
 
@@ -139,7 +142,7 @@ def rms(x: Any, scale: Any, bias: Any, eps: float) -> Any:
 
 @pytest.mark.parametrize("name", ["RMSNorm for LayerNorm", "erf GELU", "embedding scaled"])
 def test_what_is_computed_wrongly_is_seen(
-    name: str, random: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, cases: dict[str, tuple[Any, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wrong the same way on both sides of a round trip: only the oracle knows better."""
     if name == "RMSNorm for LayerNorm":
@@ -152,4 +155,8 @@ def test_what_is_computed_wrongly_is_seen(
         plain = lm.LanguageModel.embed
         twice = lambda self, params, tokens: 2 * plain(self, params, tokens)  # noqa: E731
         monkeypatch.setattr(lm.LanguageModel, "embed", twice)
-    assert compared(random, None) == {"logits, numpy": False, "tensors": True}
+    params, _ = cases["random"]
+    program.cache_clear()  # compiled before the change
+    found = compared(params, logits(params), None)
+    program.cache_clear()
+    assert found == {"logits, numpy": False, "tensors": True}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hub.test_folders import MODELS, SYMBOL, layouts, run_of, runs  # noqa: F401  (a fixture)
 
+from nested_jax.data.tokenizers.base import Tokenizer
 from nested_jax.hub import export
 from nested_jax.hub.__main__ import main as hub
 from nested_jax.hub.layouts import LAYOUTS
@@ -58,10 +59,10 @@ def test_their_random_model_is_ours_and_theirs_again(
     tmp_path: Path,
 ) -> None:
     """Imported from several files, equal logits; exported, equal tensors, byte by byte in GPT-2."""
-    theirs = random_model(layout)
+    opened = open_checkpoint(run_of(runs, layout))
+    theirs = random_model(layout, opened.text_tokenizer)
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="30KB")
     assert (tmp_path / "theirs" / INDEX).is_file()
-    opened = open_checkpoint(run_of(runs, layout))
     assert write_tokenizer(tmp_path / "theirs", opened.text_tokenizer, 48)
     if layout == "llama":  # whose tokenizer.json is no byte-level BPE: ours lies beside it
         (tmp_path / "theirs" / "tokenizer.model").write_bytes(opened.text_tokenizer.model)
@@ -84,13 +85,13 @@ def test_their_random_model_is_ours_and_theirs_again(
         )
 
 
-def random_model(layout: str) -> Any:
+def random_model(layout: str, tokenizer: Tokenizer) -> Any:
     """Return a model of transformers, all of whose parameters are random, biases included."""
     torch.manual_seed(0)
     kind = {"gpt2": transformers.GPT2Config, "llama": transformers.LlamaConfig}[layout]
-    model = transformers.AutoModelForCausalLM.from_config(
-        kind(**LAYOUTS[layout].config(MODELS[layout]))
-    )
+    ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_id") for n in ("bos", "eos", "pad")}
+    config = kind(**LAYOUTS[layout].config(MODELS[layout]), **ids)
+    model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))

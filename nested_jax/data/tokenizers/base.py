@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
+PIECE_CHARS = 2_000  # of a text that are encoded at once
+MAX_CHARS = 200_000  # at most: encoding takes some 100 bytes of memory per character
 CONTROL = ("<pad>", "<unk>", "<s>", "</s>")  # by id
 
 
@@ -65,3 +68,21 @@ class Tokenizer(Protocol):
         """int64 [vocab_size]: characters that begin in a token, 0 for control tokens."""
         count = (sum(b & 0xC0 != 0x80 for b in self.bytes_of(t)) for t in range(self.vocab_size))
         return np.fromiter(count, np.int64)
+
+
+def split_text(
+    text: str, boundary: re.Pattern[str], target: int = PIECE_CHARS, limit: int = MAX_CHARS
+) -> Iterator[str]:
+    """Cut a text at places of `boundary`, where no token can cross.
+
+    Pieces have about `target` characters, which encodes 1.5 times as fast as a whole document. A
+    run of `limit` characters without such a place is cut all the same.
+    """
+    start = 0
+    while len(text) - start > target:
+        cut = boundary.search(text, start + target, start + limit)
+        end = cut.start() if cut else min(start + limit, len(text))
+        yield text[start:end]
+        start = end
+    if start < len(text) or not text:
+        yield text[start:]

@@ -13,17 +13,20 @@ import importlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from nested_jax.data.tokenizers.base import Tokenizer
+from nested_jax.data.tokenizers.base import Tokenizer, split_text
 from nested_jax.errors import import_extra, require
 
 MAGIC = b'{"byte_level_bpe":'  # begins the file of such a tokenizer
 END = "<|endoftext|>"  # begins and ends a text; the last of GPT-2's own tokens
 FILLER = "<|padding_{}|>"  # a control token that fills the vocabulary up; the first one pads rows
+BOUNDARY = re.compile(r"(?<=\S)(?= )")  # a word's space begins a piece
+BATCH = 500  # pieces that are encoded at once
 UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
 
 
@@ -74,6 +77,9 @@ class ByteBPE(Tokenizer):
         self.bos_id, self.eos_id, self.pad_id = ids["bos"], ids["eos"], ids["pad"]
         added = {token["id"]: token for token in data["added_tokens"]}
         self.vocab_size = 1 + max([*data["model"]["vocab"].values(), *added])
+        for name, token in ids.items():
+            want = f"is no id of the tokenizer, which has {self.vocab_size}"
+            require(token < self.vocab_size, f"{name}_token_id", token, want)
         self._pieces = [""] * self.vocab_size
         self._bytes = [b""] * self.vocab_size
         for piece, token in data["model"]["vocab"].items():
@@ -91,8 +97,13 @@ class ByteBPE(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of every text."""
-        found = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in found]
+        ids: list[list[int]] = [[] for _ in texts]
+        owned = ((i, p) for i, text in enumerate(texts) for p in split_text(text, BOUNDARY))
+        while batch := list(itertools.islice(owned, BATCH)):
+            found = self._library.encode_batch_fast([p for _, p in batch], add_special_tokens=False)
+            for (owner, _), encoding in zip(batch, found, strict=True):
+                ids[owner].extend(encoding.ids)
+        return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of `ids`; control tokens decode to nothing.
@@ -209,8 +220,10 @@ def check_added(tokens: Sequence[bytes], symbols: Sequence[str], size: int) -> N
         size == 0 or size >= least, "--size", size, f"wants 0, or the {least} ids that there are"
     )
     require(len(set(symbols)) == len(symbols), "symbols", symbols, "wants different ones")
-    control = [s for s in symbols if not s or s == END or s.startswith(FILLER.split("{")[0])]
-    require(not control, "symbols", control, "are control tokens, or nothing")
+    spaced = [s for s in symbols if not s or s.split() != [s]]
+    require(not spaced, "symbols", spaced, "wants symbols without white space")
+    control = [s for s in symbols if s == END or s.startswith(FILLER.split("{")[0])]
+    require(not control, "symbols", control, "are control tokens")
 
 
 def as_characters(token: bytes) -> str:

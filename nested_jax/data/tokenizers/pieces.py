@@ -15,7 +15,15 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import sentencepiece as spm
 
-from nested_jax.data.tokenizers.base import BOS_ID, CONTROL, EOS_ID, PAD_ID, UNK_ID, Tokenizer
+from nested_jax.data.tokenizers.base import (
+    BOS_ID,
+    CONTROL,
+    EOS_ID,
+    PAD_ID,
+    UNK_ID,
+    Tokenizer,
+    split_text,
+)
 from nested_jax.data.tokenizers.byte_bpe import train_byte_bpe
 from nested_jax.errors import require
 
@@ -24,8 +32,6 @@ MODEL_TYPES = ("bpe", "unigram", "gpt2")
 MIN_VOCAB = 4 + 256 + 11  # control pieces, bytes, required characters
 MAX_VOCAB = 1 << 20
 LINE_BYTES = 16_384  # longest training sentence; SentencePiece drops what is longer
-PIECE_CHARS = 2_000  # of a text that are encoded at once
-MAX_CHARS = 200_000  # at most: encoding takes some 100 bytes of memory per character
 BOUNDARY = re.compile(r"(?<=\n)|(?<=[^ ])(?= )")  # pieces begin with a space or hold none
 
 
@@ -68,7 +74,7 @@ class SentencePiece(Tokenizer):
         pieces: list[str] = []
         owners: list[int] = []
         for owner, text in enumerate(texts):
-            for piece in split_text(text):
+            for piece in split_text(text, BOUNDARY):
                 pieces.append(piece)
                 owners.append(owner)
         ids: list[list[int]] = [[] for _ in texts]
@@ -106,22 +112,6 @@ class SentencePiece(Tokenizer):
         if self._processor.is_control(token) or self._processor.is_unknown(token):
             return b""
         return self.piece(token).replace(SPACE, " ").encode()
-
-
-def split_text(text: str, target: int = PIECE_CHARS, limit: int = MAX_CHARS) -> Iterator[str]:
-    """Cut a text where no token can cross: after a line end, or before the space of a word.
-
-    Pieces have about `target` characters, which encodes 1.5 times as fast as a whole document. A
-    run of `limit` characters without such a place is cut all the same.
-    """
-    start = 0
-    while len(text) - start > target:
-        cut = BOUNDARY.search(text, start + target, start + limit)
-        end = cut.start() if cut else min(start + limit, len(text))
-        yield text[start:end]
-        start = end
-    if start < len(text) or not text:
-        yield text[start:]
 
 
 def train_tokenizer(

@@ -41,7 +41,7 @@ ODD = [
     "<|endoftext|> <|padding_0|> is <MUL_6_9_54>=<MUL_6_9_54>",
     "\x00\x1f\x7f\u0085\ufeff",
 ]
-SYMBOLS = ("<MUL_6_9_54>", "<é b>")
+SYMBOLS = ("<MUL_6_9_54>", "<é!b>")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,15 @@ def test_encoding_is_its_definition(tokenizer: ByteBPE) -> None:
     rank = ranks(tokenizer)
     for text in (*ODD, *TEXTS):
         assert tokenizer.encode(text) == encode_by_definition(text, rank), text[:40]
+
+
+def test_long_texts_are_cut_where_no_token_crosses(tokenizer: ByteBPE) -> None:
+    """Runs of white space, of any kind, stay whole: they decide what a word begins with."""
+    rng = np.random.default_rng(3)
+    drawn = rng.choice(list(" \n\t \u00a0ab1.'s"), 30_000)
+    for text in ("".join(drawn), " ".join(TEXTS)):
+        whole = tokenizer._library.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text) == whole
 
 
 def test_training_takes_the_most_frequent_pair() -> None:
@@ -203,9 +212,9 @@ def test_vocabularies_that_do_not_fit() -> None:
         train_byte_bpe(TEXTS, 256)
     with pytest.raises(ValueError, match="vocab_size=5000: the text is enough for"):
         train_tokenizer(["abc"], 5000, model_type="gpt2")
-    for symbols in ((END,), ("<|padding_3|>",), ("",)):
-        with pytest.raises(ValueError, match=r"symbols=.*control tokens"):
-            train_byte_bpe(TEXTS, 300, symbols=symbols)
+    for symbol in (END, "<|padding_3|>", "", "two words"):
+        with pytest.raises(ValueError, match=r"symbols=.*(are control tokens|white space)"):
+            train_byte_bpe(TEXTS, 300, symbols=[symbol])
 
 
 # --- GPT-2's own ---------------------------------------------------------------------------------

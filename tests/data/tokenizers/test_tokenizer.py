@@ -9,12 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_data import synthetic_source
 
-from nested_jax.data.tokenizers.pieces import (
-    MAX_CHARS,
-    PIECE_CHARS,
-    split_text,
-    training_lines,
-)
+from nested_jax.data.tokenizers.base import MAX_CHARS, PIECE_CHARS, split_text
+from nested_jax.data.tokenizers.pieces import BOUNDARY, training_lines
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 HARD = [
@@ -76,7 +72,7 @@ def test_specials_and_controls_cost_no_bytes(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("separator", ["\n", " ", "   ", "\n    \t"])
 def test_cuts_change_no_token(tokenizer: Tokenizer, separator: str) -> None:
     text = separator.join(synthetic_source(i).replace("\n", separator) for i in range(40))
-    pieces = list(split_text(text))
+    pieces = list(split_text(text, BOUNDARY))
     assert "".join(pieces) == text
     assert len(pieces) > 5
     assert max(map(len, pieces)) < PIECE_CHARS + 100
@@ -87,17 +83,17 @@ def test_cuts_change_no_token(tokenizer: Tokenizer, separator: str) -> None:
 def test_split_text_loses_nothing_and_keeps_tokens(
     tokenizer: Tokenizer, text: str, target: int, more: int
 ) -> None:
-    pieces = list(split_text(text, target, target + more))
+    pieces = list(split_text(text, BOUNDARY, target, target + more))
     assert "".join(pieces) == text
     assert all(len(piece) <= target + more for piece in pieces)
-    free = list(split_text(text, target))
+    free = list(split_text(text, BOUNDARY, target))
     joined = [i for piece in free for i in tokenizer._processor.encode(piece)]
     assert joined == tokenizer._processor.encode(text)
 
 
 def test_a_giant_word_is_cut(tokenizer: Tokenizer) -> None:
     text = "ab" * MAX_CHARS
-    assert [len(piece) for piece in split_text(text)] == [MAX_CHARS, MAX_CHARS]
+    assert [len(piece) for piece in split_text(text, BOUNDARY)] == [MAX_CHARS, MAX_CHARS]
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
