@@ -45,6 +45,23 @@ NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 Report = Callable[[str], None]
 
 
+def git_commit() -> str | None:
+    """Return the commit of the checkout that this package runs from, "+" if it was changed."""
+    file = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(file.parent), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None  # no git on this machine
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", file.name) is None:
+        return None  # installed, perhaps inside a checkout of something else
+    return git("describe", "--always", "--abbrev=40", "--dirty=+")
+
+
 # --- whole files ---------------------------------------------------------------------------------
 
 

@@ -7,15 +7,16 @@ import logging
 import os
 import platform
 import resource
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import jax
 
+from nested_jax import files
 from nested_jax.errors import raised_here
 
+git_commit = files.git_commit  # said of every run and result
 PACKAGES = ("nested-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 # Dense bfloat16 FLOP/s of one device, from the vendors' data sheets (without sparsity); matched in
@@ -47,23 +48,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"  # run from a checkout that pip does not know
     return found
-
-
-def git_commit() -> str | None:
-    """Return the commit of the checkout that this package runs from, "+" if it was changed."""
-    file = Path(__file__).resolve()
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(file.parent), *arguments]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None  # no git on this machine
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if git("ls-files", "--error-unmatch", file.name) is None:
-        return None  # installed, perhaps inside a checkout of something else
-    return git("describe", "--always", "--abbrev=40", "--dirty=+")
 
 
 def device_name() -> str:

@@ -42,6 +42,7 @@ class Taught(NamedTuple):
     measures: Measures  # of each token, before the write that it causes
     stats: dict[str, Array]  # float32 scalars; see `teach`
     cms_in_BTD: Array | tuple[()] = ()  # what the last CMS read; with surprise objectives only
+    signal_BT: Array | None = None  # norm of each token's teach signal, float32; None: no writes
 
     @property
     def loss_BT(self) -> Array:
@@ -144,12 +145,14 @@ def _read_and_write(
         carry = Carry(state.now, None, fast)
     carry, written = _scan(teacher, carry, chunks)
     found = jax.tree.map(partial(from_chunks, grid), written.measures)
+    signal_BT = from_chunks(grid, written.signal_BC)
     found = {n: model.nan_where_cache_overflows(x_BT, call) for n, x_BT in found.items()}
     now = carry.boundary if carry.now is None else carry.now
     open_chunk = leave_open(grid, state.open, chunks, carry.boundary)
     fast = tuple(map(leave, carry.fast, state.fast))
     state = state._replace(now=now, fast=fast, open=open_chunk)
-    return state, Taught(found, _stats(teacher, state, written, chunks.tokens.weights_BT))
+    stats = _stats(teacher, state, written, chunks.tokens.weights_BT)
+    return state, Taught(found, stats, signal_BT=signal_BT)
 
 
 def flush(

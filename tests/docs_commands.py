@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quick_compile import ROOT
-from tiny import environment
+from tiny import environment, synthetic_text
 
 # Runs that stand for those of the docs: every folder below runs/ that no command has made.
 STANDS_FOR = "runs/pilot-test"
@@ -24,11 +25,14 @@ SMALLER = [
     (r"(configs/real_text\.py:)(?:text|test)\b", r"\1test"),
 ]
 MORE_FLAGS = {
-    r"-m eval (niah|passkey|babi|books|continual|classification|zeroshot)\b": "--max-samples 2",
+    r"-m eval (niah|passkey|babi|books|classification|zeroshot)\b": "--max-samples 2",
+    r"-m eval continual\b": "--doc-tokens 32 --score-tokens 256",
     r"-m nested_jax\.generate\b": "--max-tokens 4",
 }
 # Commands that no test runs, and why.
+CHARTS = importlib.util.find_spec("vl_convert") is not None
 LEFT_OUT = {
+    **({} if CHARTS else {r"-m eval report\b": "wants vl_convert"}),
     r"\bpip install\b|-m venv\b": "installs",
     r"-m pytest\b": "is this suite",
     r"-m eval proof\b": "trains for minutes at its smallest; tests/eval/proof",
@@ -72,6 +76,11 @@ def workspace(folder: Path) -> Path:
     for name in ("launch.py", "configs", "nested_jax", "eval", "recipes", "benchmarks", "infra"):
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
+    for segment in ("letters", "notes"):  # of the guide's user
+        (folder / "my_texts" / segment).mkdir(parents=True)
+        for i in range(120):
+            text = f"{segment} number {i}\n{synthetic_text(i + 200 * (segment == 'notes'))}\n"
+            (folder / "my_texts" / segment / f"{i}.txt").write_text(text * 3)
     return folder
 
 

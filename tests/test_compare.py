@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import compare
 from nested_jax.config import load_config, parse_overrides
+from recipes import variants
 
 PAIR = compare.Comparison("configs/char_lstm.py", {"on, at once": (), "off": ("--config.x=0",)})
 
@@ -32,11 +34,11 @@ def test_finished_runs_are_kept_and_the_rest_is_run(
 ) -> None:
     ran = []
 
-    def run(comparison: object, variant: str, seed: int, workdir: Path, extra: list[str]) -> None:
+    def run(_: object, variant: str, seed: int, workdir: Path, extra: list[str], *how: Any) -> None:
         ran.append((variant, seed, extra))
         finished(workdir, 3.0 + seed, 0.5)
 
-    monkeypatch.setattr(compare, "run", run)
+    monkeypatch.setattr(variants, "run", run)
     finished(tmp_path / "pair" / "on_at_once-0", 2.0, 0.25)
     compare.main(["pair", "--root", str(tmp_path), "--seeds", "0", "1", "--", "--config.a=1"])
     more = ["--config.a=1"]

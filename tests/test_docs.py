@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,26 @@ def test_every_command_runs_at_test_size(page: str, tmp_path: Path) -> None:
             if ended.returncode:
                 failed.append(f"{at_test_size(command)}: {ended.returncode}\n{ended.stderr[-600:]}")
     assert not failed, "\n\n".join(failed)
+
+
+@pytest.mark.slow
+def test_a_folder_of_texts_becomes_a_forgetting_matrix_and_a_report(tmp_path: Path) -> None:
+    """The commands of the guide's section, in a folder that has the user's raw texts alone."""
+    _, found, rest = (ROOT / "docs/guide.md").read_text().partition("## Your own texts")
+    folder, made = workspace(tmp_path), []
+    for command in commands(found + rest.partition("\n## ")[0]):
+        if not left_out(command):
+            ended = run(at_test_size(command), folder)
+            assert ended.returncode == 0, f"{command}\n{ended.stderr[-900:]}"
+            made.append(command)
+    assert len(made) >= 6
+    (file,) = (folder / "runs/base/eval").glob("continual-*.json")
+    matrix = json.loads(file.read_text())["metrics"]["matrix"]
+    assert matrix["segments"] == ["letters", "notes"]
+    assert len(matrix["loss"]) == 3
+    if "report" in made[-1]:
+        page = (folder / "report.html").read_text()
+        assert all(part in page for part in ('id="forgetting"', 'class="text"', "notes number"))
 
 
 def test_commands_are_found_and_made_small() -> None:

@@ -74,7 +74,7 @@ REFUSED = {
     ),
     "no shards": (["data.source=nowhere"], "data.source='nowhere': neither 'stdlib'"),
     "segment": (["data.segments=['poems']"], "has no segment 'poems'"),
-    "evaluator": (["train.eval_tasks=['niah']"], "train.eval_tasks=('niah',)"),
+    "evaluator": (["train.eval_tasks=['nosuch']"], "train.eval_tasks=('nosuch',)"),
     "period": (
         [*TEACH, "teach.chunk=8", "data.seq_len=16", "model.cms.periods=(8,32)"],
         "level 1 is never written in rows of data.seq_len=16 tokens",

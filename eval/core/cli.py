@@ -31,7 +31,16 @@ from nested_jax.train.workdir import locate
 
 FOLDERS = ("tasks", "harness", "results", "proof")  # of eval
 RESULTS = "eval"  # folder of a workdir
-COMPARED = ("id", "group", ASKED, "correct", "loss", "memorized")  # of an item that is kept
+COMPARED = (
+    "id",
+    "group",
+    ASKED,
+    "correct",
+    "loss",
+    "memorized",
+    "depth",
+    "tokens",
+)  # of an item that is kept
 COMMON = (
     flag("--checkpoint", help="a workdir, or its checkpoints/STEP", type=Path),
     OUT,
@@ -56,6 +65,7 @@ class Findings(NamedTuple):
     metrics: dict[str, dict[str, Any]]
     items: list[dict[str, Any]]  # each has an "id", a "group" and what it asks, `items.ASKED`
     memorize: dict[str, Any] | None = None
+    detail: dict[str, Any] | None = None  # what a task keeps beside them, in a form of its own
 
 
 class Task(NamedTuple):
@@ -176,6 +186,8 @@ def evaluate(task: Task, subject: Subject, flags: argparse.Namespace) -> dict[st
         "items_sha256": items_sha256(found.items),
         "items": found.items,
     }
+    if found.detail is not None:
+        result["detail"] = found.detail
     if flags.plots is not None and task.plot is not None:
         result["plots"] = [str(path) for path in task.plot(flags.plots, found)]
     return result

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from eval.core.process import drive, log_file
 from eval.proof.plan import Budget, Case, Model, Suite
-from eval.proof.process import drive, log_file
 from nested_jax.config import Config, from_saved, load_config, parse_overrides
 from nested_jax.config.schema import difference, to_dict
 from nested_jax.errors import ROOT, require

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Container, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import jax
 
 from eval.core.cli import Command
 from eval.core.flags import check_place, flag
+from eval.core.process import run_many
 from eval.proof.cells import (
     Cell,
     Result,
@@ -41,7 +41,6 @@ from eval.proof.documented import Known, beside, numbers, read_documented
 from eval.proof.measures import measure
 from eval.proof.plan import Budget, Suite
 from eval.proof.positions import positions
-from eval.proof.process import share_cores
 from eval.proof.records import add_records, read_lines, read_records
 from eval.proof.report import score_of, write_report
 from eval.proof.suites import SUITES
@@ -214,42 +213,21 @@ def run_all(
     waiting = unfinished(proof.out, cells, recorded)
     known = read_documented(proof.name, proof.mode)
     print(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished; {jobs} at a time")
-    cores: queue.SimpleQueue[tuple[int, ...]] = queue.SimpleQueue()
-    for share in share_cores(jobs):
-        cores.put(share)
-    stop = threading.Event()
-    running: dict[str, Future[Cell]] = {}
+    begun = time.monotonic()
 
-    def work(cell: Cell) -> Cell:
-        if cell.before and cell.before.folder in running:
-            running[cell.before.folder].result()  # it was begun earlier
-        if stop.is_set():
-            raise KeyboardInterrupt
-        share = cores.get()
-        try:
-            run_cell(cell, proof.out, share, stop)
-        finally:
-            cores.put(share)
+    def done(count: int, folder: str, cell: Cell) -> None:
+        left = timedelta(seconds=round((time.monotonic() - begun) / count * (len(waiting) - count)))
+        place = f"[{count + len(cells) - len(waiting)}/{len(cells)}]"
+        print(f"{place} {folder}  {outcome(cell, proof.out, known)}  ETA {left}", flush=True)
+        proof.write(planned)
+
+    def work(cell: Cell, cores: tuple[int, ...], stop: threading.Event) -> Cell:
+        run_cell(cell, proof.out, cores, stop)
         return cell
 
-    begun = time.monotonic()
-    with ThreadPoolExecutor(jobs) as pool:
-        for cell in waiting:
-            running[cell.folder] = pool.submit(work, cell)
-        try:
-            for done, future in enumerate(as_completed(running.values()), 1):
-                cell = future.result()
-                passed = time.monotonic() - begun
-                left = timedelta(seconds=round(passed / done * (len(waiting) - done)))
-                place = f"[{done + len(cells) - len(waiting)}/{len(cells)}]"
-                said = outcome(cell, proof.out, known)
-                print(f"{place} {cell.folder}  {said}  ETA {left}", flush=True)
-                proof.write(planned)
-        except BaseException:
-            stop.set()
-            for future in running.values():
-                future.cancel()
-            raise
+    works = {cell.folder: partial(work, cell) for cell in waiting}
+    after = {cell.folder: cell.before.folder for cell in waiting if cell.before}
+    run_many(works, jobs, done, after)
     proof.write(planned)
 
 

@@ -38,6 +38,7 @@ from nested_jax.losses import perplexity
 METRICS = "metrics.jsonl"
 ENDINGS = (".png", ".pdf", ".svg")
 MEASURES = ("acc", "accuracy", "gain", "loss")  # of a group; the first that it has is drawn
+IN_TRAINING = ("accuracy", "loss", "bits_per_byte")  # of TASK/GROUP/MEASURE in metrics.jsonl
 COLUMNS = 5  # panels side by side
 AXES = {"tokens": "tokens", "step": "steps", "seconds": "seconds of training"}
 
@@ -186,6 +187,10 @@ def task_panels(runs: Sequence[Run]) -> list[Panel]:
         Panel(f"{n}: bits per token, written", "", f"{n}/written", chance=f"{n}/gain")
         for n in (f.removesuffix("/written") for f in fields if f.endswith("/written"))
     ]
+    names = [field.removesuffix("/acc_norm") for field in fields if field.endswith("/acc_norm")]
+    panels += [Panel(f"{n}: acc_norm", "", f"{n}/acc_norm") for n in names]
+    inside = [field for field in fields if field.count("/") == 2 and field.endswith(IN_TRAINING)]
+    panels += [Panel(field.replace("/", " "), "", field) for field in inside]
     ends = tuple(f": {measure}" for measure in MEASURES)
     return panels + [Panel(field, "", field) for field in fields if field.endswith(ends)]
 

@@ -4,6 +4,10 @@ The bundle holds config.json, tokenizer.model, the checkpoint (its parameters; w
 of it), the training's metrics, --results of the tasks, report.md, and manifest.json with the
 SHA-256 of each file. Its folder is a --checkpoint for every task, checked before it is loaded: a
 changed byte is an error that names the file.
+
+A release has a checklist (docs/release.md): data validation and tokenizer coverage, the commit that
+prepared the data, a result of every task of --preset, plots, the hash of the parameters, an export
+that reads back the same. What it lacks ends with 2, unless --allow-missing names it.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from eval.core.cli import Command
 from eval.core.flags import flag
 from eval.core.report import markdown, table
 from eval.core.subject import Subject, load_subject
+from eval.results import checklist
+from eval.results.suite import PRESETS
 from eval.results.summary import read_result, result_files
 from nested_jax import machine
 from nested_jax.errors import require
@@ -37,7 +43,7 @@ def make(flags: argparse.Namespace) -> int:
     results = load_results(flags.results, subject)
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     with hold(flags.out.with_name(f"{flags.out.name}.lock"), str(flags.out)):
-        manifest = release(subject, results, flags.out, flags.name or subject.name, flags.resumable)
+        manifest = release(subject, results, flags)
     size = sum(file["bytes"] for file in manifest["files"].values())
     print(
         f"{flags.out}: {len(manifest['files'])} files, {machine.human_bytes(size)}, parameters "
@@ -69,13 +75,25 @@ def load_results(paths: Sequence[Path], subject: Subject) -> dict[str, dict[str,
 
 
 def release(
-    subject: Subject, results: dict[str, dict[str, Any]], out: Path, name: str, resumable: bool
+    subject: Subject, results: dict[str, dict[str, Any]], flags: argparse.Namespace
 ) -> dict[str, Any]:
-    """Make the bundle, whole or not at all; return its manifest."""
+    """Make the bundle, whole or not at all; return its manifest.
+
+    Raises:
+      ValueError: an item of the checklist is missing, and is not named.
+    """
     assert subject.checkpoint is not None
+    out, resumable = flags.out, flags.resumable
     run = subject.checkpoint.parent.parent
     draft = out.with_name(f"{out.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        checks = checklist.look(subject, results, flags.reports, flags.preset, draft)
+        missing = checklist.enforce(checks, flags.allow_missing)
+    except ValueError:
+        shutil.rmtree(draft)
+        raise
     step = Path(CHECKPOINTS) / str(subject.step)
     kept = shutil.ignore_patterns(*(() if resumable else OPTIMIZER))
     shutil.copytree(subject.checkpoint, draft / step, ignore=kept)
@@ -87,13 +105,15 @@ def release(
         placed = {**result, "subject": {**result["subject"], "checkpoint": step.as_posix()}}
         write_json(draft / "results" / f"{key}.json", placed)
     about = {
-        "name": name,
+        "name": flags.name or subject.name,
         "step": subject.step,
         "block": subject.cfg.model.block,
         "parameters": subject.parameters,
         "checkpoint_sha256": checkpoint_hash(draft / step),
         "tokenizer_sha256": subject.tokenizer.hash,
         "resumable": resumable,
+        "missing": missing,
+        "checklist": checklist.as_json(checks),
         "versions": machine.versions(),
         "git_commit": machine.git_commit(),
     }
@@ -106,13 +126,15 @@ def release(
 
 def report(about: dict[str, Any], run: Path, results: dict[str, dict[str, Any]]) -> str:
     """Return report.md: what this is, how it was trained, what was measured."""
-    rows = [[key, str(value)] for key, value in about.items() if key != "versions"]
+    rows = [[k, str(v)] for k, v in about.items() if k not in ("versions", "checklist")]
     rows += [[f"version of {key}", value] for key, value in about["versions"].items()]
     parts = [
         f"# {about['name']}",
         f"{about['block']}, {about['parameters']:,} parameters, step {about['step']}. Load with\n"
         "`python -m eval TASK --checkpoint FOLDER`, which checks every file against manifest.json.",
         table(["", ""], rows),
+        "## Checklist",
+        checklist.listed({k: checklist.Checked(**v) for k, v in about["checklist"].items()}),
     ]
     if (run / "summary.json").is_file():
         summary = json.loads((run / "summary.json").read_text("utf-8"))
@@ -130,6 +152,9 @@ FLAGS = (
     flag("--out", None, "the folder that is made", type=Path, required=True),
     flag("--name", "", "of the release (default: the workdir's)"),
     flag("--resumable", False, "keep the optimizer's state"),
+    flag("--preset", "smoke", "whose tasks it must have", choices=tuple(PRESETS)),
+    flag("--reports", [], "of data validate and data coverage", type=Path, nargs="+"),
+    flag("--allow-missing", "", f"all, or some of {', '.join(checklist.ITEMS)}"),
 )
 HELP = "config, checkpoint, metrics, report, hashes: one folder"
 COMMAND = Command("release", HELP, __doc__, FLAGS, make)

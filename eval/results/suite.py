@@ -3,6 +3,9 @@
 Writes FOLDER/TASK.json for each task and FOLDER/summary.md. A task whose file is there, of the same
 checkpoint and flags, is not run again: a suite that was killed goes on where it was. Flags after
 ``--`` go to every task that has them.
+
+Presets: smoke; pilot, needles to 8K; mid, whole validation sets and needles to 32K; target, to 64K.
+Lengths that the full attention of a model cannot hold are left out, and named.
 """
 
 from __future__ import annotations
@@ -14,13 +17,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.core.cli import Command, evaluate, options_of, subject_of, tasks, write_out
-from eval.core.flags import OUT, choose, flag
+from eval.core.cli import (
+    RESULTS,
+    Command,
+    evaluate,
+    options_of,
+    subject_of,
+    tasks,
+    write_out,
+)
+from eval.core.flags import OUT, choose, flag, parse_lengths
 from eval.core.report import markdown
 from eval.core.subject import Subject
 from nested_jax.errors import require
 from nested_jax.files import hold_folder, write_bytes
+from nested_jax.train.workdir import locate
 
+
+def needle_tasks(lengths: str, samples: int) -> dict[str, list[str]]:
+    flags = ["--context-lengths", lengths, "--samples-per-length", str(samples)]
+    return {name: list(flags) for name in ("niah", "passkey", "babi")}
+
+
+ROOM = 48  # tokens of an answer, after a prompt
+WHOLE = ["--max-tokens", "0", "--doc-tokens", "0"]  # of every held-out text
+REPEAT = ["--segments", "literary_novels,code,random"]
 PRESETS: dict[str, dict[str, list[str]]] = {
     "smoke": {
         "zeroshot": ["--max-samples", "16"],
@@ -34,21 +55,27 @@ PRESETS: dict[str, dict[str, list[str]]] = {
         "zeroshot": ["--max-samples", "1000"],
         "perplexity": [],
         "books": [],
-        "niah": ["--context-lengths", "512,1024,2048"],
-        "passkey": ["--context-lengths", "512,1024,2048"],
-        "babi": ["--context-lengths", "512,1024,2048"],
-        "repeat": ["--segments", "literary_novels,code,random"],
+        **needle_tasks("512,1024,2048,4096,8192", 100),
+        "repeat": REPEAT,
         "continual": [],
     },
-    "full": {
+    "mid": {
         "zeroshot": [],
-        "perplexity": ["--max-tokens", "0", "--doc-tokens", "0"],
-        "books": [],
-        "niah": ["--context-lengths", "512,1024,2048", "--samples-per-length", "500"],
-        "passkey": ["--context-lengths", "512,1024,2048", "--samples-per-length", "500"],
-        "babi": ["--context-lengths", "512,1024,2048", "--samples-per-length", "500"],
-        "repeat": ["--segments", "literary_novels,code,random", "--passages", "100"],
-        "continual": [],
+        "perplexity": WHOLE,
+        "books": ["--context-tokens", "32768"],
+        **needle_tasks("1024,2048,4096,8192,16384,32768", 200),
+        "repeat": [*REPEAT, "--passages", "100"],
+        "continual": ["--write-tokens", "65536", "--score-tokens", "16384"],
+        "classification": ["--tasks", "0"],
+    },
+    "target": {
+        "zeroshot": [],
+        "perplexity": WHOLE,
+        "books": ["--context-tokens", "65536"],
+        **needle_tasks("2048,4096,8192,16384,32768,65536", 500),
+        "repeat": [*REPEAT, "--passages", "100"],
+        "continual": ["--write-tokens", "262144", "--score-tokens", "65536"],
+        "classification": ["--tasks", "0", "--train-per-label", "20", "--eval-per-label", "20"],
     },
 }
 
@@ -56,7 +83,7 @@ PRESETS: dict[str, dict[str, list[str]]] = {
 def act(flags: argparse.Namespace) -> int:
     wanted = "wants the folder of a run or of a step"
     require(flags.checkpoint.is_dir(), "--checkpoint", str(flags.checkpoint), wanted)
-    folder = flags.out_dir or flags.checkpoint / "eval"
+    folder = flags.out_dir or locate(flags.checkpoint)[0] / RESULTS
     chosen = task_flags(plan(flags.preset, flags.tasks), flags.checkpoint, flags.rest)
     with hold_folder(folder):
         results = run_suite(chosen, folder)
@@ -105,6 +132,8 @@ def run_suite(chosen: dict[str, argparse.Namespace], folder: Path) -> list[dict[
     begun, ran = time.perf_counter(), 0
     for i, (name, flags) in enumerate(chosen.items()):
         subject = subject or subject_of(flags)
+        for line in fit_lengths(name, flags, subject):
+            print(line, flush=True)
         file = folder / f"{name}.json"
         result = finished(file, subject, flags)
         if result is None:
@@ -118,6 +147,30 @@ def run_suite(chosen: dict[str, argparse.Namespace], folder: Path) -> list[dict[
         results.append(result)
         write_bytes(folder / "summary.md", "\n".join(map(markdown, results)).encode())
     return results
+
+
+def fit_lengths(name: str, flags: argparse.Namespace, subject: Subject) -> list[str]:
+    """Leave out the lengths that full attention cannot hold; return what is to be said of it.
+
+    Raises:
+      ValueError: it can hold none of them.
+    """
+    limit = subject.reader.limit
+    if limit is None:
+        return []
+    said = []
+    if getattr(flags, "context_tokens", None) and name == "books" and flags.context_tokens > limit:
+        said.append(f"{name}: {limit} tokens of each text, not {flags.context_tokens}")
+        flags.context_tokens = limit
+    if hasattr(flags, "context_lengths"):
+        lengths = parse_lengths(flags.context_lengths)
+        kept = [length for length in lengths if length + ROOM <= limit]
+        want = f"full attention of {subject.name} holds {limit} tokens (model.max_len)"
+        require(bool(kept), "--context-lengths", flags.context_lengths, want)
+        left = [str(length) for length in lengths if length not in kept]
+        said += [f"{name}: lengths {', '.join(left)} are left out: {want}"] if left else []
+        flags.context_lengths = ",".join(map(str, kept))
+    return said
 
 
 def supported(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str]:

@@ -1,15 +1,20 @@
-"""Evaluators that run inside training: ``train.eval_tasks=("piqa", "repeat:512,2048")``."""
+"""Evaluators that run inside training: ``train.eval_tasks=("piqa", "repeat:512,2048")``.
+
+A set of zero-shot questions, `repeat`, or any task of ``python -m eval`` with its flags, as in
+``"perplexity --segments run --max-tokens 4096"``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
+from eval.core.cli import Task, tasks
 from eval.core.datasets import DataRoot
 from eval.core.flags import parse_lengths
 from eval.core.memory import Memorizer
@@ -28,6 +33,7 @@ from nested_jax.sharding import make_mesh
 from nested_jax.train.record import Evaluator
 from nested_jax.types import PyTree
 
+MEASURES = ("acc", "acc_norm", "accuracy", "loss", "bits_per_byte")
 SAMPLES = 200  # questions of a task, the same at every evaluation
 REPEAT, PASSAGE, PASSAGES = "repeat", 128, 8  # the name, tokens of a passage, their number
 DISTANCE = "1024"  # tokens between the readings, where none is given
@@ -42,10 +48,14 @@ def make_evaluators(cfg: Config) -> list[Evaluator]:
     evaluators: list[Evaluator] = []
     for task in cfg.train.eval_tasks:
         name, colon, distances = task.partition(":")
-        known = f"wants some of {REPEAT}, {REPEAT}:512,2048, {', '.join(SETS)}"
-        right = name == REPEAT or (name in SETS and not colon)
-        require(right, "train.eval_tasks", cfg.train.eval_tasks, known)
-        if name == REPEAT:
+        word, *words = task.split() or [""]
+        known = ", ".join((REPEAT, f"{REPEAT}:512,2048", *SETS))
+        want = f"wants some of {known}; or a task and its flags: {', '.join(tasks())}"
+        right = name == REPEAT or (name in SETS and not colon) or word in tasks()
+        require(right, "train.eval_tasks", cfg.train.eval_tasks, want)
+        if name != REPEAT and word not in SETS:
+            evaluators.append(TaskEvaluator(tasks()[word], words))
+        elif name == REPEAT:
             found = parse_lengths(distances if colon else DISTANCE, f"train.eval_tasks {task}")
             evaluators.append(RepeatEvaluator(sorted(found), asked=bool(colon)))
         else:
@@ -56,7 +66,7 @@ def make_evaluators(cfg: Config) -> list[Evaluator]:
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShotEvaluator:
-    """Scores one task; returns ``TASK/acc`` and ``TASK/chance``."""
+    """Scores one task; returns ``TASK/acc``, ``TASK/acc_norm`` (of choices) and ``TASK/chance``."""
 
     name: str
     questions: list[Question]
@@ -65,7 +75,30 @@ class ZeroShotEvaluator:
         subject = subject_in_training(model, params, cfg, step)
         rows = judge(self.questions, score(subject, encode(subject, self.questions)))
         found = summarize(SETS[self.name].kind, self.questions, rows)
-        return {f"{self.name}/acc": found["acc"], f"{self.name}/chance": found["chance"]}
+        kept = ("acc", "acc_norm", "chance")
+        return {f"{self.name}/{key}": found[key] for key in kept if key in found}
+
+
+class TaskEvaluator:
+    """Runs a task of ``python -m eval``; returns ``TASK/GROUP/MEASURE``, of `MEASURES`.
+
+    With --memorize also ``TASK/GROUP/memorized_MEASURE``. The flags are checked when a run starts.
+    """
+
+    def __init__(self, task: Task, words: Sequence[str]) -> None:
+        self.task = task
+        # The checkpoint is the model in training; a task that loads others has its own flags.
+        self.flags = task.parse(["--checkpoint", ".", *words])
+
+    def __call__(self, model: Any, params: PyTree, cfg: Config, step: int) -> dict[str, float]:
+        subject = subject_in_training(model, params, cfg, step)
+        scores: dict[str, float] = {}
+        for name, group in self.task.evaluate(subject, self.flags).metrics.items():
+            for kind, numbers in (("", group), ("memorized_", group.get("memorized", {}))):
+                for measure in MEASURES:
+                    if isinstance(numbers.get(measure), (int, float)):
+                        scores[f"{self.task.name}/{name}/{kind}{measure}"] = numbers[measure]
+        return scores
 
 
 class RepeatEvaluator:

@@ -83,16 +83,32 @@ class Manifest:
     sources: tuple[SourceSpec, ...]
 
 
+def folder_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a folder: each folder in it is a source, and each file a document.
+
+    Raises:
+      ValueError: no folder in it.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    require(bool(names), "manifest", str(folder), "has no folders; wants one for each segment")
+    how = {"unit": "file", "rules": "none"}
+    sources = [{"name": n.replace(" ", "_"), "dataset": str(folder / n), **how} for n in names]
+    return make_manifest({"name": folder.resolve().name, "sources": sources}, str(folder))
+
+
 def load_manifest(spec: str) -> Manifest:
-    """Load ``FILE.py[:ARG]`` and apply the environment (see `from_environment`).
+    """Load ``FILE.py[:ARG]``, or a folder of texts; apply the environment (`from_environment`).
 
     Raises:
       ValueError: no such file, no ``get_manifest``, a field that does not exist, two equal names.
     """
+    if Path(spec).is_dir():
+        return folder_manifest(Path(spec))
     filename, _, arg = spec.partition(":")
     file = Path(filename)
     if not file.is_file():
-        raise ValueError(f"manifest {spec!r}: no such file; wants FILE.py or FILE.py:ARG")
+        want = "wants FILE.py, FILE.py:ARG, or a folder of folders of texts"
+        raise ValueError(f"manifest {spec!r}: no such file; {want}")
     module_spec = importlib.util.spec_from_file_location(f"_manifest_{file.stem}", file)
     if module_spec is None or module_spec.loader is None:
         raise ValueError(f"manifest {spec!r}: wants a Python file, FILE.py")

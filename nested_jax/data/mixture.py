@@ -24,7 +24,7 @@ from nested_jax.data.shards import (
 )
 from nested_jax.data.splits import SPLITS
 from nested_jax.errors import require
-from nested_jax.files import file_sha256, write_json
+from nested_jax.files import file_sha256, git_commit, write_json
 
 COUNTS = ("tokens", "documents", "bytes")
 SOURCE_KEYS = {"name": str, "key": str, "shards_dir": str, "weight": float, "index_sha256": str}
@@ -50,6 +50,7 @@ def write_mixture(manifest: Manifest, folders: Mapping[str, Path], output: Path)
     mixture = {
         "format": FORMAT,
         "name": manifest.name,
+        "git_commit": git_commit(),  # of the code that prepared the data
         "tokenizer": {
             "sha256": first.tokenizer.hash,
             "vocab_size": first.tokenizer.vocab_size,

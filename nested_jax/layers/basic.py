@@ -34,6 +34,11 @@ class Declared(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
     def replace_boxed(self, val: Any) -> Declared:
         return self.replace(value=val)
 
+    @classmethod
+    def from_nnx_metadata(cls, metadata: dict[str, Any]) -> Declared:
+        """Return the record that ``flax.nnx.bridge`` has kept as a variable and its metadata."""
+        return cls(**{name: metadata[name] for name in ("value", "axes", "kind", "level")})
+
     def add_axis(self, index: int, params: dict[Any, Any]) -> Declared:
         axes = list(self.axes)
         axes.insert(index, params.get(nn.PARTITION_NAME))

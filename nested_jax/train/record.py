@@ -56,6 +56,7 @@ class Summary(NamedTuple):
     scores: dict[str, float]  # of the last evaluation beside the loss: tasks and evaluators
     unique_tokens: int | None = None  # of the training text, each counted once; None: tasks
     epochs: float | None = None  # tokens / unique_tokens
+    trigram_bits_per_byte: float | None = None  # of a byte trigram model of the same text
 
 
 class MetricsFile:
@@ -240,8 +241,9 @@ class Record:
 
     def summarize(self, step: int) -> Summary:
         """Write summary.json."""
-        meter = self.meter
         unique = sum(splits["train"] for splits in self.plan.data.tokens.values()) or None
+        meter, cfg = self.meter, self.plan.cfg.data
+        trigram = trigram_baseline(cfg) if self.lines is not None and not cfg.is_synthetic else None
         summary = Summary(
             step=step,
             train_loss=math.nan if meter.train_loss is None else meter.train_loss,
@@ -260,13 +262,13 @@ class Record:
             scores={name: x for name, x in meter.valid.items() if name not in NOT_SCORES},
             unique_tokens=unique,
             epochs=meter.totals["tokens"] / unique if unique else None,
+            trigram_bits_per_byte=trigram,
         )
         if self.lines is not None:
             self.lines.sync()
             write_json(self.plan.workdir / SUMMARY, finite(summary._asdict()))
             beside = ""
-            if not self.plan.cfg.data.is_synthetic:
-                trigram = trigram_baseline(self.plan.cfg.data)
+            if trigram is not None:
                 beside = f" (a byte trigram model of the same text: {trigram:.4f})"
             self.display.say(
                 f"done: step {step}, {describe(meter.valid)}{beside}, {summary.seconds:.0f} s"

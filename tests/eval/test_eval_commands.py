@@ -213,7 +213,7 @@ def test_a_suite_that_was_killed_goes_on(
 
 def test_two_suites_in_one_folder_do_not_mix(place: Place, tmp_path: Path, capsys: Any) -> None:
     """The second ends with 2 and names the first; so does a release of the same bundle."""
-    words = ["--checkpoint", str(place.plain)]
+    words, rest = ["--checkpoint", str(place.plain)], ["--allow-missing", "all"]
     first = "import sys; from pathlib import Path; from nested_jax.files import hold, hold_folder\n"
     first += f"with hold_folder(Path({str(tmp_path / 'eval')!r})):\n"
     first += f"  with hold(Path({str(tmp_path / 'r.lock')!r}), 'r'):\n"
@@ -227,13 +227,13 @@ def test_two_suites_in_one_folder_do_not_mix(place: Place, tmp_path: Path, capsy
     before = sorted(tmp_path.rglob("*"))
     for command in (
         ["suite", *words, "--out-dir", str(tmp_path / "eval")],
-        ["release", *words, "--out", str(tmp_path / "r")],
+        ["release", *words, "--out", str(tmp_path / "r"), *rest],
     ):
         assert main(command) == 2
         assert f"is in use by process {held.pid} on " in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
     held.communicate("")
-    assert main(["release", *words, "--out", str(tmp_path / "r")]) == 0
+    assert main(["release", *words, "--out", str(tmp_path / "r"), *rest]) == 0
 
 
 def test_flags_of_every_task_are_checked_before_the_first_runs(
@@ -387,7 +387,9 @@ def test_a_run_scores_tasks_while_it_trains(
 ) -> None:
     """Its numbers are those of the command on the checkpoint of the same step."""
     monkeypatch.setenv("NESTED_JAX_DATA", str(place.root))
-    changes = {"train.eval_tasks": ["piqa", "lambada"], "train.steps": 6, "train.save_every": 3}
+    words = ["--segments", "code", "--max-tokens", "60"]
+    asked = ["piqa", "lambada", " ".join(["perplexity", *words])]
+    changes = {"train.eval_tasks": asked, "train.steps": 6, "train.save_every": 3}
     cfg = tiny_config(place.root.parent / "data", {**changes, "train.eval_every": 3})
     workdir = tmp_path / "run"
     summary = train(cfg, workdir, make_evaluators(cfg))
@@ -399,4 +401,10 @@ def test_a_run_scores_tasks_while_it_trains(
         for name, group in found["metrics"].items():
             assert line[f"{name}/acc"] == group["acc"]
             assert line[f"{name}/chance"] == group["chance"]
+            assert line.get(f"{name}/acc_norm") == group.get("acc_norm")
+        found = place.run("perplexity", step, tmp_path / "a.json", *words)
+        assert line["perplexity/code/loss"] == found["metrics"]["code"]["loss"]
+    for wrong, want in (("pika", "wants some of repeat"), ("books --nosuch", None)):
+        with pytest.raises((ValueError, SystemExit), match=want):
+            make_evaluators(tiny_config(place.root.parent / "data", {"train.eval_tasks": [wrong]}))
     assert summary.scores["piqa/acc"] == lines[-1]["piqa/acc"]

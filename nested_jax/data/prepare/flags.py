@@ -174,7 +174,7 @@ def coverage_flags(parser: argparse.ArgumentParser) -> None:
 def recipe_flags(parser: argparse.ArgumentParser) -> None:
     add(parser, "--out", default="", help="folder; default is in the user's cache directory")
     add(parser, "--root", default="", help="folder with lm/NAME/*.jsonl.gz (sample only)")
-    add(parser, "--manifest", default="", help="another manifest, FILE.py[:ARG]")
+    add(parser, "--manifest", default="", help="another: FILE.py[:ARG], or FOLDER/SEGMENT/*")
     add(parser, "--limit", action="append", default=[], metavar="[NAME=]N", help="documents")
     add(parser, "--vocab-size", type=int, default=0, help="default 2048 (sample), 32000 (full)")
     add(parser, "--force-filter", action="store_true")

@@ -26,6 +26,7 @@ from nested_jax.train.state import TrainState
 # Orbax leaves futures that are collected when they please; see tests/train/test_checkpoint.py.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 STEP = 3
+MISSING = ("--allow-missing", "all")
 
 
 def config() -> Config:
@@ -58,7 +59,7 @@ def write_result(file: Path, subject: Subject) -> Path:
 @pytest.fixture(scope="module")
 def released(run: Path) -> Path:
     result, out = write_result(run.parent / "zs.json", load_subject(run)), run.parent / "bundle"
-    words = ["--results", str(result), "--out", str(out), "--name", "tiny-1"]
+    words = ["--results", str(result), "--out", str(out), "--name", "tiny-1", *MISSING]
     assert main(["release", "--checkpoint", str(run), *words]) == 0
     return out
 
@@ -88,7 +89,7 @@ def test_the_hash_of_a_checkpoint_is_of_names_and_contents_in_order(tmp_path: Pa
 
 
 def test_resumable_keeps_the_optimizer(run: Path, tmp_path: Path) -> None:
-    words = ["--out", str(tmp_path / "all"), "--resumable"]
+    words = ["--out", str(tmp_path / "all"), "--resumable", *MISSING]
     assert main(["release", "--checkpoint", str(run), *words]) == 0
     assert (tmp_path / f"all/checkpoints/{STEP}/opt").is_dir()
     assert bundle.verify(tmp_path / "all")["resumable"]
@@ -146,6 +147,39 @@ def test_what_cannot_be_released(
     assert main([*words, str(tmp_path / "x"), "--results", str(run / "config.json")]) == 2
     assert "is no result of a task" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_release_has_everything_or_names_what_it_lacks(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports = {"validation.json": {"content_overlap": []}}
+    reports["coverage.json"] = {"avg_tokens_per_word": [2]}
+    for name, content in reports.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    files = [str(tmp_path / name) for name in reports]
+    words = ["release", "--checkpoint", str(run), "--out", str(tmp_path / "r")]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    for name in ("validation", "coverage", "data_commit", "tasks", "plots"):
+        assert f"{name} (" in said
+    assert "checkpoint (" not in said
+    assert "preset smoke, without zeroshot, perplexity, books, niah, passkey" in said
+    assert main([*words, "--reports", *files, "--allow-missing", "plots,data_commit"]) == 2
+    assert "lacks tasks (" in capsys.readouterr().err
+    assert main([*words, "--allow-missing", "plot"]) == 2
+    assert "--allow-missing='plot': wants all, or some of validation" in capsys.readouterr().err
+    assert main([*words, "--reports", str(run / "summary.json"), *MISSING]) == 2
+    assert "is no report of data validate or coverage" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+    assert not (tmp_path / "r.partial").exists()
+    allowed = ["--allow-missing", "plots,data_commit,tasks"]
+    assert main([*words, "--reports", *files, *allowed]) == 0
+    made = bundle.verify(tmp_path / "r")
+    assert made["missing"] == ["data_commit", "tasks", "plots"]
+    assert json.loads((tmp_path / "r/data/validation.json").read_text()) == {"content_overlap": []}
+    report = (tmp_path / "r/report.md").read_text()
+    assert "- [x] export" in report
+    assert "- [ ] tasks" in report
 
 
 def test_another_tokenizer_is_refused(run: Path, tmp_path: Path) -> None:

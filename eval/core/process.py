@@ -1,14 +1,16 @@
-"""Run launch.py in a process of its own: on cores of its own, with a log beside its workdir."""
+"""Runs of launch.py as processes: one with its log beside its workdir, or many at a time."""
 
 from __future__ import annotations
 
 import os
+import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nested_jax.errors import ROOT
 from nested_jax.files import owner_of, try_flock
@@ -24,6 +26,10 @@ HUGE_PAGES = ":".join(
         "glibc.malloc.trim_threshold=17179869184",
     )
 )
+
+
+# Done on some cores until it ends, or until the event is set.
+Work = Callable[[tuple[int, ...], threading.Event], Any]
 
 
 class Ended(NamedTuple):
@@ -94,3 +100,48 @@ def share_cores(jobs: int) -> list[tuple[int, ...]]:
         return [()] * jobs
     cores = sorted(os.sched_getaffinity(0))
     return [tuple(cores[i::jobs]) for i in range(jobs)]
+
+
+def run_many(
+    works: Mapping[str, Work],
+    jobs: int,
+    done: Callable[[int, str, Any], None],
+    after: Mapping[str, str] | None = None,
+) -> None:
+    """Do works in their order, `jobs` at a time, each on cores of its own.
+
+    Args:
+      done: told of each that has ended: how many have, its name, and what it returned.
+      after: the name of the work that must end before one begins; it stands before it.
+    Raises:
+      Exception: what a work raised; the others are stopped.
+    """
+    cores: queue.SimpleQueue[tuple[int, ...]] = queue.SimpleQueue()
+    for share in share_cores(jobs):
+        cores.put(share)
+    stop = threading.Event()
+    running: dict[str, Future[tuple[str, Any]]] = {}
+
+    def begin(name: str) -> tuple[str, Any]:
+        first = (after or {}).get(name)
+        if first in running:
+            running[first].result()
+        if stop.is_set():
+            raise KeyboardInterrupt
+        share = cores.get()
+        try:
+            return name, works[name](share, stop)
+        finally:
+            cores.put(share)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for name in works:
+            running[name] = pool.submit(begin, name)
+        try:
+            for count, future in enumerate(as_completed(running.values()), 1):
+                done(count, *future.result())
+        except BaseException:
+            stop.set()
+            for future in running.values():
+                future.cancel()
+            raise
