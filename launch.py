@@ -2,7 +2,9 @@
 
     --config FILE.py[:ARG]       the experiment
     --config.FIELD=VALUE         override a field, as in --config.optim.learning_rate=3e-4
-    --workdir DIR                default runs/FILE or runs/FILE-ARG; one with checkpoints is resumed
+    --workdir DIR                a folder, or gs://BUCKET/PATH; default runs/FILE or runs/FILE-ARG;
+                                 one with checkpoints is resumed
+    --resume-step N              go on from checkpoint N instead of the newest one
     --coordinator HOST:PORT --num-processes N --process-id I     one process of several; Slurm and
                                  JAX_COORDINATOR_ADDRESS, _NUM_PROCESSES, _PROCESS_ID are found
 
@@ -26,6 +28,7 @@ from nested_jax.config import load_config, parse_overrides
 from nested_jax.errors import NotWrittenError, raised_here, require
 from nested_jax.machine import quiet_libraries
 from nested_jax.sharding import Processes, start_processes
+from nested_jax.storage import as_path
 from nested_jax.train.signals import Stopped
 from nested_jax.train.stop_rules import Diverged
 from nested_jax.train.trainer import train
@@ -37,9 +40,10 @@ def main(arguments: list[str]) -> int:
     try:
         flags, overrides = parse(arguments)
         cfg = load_config(flags.config, parse_overrides(overrides))
+        workdir = as_path(flags.workdir or default_workdir(flags.config))
         start_processes(processes(flags))
         evaluators = make_evaluators(cfg)
-        summary = train(cfg, flags.workdir or default_workdir(flags.config), evaluators)
+        summary = train(cfg, workdir, evaluators, flags.resume_step)
         if jax.process_index() == 0:
             for line in sentences(summary.scores):
                 print(line)
@@ -69,7 +73,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:ARG")
-    parser.add_argument("--workdir", type=Path, help="default: runs/, named after the config")
+    parser.add_argument("--workdir", help="default: runs/, named after the config")
+    parser.add_argument("--resume-step", type=int, help="default: the newest checkpoint")
     parser.add_argument("--coordinator", help="HOST:PORT of process 0")
     parser.add_argument("--num-processes", type=int)
     parser.add_argument("--process-id", type=int)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -285,6 +286,30 @@ def find_processes(flags: Processes | None, environ: Mapping[str, str]) -> Proce
     return "slurm" if in_step and int(environ.get("SLURM_NTASKS", "1")) > 1 else None
 
 
+def slurm_devices(environ: Mapping[str, str]) -> list[int] | None:
+    """Return which of the GPUs that it sees a process of a Slurm step drives; None sees none.
+
+    An equal share of them, in the order of the processes of a node. JAX alone would take one per
+    process: of a process per node all GPUs but the first would idle, and a process that sees
+    only its own (``--gpus-per-task``) would look for one that is not there.
+
+    Raises:
+      ValueError: the processes of the node do not divide its GPUs.
+    """
+    listed = environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        count = len([name for name in listed.split(",") if name.strip()])
+    else:
+        count = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    tasks = int(environ["SLURM_NTASKS"]) // int(environ.get("SLURM_STEP_NUM_NODES", "1"))
+    if count <= 1 or tasks <= 1:
+        return list(range(count)) or None
+    want = f"{tasks} processes of the node do not divide its {count} GPUs"
+    require(count % tasks == 0, "SLURM_NTASKS", environ["SLURM_NTASKS"], want)
+    share, local = count // tasks, int(environ["SLURM_LOCALID"])
+    return list(range(local * share, (local + 1) * share))
+
+
 def start_processes(flags: Processes | None = None) -> None:
     """Join the other processes of this run, if there are any; call before any other use of jax.
 
@@ -295,7 +320,9 @@ def start_processes(flags: Processes | None = None) -> None:
     if found is None:
         return
     if found == "slurm":
-        jax.distributed.initialize(cluster_detection_method="slurm")
+        jax.distributed.initialize(
+            cluster_detection_method="slurm", local_device_ids=slurm_devices(os.environ)
+        )
         return
     assert isinstance(found, Processes)
     require(

@@ -20,6 +20,7 @@ from nested_jax.sharding import (
     param_shardings,
     place_batch,
     process_rows,
+    slurm_devices,
     spec,
 )
 from nested_jax.types import ParamInfo
@@ -109,6 +110,40 @@ def test_processes_are_found_in_the_environment(environ: dict[str, str], found: 
     assert find_processes(None, environ) == found
     flags = Processes("b:2", 2, 0)
     assert find_processes(flags, environ) == flags
+
+
+STEP = {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_NODES": "4", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "devices"),
+    [
+        ({**STEP, "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [0, 1, 2, 3]),  # a process per node
+        ({**STEP, "CUDA_VISIBLE_DEVICES": ""}, None),
+        (
+            {
+                **STEP,
+                "SLURM_STEP_NUM_NODES": "1",
+                "CUDA_VISIBLE_DEVICES": "5",
+                "SLURM_LOCALID": "3",
+            },
+            [0],
+        ),
+        (
+            {**STEP, "SLURM_STEP_NUM_NODES": "2", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5"}
+            | {"SLURM_LOCALID": "1"},
+            [3, 4, 5],
+        ),
+    ],
+)
+def test_a_process_of_slurm_drives_its_share(environ: dict[str, str], devices: Any) -> None:
+    assert slurm_devices(environ) == devices
+
+
+def test_gpus_that_the_processes_of_a_node_do_not_divide_are_refused() -> None:
+    environ = {**STEP, "SLURM_STEP_NUM_NODES": "2", "CUDA_VISIBLE_DEVICES": "0,1,2"}
+    with pytest.raises(ValueError, match="SLURM_NTASKS='4': 2 processes of the node do not divide"):
+        slurm_devices(environ)
 
 
 def test_half_an_environment_is_refused() -> None:

@@ -167,7 +167,11 @@ class TrainConfig(Block):
     eval_tasks: Free[tuple[str, ...]] = ()  # "piqa", "repeat:512": run beside the held-out loss
     save_every: Free[Size] = 250  # steps; 0 saves at the end only
     keep_latest: Free[Count] = 2  # checkpoints
+    save_seconds: Free[Amount] = 0.0  # also save when so long has passed since the last save; 0 off
     keep_every: Free[Size] = 0  # steps; checkpoints at its multiples are kept for ever; 0 is none
+    keep_best: Free[Size] = 0  # checkpoints with the lowest held-out loss that are kept; 0 is none
+    mirror: Free[str] = ""  # s3://, gs:// or a folder, where checkpoints and log are copied; "" off
+    stall_factor: Free[Amount] = 20.0  # warn after so many times the median step without one; 0 off
     log_every: Free[Count] = 10  # steps
     async_save: Free[bool] = True  # write checkpoints in the background
     profile_steps: Free[Size] = 0  # steps traced by the profiler, from step 10

@@ -19,6 +19,9 @@ def cache_root(cache_dir: str = "") -> Path:
 
     The first of: `cache_dir` (``data.cache_dir``), the variables NESTED_JAX_CACHE and
     XDG_CACHE_HOME (with ``nested_jax`` below it), the platform's cache directory.
+
+    Raises:
+      ValueError: none of these is given, and the account has no home folder.
     """
     if cache_dir:
         return Path(cache_dir).expanduser()
@@ -26,13 +29,21 @@ def cache_root(cache_dir: str = "") -> Path:
         return Path(os.environ["NESTED_JAX_CACHE"]).expanduser()
     if os.environ.get("XDG_CACHE_HOME"):
         base = Path(os.environ["XDG_CACHE_HOME"])
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
     else:
-        base = Path.home() / ".cache"
+        base = platform_cache()
     return base.expanduser() / "nested_jax"
+
+
+def platform_cache() -> Path:
+    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+        return Path(os.environ["LOCALAPPDATA"])
+    try:
+        home = Path.home()
+    except RuntimeError as error:  # an account of a container, say
+        want = "wants a folder, or NESTED_JAX_CACHE in the environment"
+        raise ValueError(f"data.cache_dir='': this account has no home folder; {want}") from error
+    below = {"win32": "AppData/Local", "darwin": "Library/Caches"}
+    return home / below.get(sys.platform, ".cache")
 
 
 def build_once(

@@ -13,7 +13,8 @@ from nested_jax.config.schema import to_dict
 from nested_jax.data.tokenizers.base import Tokenizer
 from nested_jax.errors import require
 from nested_jax.files import write_bytes, write_json
-from nested_jax.train.checkpoint import Checkpoints, run_meta
+from nested_jax.train.checkpoint import Checkpoints
+from nested_jax.train.fits import run_meta
 from nested_jax.train.state import TrainState
 from nested_jax.train.workdir import CONFIG, TOKENIZER, hold_workdir
 from nested_jax.types import PyTree

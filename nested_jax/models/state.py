@@ -102,10 +102,15 @@ def load_state(path: str | Path, like: StateT) -> StateT:
       path: the file.
       like: a state of the same model and batch size, ``model.init_state(params, batch_size)``.
     Raises:
-      ValueError: the file holds a state of another model or batch size.
+      ValueError: the file holds a state of another model or batch size, or no state.
+      OSError: it cannot be opened.
     """
-    with np.load(path) as file:
-        stored = dict(file)
+    with open(path, "rb") as opened:
+        try:
+            stored = dict(np.load(opened))
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path}: is no state, or a damaged one ({said})") from error
     leaves = jax.tree_util.tree_leaves_with_path(like)
     names = [jax.tree_util.keystr(p) for p, _ in leaves]
     if set(names) != set(stored):

@@ -10,8 +10,9 @@ themselves. Both are checked on reading.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from nested_jax.config import Config, TrainConfig, from_saved
-from nested_jax.config.schema import difference, to_dict
+from nested_jax.config import Config, TrainConfig
 from nested_jax.errors import require
 from nested_jax.models.lm import build_model
 from nested_jax.sharding import agree
+from nested_jax.storage import scheme
+from nested_jax.train.fits import Identity, check_data, check_fits, config_of
 from nested_jax.train.integrity import fingerprint, seal, unseal
 from nested_jax.train.state import TrainState
 from nested_jax.train.workdir import CHECKPOINTS, free_name, locate, saved_steps
@@ -34,11 +36,15 @@ from nested_jax.types import PyTree
 DAMAGE = (ValueError, KeyError, TypeError, OSError, AttributeError)
 
 
-Identity = Mapping[str, str]  # hashes of a run's data, by what they are of
+READ_TRIES = 20  # of the newest checkpoint of a run that replaces it
 
 
 class CheckpointError(OSError):
     """A checkpoint that cannot be written or read, in one line for the user."""
+
+
+class GoneError(ValueError):
+    """A checkpoint that its run has removed since, for a newer one."""
 
 
 class DamagedError(Exception):
@@ -54,12 +60,23 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir; every process of a run holds one."""
+    """The checkpoints of one workdir; every process of a run holds one.
 
-    def __init__(self, workdir: Path, train: TrainConfig, report: Callable[[str], None]) -> None:
-        self.folder = workdir.absolute() / CHECKPOINTS
+    Args:
+      held: steps that are kept as long as they are in it: `Mirror` copies them.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        train: TrainConfig,
+        report: Callable[[str], None],
+        held: Collection[int] = (),
+    ) -> None:
+        self.folder = (workdir if scheme(workdir) else workdir.absolute()) / CHECKPOINTS
         self.report = report
         keep: list[Any] = [ocp.checkpoint_managers.LatestN(train.keep_latest)]
+        keep.append(Chosen(lambda steps: {*self._best(train.keep_best, steps), *held}))
         if train.keep_every:
             keep.append(ocp.checkpoint_managers.EveryNSteps(train.keep_every))
         self._options = ocp.CheckpointManagerOptions(
@@ -69,6 +86,11 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.folder, options=self._options)
         self._broken = False  # a save has failed
+        self.scores: dict[int, float] = {}  # held-out loss by step, of the checkpoints that know it
+        if train.keep_best:
+            for step in saved_steps(self.folder):
+                with suppress(DamagedError):
+                    self._note(saved_meta(self.folder / str(step)))
 
     def save(self, state: TrainState, data: dict[str, Any], meta: dict[str, Any]) -> None:
         """Start writing the checkpoint of ``state.step``; arrays may be donated on return.
@@ -79,12 +101,24 @@ class Checkpoints:
         items = array_items(state)
         prints = {name: fingerprint(tree) for name, tree in items.items()}
         json_items = {"data": seal(data), "meta": seal({**meta, "fingerprints": prints})}
+        self._note(meta)
         arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         arguments |= {name: ocp.args.JsonSave(item) for name, item in json_items.items()}
         try:
             self._manager.save(int(state.step), args=ocp.args.Composite(**arguments), force=True)
         except (ValueError, OSError, RuntimeError) as error:
             raise self._failed(error) from error
+
+    def _note(self, meta: Mapping[str, Any]) -> None:
+        valid = meta.get("meter", {}).get("valid", {})
+        if valid.get("step", -1) == meta["step"] and math.isfinite(
+            valid.get("valid_loss", math.nan)
+        ):
+            self.scores[meta["step"]] = valid["valid_loss"]
+
+    def _best(self, count: int, steps: Sequence[int]) -> list[int]:
+        known = [step for step in steps if step in self.scores]
+        return sorted(known, key=lambda step: (self.scores[step], step))[:count]
 
     def poll(self) -> None:
         """Raise `CheckpointError` if a save in the background has failed; else return at once."""
@@ -115,7 +149,9 @@ class Checkpoints:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         return CheckpointError(f"{self.folder}: saving failed, {left}: {said}")
 
-    def restore(self, abstract: TrainState, cfg: Config, data: Identity) -> Restored | None:
+    def restore(
+        self, abstract: TrainState, cfg: Config, data: Identity, wanted: int | None = None
+    ) -> Restored | None:
         """Return the newest checkpoint that can be read, or None where there is none at all.
 
         The mesh and the number of processes may differ from the ones that saved it. A damaged
@@ -124,15 +160,21 @@ class Checkpoints:
         Args:
           abstract: shapes, dtypes and shardings of the state to restore into.
           data: the identity of the run's data, see `check_data`.
+          wanted: the only step that will do; newer ones are set aside as ``STEP.set-aside``.
         Raises:
-          ValueError: the run's configuration or data are not the checkpoint's; what differs.
+          ValueError: the run's configuration or data are not the checkpoint's, and what differs;
+            there is no checkpoint `wanted`.
           CheckpointError: there are checkpoints, and none can be read.
         """
         damaged: list[int] = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        known = sorted(self._manager.all_steps(), reverse=True)
+        want = f"wants one of the checkpoints {known[::-1]}"
+        require(wanted is None or wanted in known, "--resume-step", wanted, want)
+        for step in known if wanted is None else [wanted]:
             error, restored = self._read(step, abstract, cfg, data)
             if agree(restored is not None):
-                self._set_aside(damaged)
+                self._set_aside(damaged, "damaged")
+                self._set_aside([s for s in known if wanted is not None and s > step], "set-aside")
                 return restored
             self.report(f"checkpoint {step} is damaged and not used: {error}")
             damaged.append(step)
@@ -158,15 +200,30 @@ class Checkpoints:
         )
         return "", Restored(state, position, meta)
 
-    def _set_aside(self, steps: list[int]) -> None:
-        """Rename damaged folders, so that their steps can be saved again."""
+    def _set_aside(self, steps: list[int], why: str) -> None:
+        """Rename folders, so that their steps can be saved again."""
         if not steps:
             return
         if jax.process_index() == 0:
             for step in steps:
-                (self.folder / str(step)).rename(free_name(self.folder, f"{step}.damaged"))
+                (self.folder / str(step)).rename(free_name(self.folder, f"{step}.{why}"))
+            if why == "set-aside":  # damaged ones have been named
+                self.report(f"checkpoints {steps} are set aside as STEP.{why}")
         agree(True)
         self._manager.reload()
+
+
+class Chosen(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps those steps that a function chooses."""
+
+    def __init__(self, choose: Callable[[Sequence[int]], Container[int]]) -> None:
+        self.choose = choose
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        del context
+        steps = [info.step for info in checkpoints]
+        chosen = self.choose(steps)
+        return [step in chosen for step in steps]
 
 
 # --- reading and writing -------------------------------------------------------------------------
@@ -234,38 +291,6 @@ def damage() -> Iterator[None]:
         raise DamagedError(f"{type(error).__name__}: {said}") from error
 
 
-def check_fits(meta: dict[str, Any], cfg: Config) -> None:
-    """Raise unless a run of `cfg` may go on from the checkpoint of `meta`."""
-    changed = difference(config_of(meta), cfg, free=False)
-    if changed:
-        raise ValueError(
-            f"the workdir holds checkpoint {meta['step']} of another configuration "
-            f"(checkpoint -> this run): {'; '.join(changed)}. Take another --workdir, or undo this"
-        )
-
-
-def check_data(meta: dict[str, Any], data: Identity) -> None:
-    """Raise unless the run's data are those of the checkpoint of `meta`.
-
-    A curve would otherwise go on over other text. Earlier versions recorded the tokenizer alone.
-
-    Args:
-      data: hashes by what they are of: the tokenizer, the training text, ...
-    """
-    known = meta.get("data", {"tokenizer": meta["tokenizer_sha256"]})
-    changed = [
-        f"{name} ({str(known.get(name))[:12]} -> {data[name][:12]})"
-        for name in data
-        if (name in known or "data" in meta) and known.get(name) != data[name]
-    ]
-    if changed:
-        raise ValueError(
-            f"the workdir holds checkpoint {meta['step']} of other data (checkpoint -> this run): "
-            f"{'; '.join(changed)}. Bring those data back, or take another --workdir, where "
-            "train.init_from can begin with its parameters"
-        )
-
-
 # --- what was trained, for others ----------------------------------------------------------------
 
 
@@ -276,6 +301,7 @@ class Saved(NamedTuple):
     step: int
     meta: dict[str, Any]
     cfg: Config
+    newest: bool  # nobody has asked for this step
 
     @property
     def folder(self) -> Path:
@@ -290,8 +316,25 @@ def load_checkpoint(path: str | Path) -> tuple[PyTree, Config, int]:
     Raises:
       ValueError: as `find_checkpoint` and `read_params`.
     """
-    saved = find_checkpoint(path)
-    return read_params(saved), saved.cfg, saved.step
+    saved, params = read_checkpoint(path)
+    return params, saved.cfg, saved.step
+
+
+def read_checkpoint(path: str | Path) -> tuple[Saved, PyTree]:
+    """Return a checkpoint and its parameters, also of a run that is being written.
+
+    The run may remove its newest checkpoint for a newer one meanwhile: then that one is read.
+
+    Raises:
+      ValueError: as `find_checkpoint` and `read_params`.
+    """
+    for _ in range(READ_TRIES):
+        try:
+            saved = find_checkpoint(path)
+            return saved, read_params(saved)
+        except GoneError:
+            continue
+    raise ValueError(f"checkpoint={str(path)!r}: is replaced faster than it can be read")
 
 
 def find_checkpoint(path: str | Path) -> Saved:
@@ -309,8 +352,8 @@ def find_checkpoint(path: str | Path) -> Saved:
     try:
         meta = saved_meta(workdir / CHECKPOINTS / str(step))
     except DamagedError as error:
-        raise unreadable(workdir, step, error) from error
-    return Saved(workdir, step, meta, config_of(meta))
+        raise unreadable(workdir, step, error, newest=not wanted) from error
+    return Saved(workdir, step, meta, config_of(meta), newest=not wanted)
 
 
 def read_params(saved: Saved) -> PyTree:
@@ -321,15 +364,21 @@ def read_params(saved: Saved) -> PyTree:
     """
     abstract = {"params": abstract_params(saved.cfg)}
     options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(saved.workdir / CHECKPOINTS, options=options) as manager:
+    try:
+        found = ocp.CheckpointManager(saved.workdir / CHECKPOINTS, options=options)
+    except FileNotFoundError as error:  # it looks at all checkpoints, and one was just removed
+        raise GoneError(f"{saved.workdir}: checkpoints are being replaced: {error}") from error
+    with found as manager:
         try:
             return read_arrays(manager, saved.step, abstract, saved.meta)["params"]
         except DamagedError as error:
-            raise unreadable(saved.workdir, saved.step, error) from error
+            raise unreadable(saved.workdir, saved.step, error, saved.newest) from error
 
 
-def unreadable(workdir: Path, step: int, error: Exception) -> ValueError:
+def unreadable(workdir: Path, step: int, error: Exception, newest: bool) -> ValueError:
     folder = workdir / CHECKPOINTS
+    if newest and max(saved_steps(folder), default=step) > step:
+        return GoneError(f"checkpoint {step} of {workdir} was replaced while it was read")
     others = [s for s in saved_steps(folder) if s != step]
     return ValueError(f"checkpoint {folder / str(step)} cannot be read ({error}); others: {others}")
 
@@ -344,34 +393,8 @@ def saved_meta(step: Path) -> dict[str, Any]:
         return unseal(json.loads((step / "meta" / "metadata").read_text("utf-8")))
 
 
-def config_of(meta: dict[str, Any]) -> Config:
-    """Return the configuration of a checkpoint.
-
-    Raises:
-      ValueError: another version wrote it, with fields that this one does not have.
-    """
-    try:
-        return from_saved(meta["config"], aligned="data" in meta)
-    except ValueError as error:
-        by = meta.get("versions", {}).get("nested-jax", "another version")
-        raise ValueError(
-            f"checkpoint {meta['step']} is of nested-jax {by}, whose configuration is not this "
-            f"version's: {error}"
-        ) from error
-
-
 def abstract_params(cfg: Config) -> PyTree:
     """Return shapes and dtypes of the model's parameters, on the default device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(build_model(cfg.model).init, jax.random.key(0))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-
-
-def run_meta(cfg: Config, step: int, data: Identity) -> dict[str, Any]:
-    """Return the part of ``meta`` that `check_fits` and `check_data` read."""
-    return {
-        "step": step,
-        "config": to_dict(cfg),
-        "tokenizer_sha256": data["tokenizer"],  # of synthetic tasks: the hash of their settings
-        "data": dict(data),
-    }

@@ -11,7 +11,7 @@ from nested_jax.config import Config
 from nested_jax.data.synthetic import rows as synthetic
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from nested_jax.errors import require
-from nested_jax.train.checkpoint import Saved, find_checkpoint, read_params
+from nested_jax.train.checkpoint import Saved, read_checkpoint
 from nested_jax.train.workdir import TOKENIZER
 from nested_jax.types import PyTree
 
@@ -79,9 +79,8 @@ def open_checkpoint(path: str | Path) -> Opened:
       ValueError: what `find_checkpoint` raises; no tokenizer there, or not the one that the model
         was trained with; damaged parameters.
     """
-    saved = find_checkpoint(path)
-    tokenizer = tokenizer_of(saved)
-    return Opened(saved, read_params(saved), tokenizer)
+    saved, params = read_checkpoint(path)
+    return Opened(saved, params, tokenizer_of(saved))
 
 
 def tokenizer_of(saved: Saved) -> Tokenizer | None:

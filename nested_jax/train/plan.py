@@ -5,6 +5,7 @@ Nothing is allocated on a device and nothing is written, except the prepared dat
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from nested_jax.data.synthetic import rows as synthetic
 from nested_jax.errors import require
 from nested_jax.optim import group_counts
 from nested_jax.sharding import Rows, make_mesh, process_rows
+from nested_jax.storage import Store, free_bytes, scheme
 from nested_jax.train.layout import Layout, lay_out
 from nested_jax.train.memory import check_lower_bound
+from nested_jax.train.mirror import check_mirror
 from nested_jax.train.profile import check_profile
 from nested_jax.train.trackers import check_trackers
 from nested_jax.train.workdir import (
@@ -55,12 +58,14 @@ def make_plan(cfg: Config, workdir: Path, say: Callable[[str], None]) -> Plan:
     mesh = make_mesh(cfg.mesh)
     check_workdir(workdir)
     check_free(workdir)
-    check_trackers(cfg)
-    check_profile(cfg)
+    check_trackers(cfg, workdir)
+    check_mirror(cfg, workdir)
+    check_profile(cfg, workdir)
     check_periods(cfg)
     check_answers(cfg)
     layout = lay_out(cfg, mesh)
     check_lower_bound(layout)
+    check_space(layout, workdir)
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     say(f"{machine.device_name()}, mesh {axes}, {jax.process_count()} process(es)")
     say(
@@ -83,6 +88,9 @@ def make_plan(cfg: Config, workdir: Path, say: Callable[[str], None]) -> Plan:
 
 def check_workdir(workdir: Path) -> None:
     """Raise unless `workdir` can be made and written, as far as that shows without writing."""
+    if scheme(workdir):
+        check_bucket(workdir)
+        return
     existing = workdir.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -94,6 +102,36 @@ def check_workdir(workdir: Path) -> None:
     folder = workdir / CHECKPOINTS
     fine = folder.is_dir() or not folder.exists()
     require(fine, "workdir", str(workdir), f"{CHECKPOINTS} is a file, wants a folder")
+
+
+def check_bucket(workdir: Path) -> None:
+    """Raise unless a bucket can be listed: a wrong name or account shows here."""
+    try:
+        Store(workdir).files()
+    except OSError as error:
+        require(False, "workdir", str(workdir), f"cannot be read: {error}")
+
+
+def check_space(layout: Layout, workdir: Path) -> None:
+    """Raise unless the disk of the workdir has room for a checkpoint.
+
+    A run that goes on has its checkpoints already, and needs room for one more of them too.
+    """
+    if scheme(workdir) or jax.process_index() > 0:
+        return
+    size = checkpoint_bytes(layout)
+    free, human = free_bytes(workdir), machine.human_bytes
+    kept = layout.cfg.train.keep_latest + 1
+    want = (
+        f"has {human(free)} free, wants {human(size)} for one checkpoint ({human(kept * size)} for "
+        f"train.keep_latest={kept - 1} and the one that is being written)"
+    )
+    require(free >= size, "workdir", str(workdir), want)
+
+
+def checkpoint_bytes(layout: Layout) -> int:
+    """Return the bytes of the arrays of a checkpoint."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(layout.abstract))
 
 
 def check_periods(cfg: Config) -> None:

@@ -10,14 +10,17 @@ import jax
 
 from nested_jax.config import Config
 from nested_jax.errors import require
+from nested_jax.storage import scheme
 
 AFTER = 10  # steps of a start before the trace begins: compilation is over, caches are warm
 
 
-def check_profile(cfg: Config) -> None:
-    """Raise if a run is too short for the trace that it is to write."""
+def check_profile(cfg: Config, workdir: Path) -> None:
+    """Raise if a run is too short for the trace that it is to write, or its workdir no folder."""
     steps, wanted = cfg.train.steps, cfg.train.profile_steps
     want = f"begins after {AFTER} steps: wants train.steps of {AFTER + wanted} or more, not {steps}"
+    local = "wants a workdir on this machine: the profiler writes no bucket"
+    require(not wanted or not scheme(workdir), "train.profile_steps", wanted, local)
     require(not wanted or AFTER + wanted <= steps, "train.profile_steps", wanted, want)
 
 

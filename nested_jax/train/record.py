@@ -6,8 +6,13 @@ import errno
 import json
 import math
 import os
+import socket
+import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,22 +21,26 @@ import jax
 from nested_jax import machine
 from nested_jax.config import Config
 from nested_jax.data.identity import TRAIN_ORDER
-from nested_jax.files import write_json
+from nested_jax.files import write_bytes, write_json
 from nested_jax.losses import perplexity
-from nested_jax.train.checkpoint import Identity, run_meta
+from nested_jax.optim import group_counts
+from nested_jax.storage import scheme, size_of
+from nested_jax.train.fits import Identity, run_meta
 from nested_jax.train.heldout import HeldOut, describe, trigram_baseline
 from nested_jax.train.meter import Meter
 from nested_jax.train.plan import Plan
 from nested_jax.train.progress import Clock, Display
+from nested_jax.train.signals import SAVE
 from nested_jax.train.state import TrainState
 from nested_jax.train.stop_rules import check_step, check_window
 from nested_jax.train.task_scores import TaskScores
 from nested_jax.train.trackers import Tracker, open_trackers
-from nested_jax.train.workdir import METRICS, SUMMARY
+from nested_jax.train.workdir import METRICS, STARTS, SUMMARY
 from nested_jax.types import PyTree
 
 Report = Callable[[str], None]
 Evaluator = Callable[[Any, PyTree, Config, int], dict[str, float]]  # model, params, config, step
+UPLOAD_SECONDS = 30.0  # between two uploads of metrics.jsonl to a bucket, beside those at saves
 NOT_SCORES = ("step", "valid_loss", "valid_bits_per_byte")  # have fields of their own
 
 
@@ -67,17 +76,32 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, size: int, report: Report) -> None:
-        found = path.stat().st_size if path.exists() else 0
+        found = size_of(path)
         if found < size:
             report(f"{path} holds {found} bytes, the checkpoint knows {size}: lines are missing")
         self.name = str(path)
-        self._file = open(path, "ab")  # noqa: SIM115  (open for the whole run)
+        self.bucket = path if scheme(path) else None
+        self.uploaded = time.monotonic()
+        if self.bucket is None:
+            self._file: Any = open(path, "ab")  # noqa: SIM115  (open for the whole run)
+        else:  # no object grows: the lines are kept here, and uploaded as a whole
+            self._file = tempfile.NamedTemporaryFile("w+b")  # noqa: SIM115
+            self._file.write(path.read_bytes() if found else b"")
         self._file.truncate(min(found, size))
 
     def write(self, line: Mapping[str, Any]) -> None:
         with self._named():
+            self._file.seek(0, os.SEEK_END)
             self._file.write(json.dumps(finite(line)).encode() + b"\n")
             self._file.flush()
+        if self.bucket is not None and time.monotonic() - self.uploaded > UPLOAD_SECONDS:
+            self._upload()
+
+    def _upload(self) -> None:
+        assert self.bucket is not None
+        self._file.seek(0)
+        self.bucket.write_bytes(self._file.read())
+        self.uploaded = time.monotonic()
 
     def sync(self) -> int:
         """Put all lines on disk; return the length of the file in bytes.
@@ -88,6 +112,9 @@ class MetricsFile:
         with self._named():
             self._file.flush()
             os.fsync(self._file.fileno())
+        if self.bucket is not None:
+            self._upload()
+            return self._file.tell()
         found = os.fstat(self._file.fileno())
         if not os.path.exists(self.name) or not os.path.samestat(found, os.stat(self.name)):
             raise FileNotFoundError(errno.ENOENT, "was moved or removed by others", self.name)
@@ -104,6 +131,12 @@ class MetricsFile:
             yield
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.name) from error
+
+
+def add_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line to a small file of JSON lines, whole or not at all."""
+    found = path.read_bytes() if path.exists() else b""
+    write_bytes(path, found + json.dumps(line).encode() + b"\n")
 
 
 def finite(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,26 +160,55 @@ class Record:
         self.clock = Clock()
         self.meter = Meter()
         self.seconds_before = 0.0  # of earlier starts
+        self.run = uuid.uuid4().hex[:16]  # the run's identity: the same in all of its starts
         self.lines: MetricsFile | None = None  # of process 0 alone, like the trackers
         self.trackers: list[Tracker] = []
         self.held_out: HeldOut | TaskScores | None = None  # read at the first evaluation
         self.pending: tuple[int, dict[str, Any]] | None = None  # metrics not yet fetched
         self.stop_signal = 0  # the same in every process, after the same step
+        self.save_due = False  # likewise: train.save_seconds have passed
 
     def open(self, step: int, meta: Mapping[str, Any] | None) -> None:
         """Open the files of a start at `step`, and go on counting from the checkpoint of `meta`."""
         if meta is not None:
             self.meter = Meter(**meta["meter"])
             self.seconds_before = self.meter.seconds
+            self.run = meta.get("run", self.run)
         if jax.process_index() == 0:
             length = meta["metrics_bytes"] if meta is not None else 0
             self.lines = MetricsFile(self.plan.workdir / METRICS, length, self.display.say)
-            self.trackers = open_trackers(self.plan.cfg, self.plan.workdir, step)
+            self.trackers = open_trackers(self.plan.cfg, self.plan.workdir, step, self.about(step))
+
+    def about(self, step: int) -> dict[str, Any]:
+        """Return what this start is: the run, where it runs, and with which versions."""
+        plan = self.plan
+        return {
+            "run": self.run,
+            "step": step,
+            "steps": self.train.steps,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": socket.gethostname(),
+            "devices": machine.device_name(),
+            "mesh": dict(plan.mesh.shape),
+            "processes": jax.process_count(),
+            "parameters": plan.parameters,
+            "optimizer": group_counts(plan.cfg.optim, plan.info),
+            "versions": machine.versions(),
+            "git_commit": machine.git_commit(),
+        }
 
     # --- while it trains ---
 
-    def begin(self, step: int) -> None:
-        """Begin to measure time, and to show it."""
+    def begin(self, step: int, needs: Mapping[str, int]) -> None:
+        """Note the start, and begin to measure time and to show it.
+
+        Args:
+          needs: bytes per device by what they are of, as the compiler says.
+        """
+        if self.lines is not None:
+            add_line(self.plan.workdir / STARTS, {**self.about(step), "needs": dict(needs)})
+        for tracker in self.trackers:
+            tracker.log({f"needs/{name}": size for name, size in needs.items()}, step)
         self.display.start(step, self.train.steps)
         self.clock.lap()
 
@@ -160,7 +222,8 @@ class Record:
             return
         (step, metrics), self.pending = self.pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self.stop_signal = int(values.pop("signal"))
+        due, self.stop_signal = divmod(int(values.pop("signal")), SAVE)
+        self.save_due = due > 0
         self.meter.lap(self.clock.lap())
         check_step(step, values)
         self.meter.add(values)
@@ -235,6 +298,7 @@ class Record:
             **run_meta(self.plan.cfg, step, self.data),
             "meter": self.meter.state(),
             "metrics_bytes": self.lines.sync() if self.lines is not None else 0,
+            "run": self.run,
             "versions": machine.versions(),
             "git_commit": machine.git_commit(),
         }

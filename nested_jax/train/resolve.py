@@ -10,6 +10,7 @@ from pathlib import Path
 from nested_jax.config import Config, ModelConfig
 from nested_jax.data.pipeline import open_rows
 from nested_jax.errors import require
+from nested_jax.storage import as_path
 from nested_jax.train.checkpoint import find_checkpoint
 from nested_jax.train.workdir import CHECKPOINTS, saved_steps
 
@@ -38,7 +39,7 @@ def resolve(cfg: Config, workdir: Path, say: Callable[[str], None]) -> Config:
 def same_model(cfg: Config, workdir: Path) -> ModelConfig:
     """Return the model of the run's own checkpoints, else that of ``train.init_from``."""
     begun = saved_steps(workdir / CHECKPOINTS)
-    source = workdir if begun else Path(cfg.train.init_from)
+    source = workdir if begun else as_path(cfg.train.init_from, "train.init_from")
     require(source.is_dir(), "train.init_from", str(source), "wants the folder of a run")
     model = find_checkpoint(source).cfg.model
     want = "takes the model of train.init_from; leave every field of model out"

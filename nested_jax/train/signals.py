@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from nested_jax.sharding import AXES, replicated
 from nested_jax.types import Array
 
+SAVE = 128  # above all signals
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -33,8 +35,9 @@ class Signals:
     its vote in every step, and all read the same result together with the metrics of that step.
     """
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, save_seconds: float = 0.0) -> None:
         self.number = 0  # of the signal that came, 0 for none
+        self.save_seconds, self._saved = save_seconds, time.monotonic()
         self._before: dict[int, Any] = {}
         self._place = NamedSharding(mesh, PartitionSpec(AXES))
         self._devices = mesh.size
@@ -54,13 +57,24 @@ class Signals:
         for caught in self._before:
             signal.signal(caught, signal.SIG_DFL)
 
+    def saved(self) -> None:
+        """Begin to wait `save_seconds` anew."""
+        self._saved = time.monotonic()
+
+    def _save_is_due(self) -> bool:
+        waited = time.monotonic() - self._saved
+        return jax.process_index() == 0 and 0 < self.save_seconds <= waited
+
     def own(self) -> int:
         """Return the signal at once where there is nobody to agree with, else 0."""
         return self.number if jax.process_count() == 1 else 0
 
     def vote(self) -> Array | np.ndarray:
-        """Return an array with the signal that any process has seen; reading it waits for all."""
-        own = np.full((1,), self.number, np.int32)
+        """Return an array with the signal that any process has seen; reading it waits for all.
+
+        `SAVE` is added where process 0 wants a checkpoint: its clock alone decides.
+        """
+        own = np.full((1,), self.number + SAVE * self._save_is_due(), np.int32)
         if jax.process_count() == 1:
             return own[0]
         votes = jax.make_array_from_callback((self._devices,), self._place, lambda _: own)

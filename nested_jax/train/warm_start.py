@@ -6,11 +6,10 @@ continual learning or a fine-tuning wants it.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 
 from nested_jax.errors import require
+from nested_jax.storage import as_path
 from nested_jax.train.checkpoint import Saved, find_checkpoint, read_params
 from nested_jax.train.opened import tokenizer_of
 from nested_jax.train.plan import Plan
@@ -32,7 +31,7 @@ def first_params(plan: Plan) -> PyTree | None:
     source = plan.cfg.train.init_from
     if not source or saved_steps(plan.workdir / CHECKPOINTS):
         return None
-    require(Path(source).is_dir(), NAME, source, "wants the folder of a run or of a step")
+    require(as_path(source, NAME).is_dir(), NAME, source, "wants the folder of a run or of a step")
     saved = find_checkpoint(source)
     block = saved.cfg.model.block
     want = f"wants a checkpoint of model.block={plan.cfg.model.block!r}, got {block!r}"

@@ -1,7 +1,7 @@
 """What a workdir is: the folder of one run, which one start at a time may use.
 
-It holds ``config.json``, ``metrics.jsonl``, ``checkpoints/STEP``, the tokenizer of its text, and
-``summary.json`` when it has ended. docs/guide.md says what it promises.
+It holds ``config.json``, ``metrics.jsonl``, ``starts.jsonl``, ``checkpoints/STEP``, the tokenizer
+of its text, and ``summary.json`` when it has ended. docs/guide.md says what it promises.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import jax
 from nested_jax.errors import HeldError
 from nested_jax.files import LOCK, describe, hold_folder, owner_of
 from nested_jax.sharding import agree
+from nested_jax.storage import as_path, hold_bucket, scheme, size_of
 
 CHECKPOINTS = "checkpoints"
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+STARTS = "starts.jsonl"  # one line per start: when, where, mesh, versions, what it needs
 TOKENIZER = "tokenizer.model"
-RECORD = (CONFIG, METRICS, SUMMARY, TOKENIZER, "tensorboard", "profile", "wandb")
+RECORD = (CONFIG, METRICS, STARTS, SUMMARY, TOKENIZER, "tensorboard", "profile", "wandb")
 
 
 # --- what lies where -----------------------------------------------------------------------------
@@ -32,10 +34,13 @@ def locate(path: str | Path) -> tuple[Path, str]:
 
     Args:
       path: a workdir, its ``checkpoints`` folder, or one ``checkpoints/STEP`` of it; relative to
-        wherever this process runs, and also by a symbolic link.
+        wherever this process runs, and also by a symbolic link; or in a bucket.
+    Raises:
+      ValueError: a scheme that checkpoints are not read from.
     """
-    given = Path(os.path.abspath(path))
-    for place in (given, Path(os.path.realpath(path))):
+    remote = as_path(path, "checkpoint") if scheme(path) else None
+    given = remote or Path(os.path.abspath(path))
+    for place in (given, remote or Path(os.path.realpath(path))):
         if (place / CHECKPOINTS).is_dir():
             return place, ""
         if place.name == CHECKPOINTS:
@@ -49,7 +54,10 @@ def saved_steps(folder: Path) -> list[int]:
     """Return the steps that have a complete checkpoint in a ``checkpoints`` folder, in order."""
     if not folder.is_dir():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
+    found = [p for p in folder.iterdir() if p.name.isdigit() and p.is_dir()]
+    if scheme(folder):  # a bucket has no renames: Orbax writes this file last
+        found = [p for p in found if (p / "commit_success.txt").exists()]
+    return sorted(int(p.name) for p in found)
 
 
 def free_name(folder: Path, name: str) -> Path:
@@ -81,11 +89,14 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
         refused: Exception | None = None
         if jax.process_index() == 0:
             try:
-                stack.enter_context(hold_folder(workdir))
+                hold_it = hold_bucket if scheme(workdir) else hold_folder
+                stack.enter_context(hold_it(workdir))
             except HeldError as error:
                 refused = error
             except OSError as error:
-                refused = ValueError(f"workdir={str(workdir)!r}: cannot be made: {error.strerror}")
+                refused = ValueError(
+                    f"workdir={str(workdir)!r}: cannot be made: {error.strerror or error}"
+                )
         if not agree(refused is None):
             raise refused or HeldError(f"{workdir}: process 0 of this run could not take it")
         yield
@@ -97,11 +108,10 @@ def set_aside_record(workdir: Path, say: Callable[[str], None]) -> None:
     A run that starts anew would write over it. Process 0 does it; the caller holds the workdir.
     """
     metrics = workdir / METRICS
-    lines = metrics.is_file() and metrics.stat().st_size > 0
+    lines = metrics.is_file() and size_of(metrics) > 0
     if saved_steps(workdir / CHECKPOINTS) or not (lines or (workdir / SUMMARY).exists()):
         return
-    aside = free_name(workdir, f"set-aside-{datetime.now():%Y-%m-%dT%H-%M-%S}")
-    aside.mkdir()
+    aside = new_aside(workdir)
     moved = [name for name in RECORD if (workdir / name).exists()]
     for name in moved:
         (workdir / name).rename(aside / name)
@@ -109,3 +119,17 @@ def set_aside_record(workdir: Path, say: Callable[[str], None]) -> None:
         f"{workdir} has the record of a run and no checkpoint to go on from: "
         f"{', '.join(moved)} moved to {aside}; this run starts anew"
     )
+
+
+def new_aside(workdir: Path) -> Path:
+    """Make a dated folder for what is set aside."""
+    aside = free_name(workdir, f"set-aside-{datetime.now():%Y-%m-%dT%H-%M-%S}")
+    aside.mkdir()
+    return aside
+
+
+def keep_lines(workdir: Path, step: int, say: Callable[[str], None]) -> None:
+    """Copy the log to a dated folder, before a run that goes back to `step` cuts it."""
+    aside = new_aside(workdir)
+    (aside / METRICS).write_bytes((workdir / METRICS).read_bytes())
+    say(f"{METRICS} goes back to step {step}; the lines after it are kept in {aside}")

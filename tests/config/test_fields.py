@@ -171,6 +171,7 @@ FREE = """
     train.steps train.epochs train.grad_accum train.eval_every train.eval_batch_size
     train.eval_tasks
     train.save_every train.keep_latest train.keep_every train.log_every train.async_save
+    train.keep_best train.save_seconds train.mirror train.stall_factor
     train.profile_steps train.check_writes train.tensorboard train.wandb
     data.cache_dir model.remat model.attention model.loss_chunk
     teach.remat mesh.data mesh.fsdp mesh.model

@@ -12,7 +12,13 @@ from repo.source import modules, parse
 
 # An import goes from a layer to its own or to one before it.
 LAYERS = [
-    {"nested_jax.types", "nested_jax.errors", "nested_jax.files", "nested_jax.machine"},
+    {
+        "nested_jax.types",
+        "nested_jax.errors",
+        "nested_jax.files",
+        "nested_jax.machine",
+        "nested_jax.storage",
+    },
     {"nested_jax.config"},
     {"nested_jax.ops", "nested_jax.sharding", "nested_jax.data", "nested_jax.losses"},
     {"nested_jax.layers", "nested_jax.optim"},
@@ -24,6 +30,7 @@ LAYERS = [
         "nested_jax.fit",
         "nested_jax.generate",
         "nested_jax.doctor",
+        "nested_jax.status",
         "nested_jax.export",
     },
     {"nested_jax"},  # the public API: names of the layers before

@@ -23,14 +23,8 @@ from tiny import tiny_config
 from nested_jax.config import Config, MeshConfig, TrainConfig
 from nested_jax.optim import scale_by_adam, skip_non_finite
 from nested_jax.sharding import make_mesh
-from nested_jax.train.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    DamagedError,
-    check_data,
-    damage,
-    run_meta,
-)
+from nested_jax.train.checkpoint import CheckpointError, Checkpoints, DamagedError, damage
+from nested_jax.train.fits import check_data, run_meta
 from nested_jax.train.state import TrainState, new_state
 from nested_jax.train.workdir import saved_steps
 

@@ -133,3 +133,15 @@ def test_a_tracker_that_cannot_be_opened_is_named(
         train(tiny_config(data, {"train.wandb": "x"}), tmp_path / "run")
     assert saved_steps(tmp_path / "run" / "checkpoints") == []
     assert read_lines(tmp_path / "run") == []
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours back at every look, in a workdir whose name has spaces and letters of all kinds."""
+    cfg = tiny_config(data, {"model.layers": 1, "train.steps": 4, "train.save_every": 2})
+    train(cfg, tmp_path / "steady")
+    real, looks = time.time, iter(range(10**9))
+    monkeypatch.setattr(time, "time", lambda: real() - 3600.0 * next(looks))
+    train(cfg, tmp_path / "Läufe – 试 1")
+    assert read_lines(tmp_path / "Läufe – 试 1") == read_lines(tmp_path / "steady")

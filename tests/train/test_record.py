@@ -91,8 +91,8 @@ def test_a_missing_tracker_names_its_extra(
     cfg = tiny_config(Path("nowhere"), {f"train.{field}": value})
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ValueError, match=rf"train.{field}=.*pip install 'nested-jax\[log\]'"):
-        check_trackers(cfg)
-    check_trackers(tiny_config(Path("nowhere")))
+        check_trackers(cfg, Path("run"))
+    check_trackers(tiny_config(Path("nowhere")), Path("run"))
 
 
 def test_trackers_get_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +105,9 @@ def test_trackers_get_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
         def add_scalar(self, *args: Any) -> None:
             calls.append(args)
+
+        def add_text(self, name: str, text: str, step: int) -> None:
+            calls.append((name, json.loads(text), step))
 
         def close(self) -> None:
             calls.append("closed")
@@ -127,13 +130,16 @@ def test_trackers_get_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "tensorboardX", tensorboard)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     cfg = tiny_config(tmp_path, {"train.tensorboard": True, "train.wandb": "project"})
-    for tracker in open_trackers(cfg, tmp_path / "run", 7):
+    for tracker in open_trackers(cfg, tmp_path / "run", 7, {"run": "abc"}):
         tracker.log({"step": 8, "loss": 1.5}, 8)
         tracker.close()
     assert calls[0] == (str(tmp_path / "run" / "tensorboard"), 8)
-    assert (calls[1]["project"], calls[1]["id"], calls[1]["resume"]) == ("project", "run", "allow")
-    assert calls[2:5] == [("step", 8, 8), ("loss", 1.5, 8), "closed"]
-    assert calls[5:] == [({"step": 8, "loss": 1.5}, 8), "finished"]
+    assert calls[1] == ("start", {"run": "abc"}, 7)
+    assert (calls[2]["project"], calls[2]["id"], calls[2]["resume"]) == ("project", "abc", "allow")
+    assert calls[2]["name"] == "run"
+    assert calls[2]["config"]["start"] == {"run": "abc"}
+    assert calls[3:6] == [("step", 8, 8), ("loss", 1.5, 8), "closed"]
+    assert calls[6:] == [({"step": 8, "loss": 1.5}, 8), "finished"]
 
 
 # --- what is shown -------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ def assert_same_run(got: Path, want: Path) -> None:
 def test_a_run_leaves_what_it_should(undisturbed: tuple[Path, Summary], data: Path) -> None:
     workdir, summary = undisturbed
     names = {"config.json", "metrics.jsonl", "checkpoints", "summary.json", "tokenizer.model"}
+    names |= {"starts.jsonl"}
     assert {p.name for p in workdir.iterdir()} == names
     assert from_config_dict(json.loads((workdir / "config.json").read_text())) == tiny_config(data)
     assert json.loads((workdir / "summary.json").read_text()) == summary._asdict()

@@ -110,7 +110,8 @@ def test_the_record_of_lost_checkpoints_is_set_aside(
     (aside,) = run.glob("set-aside-20*")
     assert files(aside) == before
     said = capsys.readouterr().out
-    assert f"config.json, metrics.jsonl, summary.json, tokenizer.model moved to {aside}" in said
+    moved = "config.json, metrics.jsonl, starts.jsonl, summary.json, tokenizer.model"
+    assert f"{moved} moved to {aside}" in said
     assert [line["step"] for line in read_lines(run)] == [1, 2, 2]
     train(tiny_config(data, {**STEPS, "model.vocab_size": WIDE, **changes}), run)
     assert len(list(run.glob("set-aside-20*"))) == 1  # it has checkpoints now

@@ -37,6 +37,9 @@ from nested_jax.data.splits import SPLITS
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
 from nested_jax.errors import import_extra
 from nested_jax.files import hold_folder
+from nested_jax.storage import Store
+
+SUFFIXES = (".bin", ".doc", ".sym", ".mask", ".model", ".json")  # of a folder of shards
 
 
 @dataclass(frozen=True)
@@ -187,12 +190,10 @@ class WriteBlock:
 
 
 def put(folder: Path, url: str, files: list[str]) -> None:
-    """Copy files of a folder to an fsspec path, in the order given."""
-    fsspec = import_extra("fsspec", "data", f"to write {url}")
-    system, root = fsspec.core.url_to_fs(url)
-    system.makedirs(root, exist_ok=True)
+    """Copy files of a folder to an fsspec path, in the order given; each is read back."""
+    store = Store(url, "output")
     for name in files:
-        system.put_file(str(folder / name), f"{root}/{name}")
+        store.put(folder / name, name)
 
 
 def copy_store(source: str, target: str, report: Report) -> None:
@@ -202,23 +203,20 @@ def copy_store(source: str, target: str, report: Report) -> None:
       HeldError: another process writes there.
       ValueError: no shards at the source, others at the target, or a copy that is not whole.
     """
-    fsspec = import_extra("fsspec", "data", f"to copy {source}")
-    system, root = fsspec.core.url_to_fs(source)
-    if not system.exists(f"{root}/{INDEX}"):
+    store_there, store_here = Store(source, "source"), Store(target, "target")
+    if store_there.read(INDEX) is None:
         raise ValueError(f"source={source!r}: no {INDEX} there")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for path in sorted(system.ls(root, detail=False)):
-            if Path(path).suffix in (".bin", ".doc", ".sym", ".mask", ".model", ".json"):
-                system.get_file(path, str(folder / Path(path).name))
+        for file in store_there.files():
+            if "/" not in file and Path(file).suffix in SUFFIXES:
+                store_there.get(file, folder / file)
         try:
             store = open_store(folder)
         except ValueError as error:
             raise ValueError(f"source={source!r}: {error}") from error
         files = [name for shard in store.shards for name in shard.files]
-        system, root = fsspec.core.url_to_fs(target)
-        index = f"{root}/{INDEX}"
-        if system.exists(index) and system.cat_file(index) != (folder / INDEX).read_bytes():
+        if store_here.read(INDEX) not in (None, (folder / INDEX).read_bytes()):
             raise ValueError(f"target={target!r}: holds other shards; name another folder")
         with nullcontext() if "://" in target else hold_folder(Path(target)):
             put(folder, target, [*files, TOKENIZER, INDEX])

@@ -151,3 +151,13 @@ def test_cache_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NESTED_JAX_CACHE", "/y")
     assert cache_root() == Path("/y")
     assert cache_root("/z") == Path("/z")
+
+
+def test_an_account_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user is a number that nobody has a name for."""
+    for name in ("NESTED_JAX_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["nobody"])
+    with pytest.raises(ValueError, match=r"data\.cache_dir='': this account has no home folder"):
+        cache_root()
+    assert cache_root("/z") == Path("/z")

@@ -19,7 +19,8 @@ from eval.core.subject import Subject, load_subject
 from nested_jax.config import Config, from_config_dict
 from nested_jax.data.tokenizers.tokenizer import train_tokenizer
 from nested_jax.models.lm import build_model
-from nested_jax.train.checkpoint import Checkpoints, load_checkpoint, run_meta
+from nested_jax.train.checkpoint import Checkpoints, load_checkpoint
+from nested_jax.train.fits import run_meta
 from nested_jax.train.integrity import seal, unseal
 from nested_jax.train.state import TrainState
 
