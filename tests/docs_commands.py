@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 import re
 import shlex
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quick_compile import ROOT
-from tiny import environment, synthetic_text
+from tiny import environment
 
 # Runs that stand for those of the docs: every folder below runs/ that no command has made.
 STANDS_FOR = "runs/pilot-test"
@@ -76,11 +77,13 @@ def workspace(folder: Path) -> Path:
     for name in ("launch.py", "configs", "nested_jax", "eval", "recipes", "benchmarks", "infra"):
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
-    for segment in ("letters", "notes"):  # of the guide's user
+    rng = random.Random(5)
+    words = ["".join(rng.choices("etaoinshrdlu", k=rng.randrange(2, 8))) for _ in range(900)]
+    for segment, own in (("letters", words[:600]), ("notes", words[300:])):  # of the guide's user
         (folder / "my_texts" / segment).mkdir(parents=True)
         for i in range(120):
-            text = f"{segment} number {i}\n{synthetic_text(i + 200 * (segment == 'notes'))}\n"
-            (folder / "my_texts" / segment / f"{i}.txt").write_text(text * 3)
+            text = f"{segment} number {i}: {' '.join(rng.choices(own, k=80))}.\n"
+            (folder / "my_texts" / segment / f"{i}.txt").write_text(text)
     return folder
 
 

@@ -133,7 +133,7 @@ def test_results_are_kept_in_the_workdir(place: Place, tmp_path: Path, capsys: A
         assert len(kept) == 2
         assert all(f"kept in {file}" in said for file in kept)
         (item, *_) = json.loads(kept[0].read_text())["items"]
-        assert set(item) == {"id", "group", "asked", "loss"}
+        assert set(item) == {"id", "group", "asked", "loss", "tokens"}
     out = tmp_path / "c.json"
     assert main(["compare", "--results", *map(str, folders), "--out", str(out)]) == 0
     (pair,) = json.loads(out.read_text())["tasks"]["perplexity"]["pairs"]

@@ -169,7 +169,7 @@ COMMANDS = [
     ("curves RUN --out ODD/a.xyz", "--out='{odd}/a.xyz': wants a name that ends with .png or"),
     ("curves RUN --out ODD/a.png --smooth -1", "--smooth=-1: wants 1 or more"),
     ("proof --suite nosuch", "--suite: invalid choice: 'nosuch'"),
-    ("proof --quick --full", "--quick=True: wants one of --quick and --full"),
+    ("proof --quick --full", "--quick=True: wants one of --quick, --full"),
     ("proof --jobs -1", "--jobs=-1: wants 0 or more"),
     ("proof --list --rate nan", "--rate=nan: wants a finite number"),
     ("proof --list --seed -1", "--seed=-1: wants 0 or more"),
