@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import assert_close
+from jax.extend.core import jaxprs_in_params
 
 from nested_jax.losses import logits_of, measure
 
@@ -83,3 +84,30 @@ def test_logits_of_bfloat16_are_summed_in_float32() -> None:
         "btd,sd->bts", *(x.astype(jnp.bfloat16).astype(jnp.float32) for x in (h, head))
     )
     assert_close(logits, rounded, rtol=1e-6)
+
+
+def test_gradients_of_bfloat16_logits_are_products_of_bfloat16() -> None:
+    """First and second derivatives, within the rounding of their operands."""
+    h, head, targets = arrays(jnp.float32)
+
+    def loss(h: Any, head: Any) -> Any:
+        return jnp.sum(measure(h, head, targets, 0)["loss"])
+
+    def second(h: Any, head: Any) -> Any:
+        inner = jax.grad(loss)(h, head).astype(jnp.float32)
+        return jnp.sum(jnp.sin(inner))
+
+    both = lambda h, head: (jax.grad(loss, (0, 1))(h, head), jax.grad(second, (0, 1))(h, head))  # noqa: E731
+    narrow = h.astype(jnp.bfloat16), head.astype(jnp.bfloat16)
+    wide = tuple(x.astype(jnp.float32) for x in narrow)
+    got = jax.tree.map(lambda x: x.astype(jnp.float32), jax.jit(both)(*narrow))
+    assert_close(got, jax.jit(both)(*wide), rtol=3e-2)
+
+    def operands(jaxpr: Any) -> Any:
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "dot_general":
+                yield from (x.aval.dtype for x in eqn.invars)
+            for sub in jaxprs_in_params(eqn.params):
+                yield from operands(sub)
+
+    assert set(operands(jax.make_jaxpr(both)(*narrow).jaxpr)) == {jnp.dtype(jnp.bfloat16)}
