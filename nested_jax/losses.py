@@ -42,11 +42,9 @@ _narrow_logits = jax.custom_vjp(_logits)
 
 def _logits_backward(saved: tuple[Array, Array], dlogits: Array) -> tuple[Array, Array]:
     h, head_SD = saved
-    precise, d = dlogits.dtype, dlogits.astype(h.dtype)
-    dh = linear(d, head_SD, preferred_element_type=precise)
+    d = dlogits.astype(h.dtype)
     d_NS, h_ND = d.reshape(-1, d.shape[-1]), h.reshape(-1, h.shape[-1])
-    dhead_SD = jnp.matmul(d_NS.T, h_ND, preferred_element_type=precise)
-    return dh.astype(h.dtype), dhead_SD.astype(head_SD.dtype)
+    return linear(d, head_SD), jnp.matmul(d_NS.T, h_ND)
 
 
 _narrow_logits.defvjp(
