@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,8 @@ def test_a_folder_of_texts_becomes_a_forgetting_matrix_and_a_report(tmp_path: Pa
     assert len(matrix["loss"]) == 3
     if "report" in made[-1]:
         page = (folder / "report.html").read_text()
-        assert all(part in page for part in ('id="forgetting"', 'class="text"', "notes number"))
+        assert all(part in page for part in ('id="forgetting"', 'class="text"', 'id="bits"'))
+        assert "letters number" in re.sub("<[^>]+>", "", page)  # a token stands in each mark
 
 
 def test_commands_are_found_and_made_small() -> None:
