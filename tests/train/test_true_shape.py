@@ -28,7 +28,7 @@ def test_two_steps_of_124m_and_their_export(
     summary = json.loads((run / "summary.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[0] == pytest.approx(math.log(50_349), abs=0.3)  # GPT-2's start is nearly uniform
+    assert losses[0] == pytest.approx(math.log(50_349), abs=0.5)  # the start is nearly uniform
     assert summary["parameters"] == 124_510_464
     command = ["--checkpoint", str(run), "--layout", "gpt2", "--out", str(tmp_path / "out")]
     assert export.main([*command, "--check"]) == 0, capsys.readouterr().out
