@@ -66,8 +66,11 @@ def measure_tables(chosen: Sequence[Chosen]) -> str:
 
 def groups_of(ran: Sequence[Chosen], task: str) -> list[str]:
     """Return the groups of a task, by their text and then by distance or length."""
-    found = {g for one in ran for run in one.results for g in (run.tasks or {}).get(task, {})}
-    return sorted(found, key=lambda group: (group.partition("@")[0], number_of(group)))
+    all_ = [g for one in ran for run in one.results for g in (run.tasks or {}).get(task, {})]
+    texts = list(dict.fromkeys(group.partition("@")[0] for group in all_))
+    return sorted(
+        set(all_), key=lambda group: (texts.index(group.partition("@")[0]), number_of(group))
+    )
 
 
 def number_of(group: str) -> int:

@@ -139,7 +139,7 @@ def test_a_tiny_medium_suite_runs_and_is_read_from_its_records(
     assert proof.COMMAND.run([*flags, "--out", str(tmp_path / "out")]) == 0
     assert ran == list(MODELS)
     said = page.read_text()
-    assert "| model | 20 tokens (run) | seeds |" in said
+    assert "| model | 20 tokens (run) | 20 tokens (random) | seeds |" in said
     assert "first costs less" in said
     assert len(list((tmp_path / "docs/plots").glob("proof-text-medium-repeat*.png"))) == 2
     assert proof.COMMAND.run([*flags, "--out", str(tmp_path / "elsewhere")]) == 0
