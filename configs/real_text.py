@@ -10,7 +10,7 @@ is written every 64 characters by the gradient of their loss. What lies before t
 only through it. ``medium`` has 1.5 M parameters and pieces of text instead of characters, attention
 over 256 of 2,048, and two levels; its source is a mixture (docs/proof/text-medium.md).
 
-With ``rows=16,steps=250,batch=4`` a run takes 2 to 9 minutes on one core. On novels it ends at 2.53
+With ``rows=16,steps=250,batch=4`` a run takes 2 to 9 minutes on one core. On novels it ends at 2.51
 bits per byte with writes and 2.72 without (docs/proof/text-quick.md).
 """
 
