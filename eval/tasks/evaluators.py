@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from eval.core.cli import Task, tasks
 from eval.core.datasets import DataRoot
@@ -25,11 +24,10 @@ from eval.core.subject import Subject
 from eval.tasks import repeat
 from eval.tasks.zeroshot import encode, judge, score, summarize
 from eval.tasks.zeroshot_files import SETS, Question
-from nested_jax.config import Config, MeshConfig
+from nested_jax.config import Config
 from nested_jax.data.pipeline import prepare
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
 from nested_jax.errors import raised_here, require
-from nested_jax.sharding import make_mesh
 from nested_jax.train.record import Evaluator
 from nested_jax.types import PyTree
 
@@ -45,6 +43,13 @@ def make_evaluators(cfg: Config) -> list[Evaluator]:
     Raises:
       ValueError: an unknown task, one whose file is missing, or whose text is too short.
     """
+    if jax.process_count() > 1:  # a default that no one asked for must not end such a run
+        plain = cfg.train.eval_tasks in ((), (REPEAT,))
+        want = "tasks are evaluated in one process"
+        require(plain, "train.eval_tasks", cfg.train.eval_tasks, want)
+        if cfg.train.eval_tasks and jax.process_index() == 0:
+            print(f"{REPEAT}: not measured: {want}", flush=True)
+        return []
     evaluators: list[Evaluator] = []
     for task in cfg.train.eval_tasks:
         name, colon, distances = task.partition(":")
@@ -167,14 +172,7 @@ def sentences(scores: Mapping[str, float]) -> list[str]:
 
 
 def subject_in_training(model: Any, params: PyTree, cfg: Config, step: int) -> Subject:
-    """Return the model as it is now, on the mesh of the run.
-
-    Where several processes train, each has the whole of it on a device of its own.
-    """
     mesh = jax.tree.leaves(params)[0].sharding.mesh
-    if jax.process_count() > 1:
-        params = multihost_utils.process_allgather(params, tiled=True)
-        mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
     tokenizer = run_tokenizer(cfg)
     scorer = Scorer(ModelReader(model, params, mesh, tokenizer.vocab_size))
     return Subject("training", cfg, step, tokenizer, scorer, parameters=0)

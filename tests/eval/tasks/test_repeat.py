@@ -13,11 +13,7 @@ from doubles import HandMade, bigram, order_two
 from tiny import (
     HOPE,
     WORDS,
-    launch,
-    launch_two,
-    read_lines,
     tiny_config,
-    write_config,
     write_data,
 )
 
@@ -212,21 +208,16 @@ def test_a_run_says_what_it_remembers(tmp_path: Path) -> None:
     assert math.isfinite(group["delta"]["gain"])
 
 
-@pytest.mark.slow
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    """Parameters that are sharded over both are whole for the evaluation; one process speaks."""
-    fields = {"train.steps": 1, "train.eval_tasks": ["repeat:40"], "data.valid_rows": 8}
-    config = write_config(tmp_path, write_data(tmp_path / "data"), {**HOPE, **fields})
-    two = launch_two(config, tmp_path / "two", "--config.mesh.fsdp=2")
-    one = launch(config, tmp_path / "one", devices=4)
-    outputs = [process.communicate(timeout=300) for process in (*two, one)]
-    assert [process.returncode for process in (*two, one)] == [0, 0, 0], outputs
-    assert [out.count("repeat: a held-out passage") for out, _ in outputs] == [1, 0, 1]
-    found, want = (read_lines(tmp_path / name)[-1] for name in ("two", "one"))
-    names = [name for name in want if name.startswith("repeat/40/")]
-    assert len(names) == 4
-    for name in names:
-        assert found[name] == pytest.approx(want[name], abs=1e-4)
+def test_several_processes_leave_it_out_and_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The experiment of the README runs on several processes too; what was asked for is refused."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert make_evaluators(tiny_config(Path(), {"train.eval_tasks": ["repeat"]})) == []
+    assert "repeat: not measured: tasks are evaluated in one process" in capsys.readouterr().out
+    for task in ("repeat:40", "piqa"):
+        with pytest.raises(ValueError, match="tasks are evaluated in one process"):
+            make_evaluators(tiny_config(Path(), {"train.eval_tasks": [task]}))
 
 
 def test_text_that_is_too_short_ends_only_a_run_that_asked(
