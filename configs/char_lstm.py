@@ -27,7 +27,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    size, fields = common.parse_arg(arg, default_size="char")
+    size, fields = common.parse_arg(arg, default_size="char", sizes=common.SMALL)
     cfg = common.base(size)
     cfg.model.block = "lstm_cms"
     cfg.model.cms = ml_collections.ConfigDict()

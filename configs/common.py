@@ -21,9 +21,20 @@ SIZES: dict[str, dict[str, Any]] = {
     "medium": {"dim": 128, "layers": 4, "heads": 4, "mlp_hidden": 192, "vocab_size": 4096},
     "char": {"dim": 256, "layers": 1, "heads": 4, "mlp_hidden": 96, "vocab_size": 512},  # 1.2 M
     "pilot": {"dim": 768, "layers": 12, "heads": 12, "vocab_size": 32_000},  # 138 M, in pilot.py
+    "mid_smoke": {"dim": 512, "layers": 12, "heads": 8, "vocab_size": 8192},  # 55 M, two GPUs
     "mid": {"dim": 1536, "layers": 18, "heads": 16, "vocab_size": 32_000},  # 729 M
     "target": {"dim": 2048, "layers": 18, "heads": 16, "vocab_size": 32_000},  # 1.27 B
 }
+SMALL = ("test", "smoke", "text", "char")  # sizes whose text is the embedded one
+
+# Tokens per row, rows per step (half a million tokens), tokens of the run, peak learning rate, and
+# the most rows that one GPU reads at once: docs/h200.md has the plans that they come from.
+RECIPES: dict[str, tuple[int, int, int, float, int]] = {
+    "pilot": (2048, 256, 3_000_000_000, 1e-3, 16),
+    "mid": (4096, 128, 30_000_000_000, 6e-4, 4),
+    "target": (8192, 64, 100_000_000_000, 4e-4, 1),
+}
+MIXTURE = "data/full/mixture.json"  # of `python -m nested_jax.data full --out data/full`
 
 # Fields that an argument may set, and where they live.
 FIELDS = {
@@ -32,6 +43,7 @@ FIELDS = {
     "seq": "data.seq_len",
     "source": "data.source",
     "steps": "train.steps",
+    "tokens": "train.tokens",
     "batch": "train.batch_size",
     "lr": "optim.learning_rate",
     "chunk": "teach.chunk",
@@ -163,19 +175,54 @@ def _large(cfg: ml_collections.ConfigDict) -> None:
     cfg.data.seq_len = 2048
     cfg.data.align = 128  # tokens at whose multiples documents start, for every block kind
     cfg.data.valid_rows = 512
-    cfg.train.steps = 20_000
-    cfg.train.batch_size = 128
-    # Fast weights are kept per row, so few rows are read at once: docs/h200.md has the plans.
-    cfg.train.grad_accum = {"pilot": 8, "mid": 8, "target": 16}.get(cfg.model.size, 1)
-    cfg.train.eval_every = 500
-    cfg.train.save_every = 1000
+    cfg.train.steps = 200
+    cfg.train.batch_size = 32
+    cfg.train.eval_every = 100
+    cfg.train.save_every = 100
     cfg.train.log_every = 20
     cfg.optim.learning_rate = 1e-3
-    cfg.optim.warmup_steps = 1000
+    cfg.optim.warmup_steps = 20
+    if cfg.model.size in RECIPES:
+        _recipe(cfg, *RECIPES[cfg.model.size])
+
+
+def _recipe(
+    cfg: ml_collections.ConfigDict, seq_len: int, rows: int, tokens: int, rate: float, at_once: int
+) -> None:
+    cfg.data.source = MIXTURE
+    cfg.data.seq_len = seq_len
+    cfg.data.align = gpu_chunk(cfg.model.size)  # padding between documents: half of it, on average
+    cfg.train.steps = 0  # those that read train.tokens
+    cfg.train.tokens = tokens
+    cfg.train.batch_size = rows
+    # Fast weights are kept per row, so few rows are read at once.
+    cfg.train.device_rows = at_once
+    cfg.train.eval_every = 500
+    cfg.train.save_every = 1000
+    cfg.optim.learning_rate = rate
+    cfg.optim.warmup_steps = 500
+
+
+def gpu_chunk(size: str) -> int:
+    """Return the tokens of a chunk that keep a GPU busy: a [D, F] weight is read once for each."""
+    return {"target": 512, "mid_smoke": 128}.get(size, 256)
+
+
+def gpu_periods(cfg: ml_collections.ConfigDict) -> tuple[int, ...]:
+    """Return periods that double from the chunk to half a row, four at most.
+
+    They are fast, mid, slow and ultra. A level whose period is the row would be
+    written where nothing reads it any more.
+    """
+    chunk = gpu_chunk(cfg.model.size)
+    return tuple(chunk << k for k in range(4) if chunk << (k + 1) <= cfg.data.seq_len)
 
 
 def finish(cfg: ml_collections.ConfigDict, fields: dict[str, Any]) -> ml_collections.ConfigDict:
-    """Set the argument's fields, and lock the result."""
+    """Set the argument's fields, and lock the result; steps take the place of tokens."""
+    if "train.steps" in fields or "train.tokens" in fields:
+        none = "train.tokens" if "train.steps" in fields else "train.steps"
+        fields = {none: 0} | fields
     set_fields(cfg, fields)
     return cfg.lock()
 

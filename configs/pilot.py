@@ -6,8 +6,9 @@ context.
         bits per byte (a byte trigram model of the same text: 2.741; without writes: 2.249), and
         says what a passage is worth that it read 1,024 tokens ago.
     python launch.py --config configs/pilot.py
-        138 M parameters, for GPUs. Not run yet: no result is known. Its compiled plan is in
-        docs/h200.md; `python -m nested_jax.fit` makes that of other GPUs.
+        138 M parameters, 3 billion tokens, one GPU and more. Not run yet: no result is known. Its
+        compiled plan is in docs/h200.md; `python -m nested_jax.fit` makes that of other GPUs. It
+        reads `python -m nested_jax.data full --out data/full`; source=stdlib is the embedded text.
 
 The argument is a size (test, smoke, pilot, mid, target) and fields: see configs/common.py.
 Other blocks of the HOPE family: ``pilot.py:smoke,block=hope``.
@@ -19,7 +20,7 @@ import ml_collections
 
 from configs import common
 
-SIZES = ("test", "smoke", "pilot", "mid", "target")
+SIZES = ("test", "smoke", "pilot", "mid_smoke", "mid", "target")
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -37,8 +38,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         cfg.train.eval_tasks = ("repeat",)  # what a passage is worth that it read 1,024 tokens ago
     else:
         cfg.model.window = 512
-        common.teach_on(cfg, chunk=128, periods=(128, 512))
-        cfg.model.mlp_hidden = {"pilot": 1536, "mid": 3072, "target": 4096}[size]
-        cfg.model.cms.fast_layers = {"pilot": 3, "mid": 4, "target": 4}[size]  # the last quarter
+        periods = common.gpu_periods(cfg)
+        common.teach_on(cfg, periods[0], periods)
+        cfg.model.mlp_hidden = 4 * cfg.model.dim // len(periods)  # of every level
+        cfg.model.cms.fast_layers = {"pilot": 3, "mid_smoke": 3}.get(size, 4)  # the last quarter
         cfg.teach.remat = "sqrt"  # O(sqrt N) memory in the number of chunks
     return common.finish(cfg, fields)

@@ -31,7 +31,7 @@ FIELDS = {
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    size, fields = common.parse_arg(arg, default_size="text", known=FIELDS)
+    size, fields = common.parse_arg(arg, default_size="text", known=FIELDS, sizes=common.SMALL)
     cfg = common.base(size)
     cfg.model.block = fields.get("model.block", "hope_attention")
     chunk = 16 if size == "test" else 64  # characters between writes

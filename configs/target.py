@@ -1,8 +1,8 @@
-"""HOPE with attention at 1.27 B parameters: `pilot` two sizes up, sharded over a mesh.
+"""HOPE with attention at 1.27 B parameters: `pilot` two sizes up, 100 billion tokens.
 
     python launch.py --config configs/target.py --config.mesh.fsdp=8 --config.mesh.data=-1
 
-For a mesh of GPUs. Not run yet: no result is known. Its compiled plan is in docs/h200.md.
+For two GPUs and more. Not run yet: no result is known. Its compiled plan is in docs/h200.md.
 """
 
 from __future__ import annotations

@@ -14,7 +14,14 @@ import ml_collections
 
 from configs import common
 
-MLP_HIDDEN = {"test": 192, "smoke": 512, "pilot": 3072, "mid": 6144, "target": 8192}
+MLP_HIDDEN = {
+    "test": 192,
+    "smoke": 512,
+    "pilot": 3072,
+    "mid_smoke": 2048,
+    "mid": 6144,
+    "target": 8192,
+}
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

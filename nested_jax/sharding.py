@@ -7,6 +7,7 @@ state and fast weights carry the batch axis first and are placed like activation
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -54,28 +55,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [config.data, config.fsdp, config.model]
-    fixed = int(np.prod([size for size in sizes if size > 0]))
+    fixed = math.prod(size for size in sizes if size > 0)
+    blamed = next((i for i, size in enumerate(sizes) if size > 1), 0)
+    name, value = f"mesh.{AXES[blamed]}", sizes[blamed]
+    names = [f"mesh.{axis}" for axis, size in zip(AXES, sizes, strict=True) if size > 0]
+    product = f"{' x '.join(names)} = {fixed}"
     if -1 in sizes:
-        require(
-            len(devices) % fixed == 0,
-            "mesh",
-            _named(sizes),
-            f"the fixed axes multiply to {fixed}, which does not divide {len(devices)} devices",
-        )
+        want = f"{product} does not divide the {len(devices)} devices; wants a size that does"
+        require(len(devices) % fixed == 0, name, value, want)
         sizes[sizes.index(-1)] = len(devices) // fixed
-    require(
-        int(np.prod(sizes)) == len(devices),
-        "mesh",
-        _named(sizes),
-        f"the axes multiply to {int(np.prod(sizes))}, but there are {len(devices)} devices; "
-        "give one axis -1 to take what is left",
-    )
+    want = f"{product}, but there are {len(devices)} devices; --config.{name}=-1 takes what is left"
+    require(math.prod(sizes) == len(devices), name, value, want)
     auto = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices)
-
-
-def _named(sizes: Sequence[int]) -> dict[str, int]:
-    return dict(zip(AXES, sizes, strict=True))
 
 
 def spec(axes: Sequence[str | None]) -> PartitionSpec:
@@ -215,10 +207,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec(["batch"]))
 
 
-def check_rows(mesh: Mesh, name: str, rows: int) -> None:
-    """Raise unless `rows` of a (micro)batch divide over the batch axes of the mesh."""
+def check_rows(mesh: Mesh, name: str, rows: int) -> int:
+    """Return over how many parts of the mesh `rows` of a (micro)batch go.
+
+    Raises:
+      ValueError: they do not divide.
+    """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     require(rows % parts == 0, name, rows, f"rows must divide over mesh data x fsdp = {parts}")
+    return parts
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> Rows:
@@ -236,8 +233,8 @@ def process_rows(mesh: Mesh, batch_size: int) -> Rows:
     first, size = held[0], len(held)
     require(
         held[-1] - first + 1 == size and batch_size % size == 0 and first % size == 0,
-        "mesh",
-        _named([mesh.shape[axis] for axis in AXES]),
+        "mesh.data, mesh.fsdp and mesh.model",
+        tuple(mesh.shape[axis] for axis in AXES),
         f"process {jax.process_index()} would hold rows {held} of a batch; "
         "wants mesh axes data x fsdp whose parts fill whole processes",
     )

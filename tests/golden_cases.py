@@ -271,6 +271,7 @@ COMMANDS = (
     "configs/pilot.py:test,chunk=8,meta=stop,seed=3",
     "configs/mid.py",
     "configs/mid.py --config.mesh.fsdp=8",
+    "configs/mid.py:smoke",
     "configs/target.py",
     "configs/target.py --config.mesh.fsdp=8 --config.mesh.data=-1",
     "configs/test.py",

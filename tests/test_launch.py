@@ -60,7 +60,7 @@ REFUSED = {
         [*TEACH, "teach.chunk=64", "data.seq_len=96"],
         "data.align=32: must be a multiple of teach.chunk=64",
     ),
-    "mesh": (["mesh.data=3"], "the axes multiply to 3, but there are 8 devices"),
+    "mesh": (["mesh.data=3"], "mesh.data=3: mesh.data x mesh.fsdp x mesh.model = 3, but there"),
     "mesh and batch": (["train.batch_size=12"], "rows must divide over mesh data x fsdp = 8"),
     "mesh and heads": (
         ["mesh.data=2", "mesh.model=4"],

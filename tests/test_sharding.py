@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -42,9 +43,17 @@ def test_mesh_takes_what_is_left(config: MeshConfig, sizes: tuple[int, ...]) -> 
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 
-@pytest.mark.parametrize("config", [MeshConfig(data=3), MeshConfig(data=2), MeshConfig(fsdp=3)])
-def test_mesh_that_does_not_fit_names_sizes_and_devices(config: MeshConfig) -> None:
-    with pytest.raises(ValueError, match=r"mesh=\{'data'.*8 devices"):
+MISFITS = {
+    MeshConfig(data=3): "mesh.data=3: mesh.data x mesh.fsdp x mesh.model = 3, but there are 8",
+    MeshConfig(data=2): "--config.mesh.data=-1 takes what is left",
+    MeshConfig(fsdp=3): "mesh.fsdp=3: mesh.fsdp x mesh.model = 3 does not divide the 8 devices",
+    MeshConfig(data=1, fsdp=4, model=4): "mesh.fsdp=4: mesh.data x mesh.fsdp x mesh.model = 16",
+}
+
+
+@pytest.mark.parametrize("config", MISFITS)
+def test_a_mesh_that_does_not_fit_names_the_field_and_the_devices(config: MeshConfig) -> None:
+    with pytest.raises(ValueError, match=re.escape(MISFITS[config])):
         make_mesh(config)
 
 

@@ -130,7 +130,7 @@ def parse_mesh(text: str) -> Mesh:
     right = re.fullmatch(r"-?[0-9]{1,6}(,-?[0-9]{1,6}){2}", text.replace(" ", ""))
     require(right is not None, "--mesh", text, "wants DATA,FSDP,MODEL, three numbers")
     require(jax.process_count() == 1, "--mesh", text, "an evaluation runs in one process")
-    sizes = [int(part) for part in text.split(",")]
+    data, fsdp, model = sizes = [int(part) for part in text.split(",")]
     wanted = math.prod(sizes)
     taken = wanted if min(sizes) > 0 and wanted <= jax.device_count() else None
-    return make_mesh(MeshConfig(*sizes), jax.devices()[:taken])
+    return make_mesh(MeshConfig(data, fsdp, model), jax.devices()[:taken])

@@ -21,6 +21,10 @@ from nested_jax.config.legacy import upgrade
 from nested_jax.config.run import Config
 from nested_jax.config.schema import from_dict
 
+# Two fields that say the same in two ways, and the value with which each says nothing.
+EITHER = (("train.steps", "train.tokens"), ("train.grad_accum", "train.device_rows"))
+NONE = {"train.steps": 0, "train.tokens": 0, "train.grad_accum": 1, "train.device_rows": 0}
+
 
 def from_config_dict(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
     """Convert plain nested data into a validated `Config`.
@@ -86,7 +90,11 @@ def load_config(spec: str, overrides: Mapping[str, Any] | None = None) -> Config
     if not file.is_file():
         raise ValueError(f"--config={spec!r}: no such file; wants FILE.py or FILE.py:ARG")
     data = _run_config_file(file, arg or None)
-    for name, value in (overrides or {}).items():
+    overrides = dict(overrides or {})
+    for one, other in EITHER:
+        if (one in overrides) != (other in overrides):  # what is typed wins over the file
+            overrides |= {other: NONE[other]} if one in overrides else {one: NONE[one]}
+    for name, value in overrides.items():
         *blocks, leaf = name.split(".")
         target, walked = data, ""
         for block in blocks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from nested_jax.config.fields import (
@@ -154,12 +154,16 @@ class DataConfig(Block):
 class TrainConfig(Block):
     """The outer loop."""
 
-    steps: Free[Count] = 1000  # optimizer steps
+    steps: Free[Size] = 1000  # optimizer steps; 0 takes those that read `tokens`
+    # Tokens of all rows of the run, padding included, from which `steps` follow; 0: `steps` says.
+    tokens: Free[Annotated[int, Range(least=0, most=10**15)]] = 0
     epochs: Free[Amount] = 0.0  # passes over the training rows, which give the steps; 0: `steps`
     init_from: str = ""  # run or checkpoint whose parameters a new run begins with; "" draws them
     init_model: Literal["given", "same"] = "given"  # same: model.* is that of init_from
     batch_size: Count = 8  # rows per step, over all processes and microbatches
     grad_accum: Free[Count] = 1  # microbatches per step
+    device_rows: Free[Size] = 0  # the most rows that a device reads at once: as few microbatches as
+    # that takes on the mesh; 0: `grad_accum` says
     label_smoothing: Share = 0.0  # share of a target's mass that all symbols get alike; not scored
     carry: Literal["none", "mixers", "all"] = "none"  # state of a stream that outlives its batch
     eval_every: Free[Size] = 250  # steps; 0 evaluates at the end only
@@ -184,6 +188,10 @@ class TrainConfig(Block):
         self.require(self.batch_size % self.grad_accum == 0, "grad_accum", want)
         want = "wants train.init_from, whose model it takes"
         self.require(self.init_model == "given" or self.init_from != "", "init_model", want)
+        want = (
+            f"wants train.grad_accum=1, got {self.grad_accum}: the mesh decides; give one of both"
+        )
+        self.require(not self.device_rows or self.grad_accum == 1, "device_rows", want)
 
 
 AxisSize = Annotated[int, Range(least=1, also=-1)]
@@ -196,6 +204,7 @@ class MeshConfig(Block):
     data: AxisSize = -1  # batch
     fsdp: AxisSize = 1  # batch, and parameters sharded over it
     model: AxisSize = 1  # heads, hidden widths, vocabulary
+    offload: bool = False  # moments of the optimizer lie in the host's memory between updates
 
     def check(self) -> None:
         rest = [name for name in ("data", "fsdp", "model") if getattr(self, name) == -1]
@@ -218,6 +227,7 @@ class Config(Block):
     mesh: Free[MeshConfig] = field(default_factory=MeshConfig)
 
     def check(self) -> None:
+        self._take_steps()
         check_teach(self.model, self.teach)
         self._check_align()
         self._check_stream()
@@ -231,6 +241,21 @@ class Config(Block):
         )
         whole_rows = self.data.is_synthetic and not self.teaches and not model.cms.surprise
         self.require(model.answers == "each" or whole_rows, "model.answers", want)
+
+    def _take_steps(self) -> None:
+        """Let ``train.steps`` follow from ``train.tokens``."""
+        tokens, steps = self.train.tokens, self.train.steps
+        self.require(steps > 0 or tokens > 0, "train.steps", "wants 1 or more, or train.tokens")
+        if tokens == 0:
+            return
+        want = f"wants train.epochs=0, got {self.train.epochs}: give one of both"
+        self.require(self.train.epochs == 0, "train.tokens", want)
+        per_step = self.train.batch_size * self.data.seq_len
+        follow = -(-tokens // per_step)
+        want = f"gives {follow} steps of {per_step:,} tokens; got train.steps={steps}: give one"
+        self.require(steps in (0, follow), "train.tokens", want)
+        if steps == 0:
+            object.__setattr__(self, "train", replace(self.train, steps=follow))
 
     def _check_align(self) -> None:
         data, align = self.data, self.align

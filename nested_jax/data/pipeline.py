@@ -50,6 +50,7 @@ class DatasetInfo(NamedTuple):
     bytes_per_token: float  # UTF-8 bytes per target of the valid split, exactly
     tokens: dict[str, dict[str, int]]  # segment -> split -> tokens
     documents: dict[str, dict[str, int]]  # segment -> split -> documents
+    weights: dict[str, float]  # segment -> sampling weight; {} is in proportion to tokens
     piece_byte_lengths: np.ndarray  # [vocab_size] int64, bytes that a token stands for; EOS is 0
     root: Path
     rewritten: bool = False  # some tokens stand for other text than their names
@@ -94,7 +95,8 @@ def open_data(cfg: DataConfig, report: Report = ignore) -> TokenStore:
         raise ValueError(
             f"data.source={cfg.source!r}: neither 'stdlib', nor a folder with an {INDEX}, nor "
             f"plain text, nor the JSON of a mixture (looked for {path.absolute()}); prepare one "
-            "with `python -m nested_jax.data sample`"
+            "with `python -m nested_jax.data full --out data/full`, or take the embedded text with "
+            "--config.data.source=stdlib"
         )
     require(
         store.tokenizer.kind == cfg.tokenizer,
@@ -125,6 +127,7 @@ def prepare(cfg: DataConfig, report: Report = ignore) -> DatasetInfo:
         bytes_per_token=sum(shard.target_bytes for shard in valid) / targets,
         tokens=totals(store, segments, "tokens"),
         documents=totals(store, segments, "documents"),
+        weights=dict(zip(segments, segment_weights(cfg, store, segments), strict=False)),
         piece_byte_lengths=store.piece_byte_lengths,
         root=store.root,
         rewritten=bool(store.source.get("piece_bytes")) or any(s.symbols for s in store.shards),
@@ -143,6 +146,7 @@ def describe_tasks(cfg: DataConfig) -> DatasetInfo:
         bytes_per_token=0.0,
         tokens={},
         documents={spec: {"train": cfg.task.rows} for spec in cfg.task.train},
+        weights={},
         piece_byte_lengths=np.zeros(vocab_size, np.int64),
         root=Path(),
     )
@@ -259,9 +263,16 @@ def open_rows(cfg: DataConfig, align: int) -> tuple[tuple[RowSource, ...], tuple
         return tasks, cfg.weights or (1.0,) * len(tasks)
     store = open_data(cfg)
     segments = cfg.segments or store.segments
-    weights = cfg.weights or tuple(store.weights[s] for s in segments if store.weights)
+    weights = segment_weights(cfg, store, segments)
     groups = [(s,) for s in segments] if weights else [segments]
     return train_sources(store, cfg, groups, align), weights
+
+
+def segment_weights(
+    cfg: DataConfig, store: TokenStore, segments: Sequence[str]
+) -> tuple[float, ...]:
+    """Return the sampling weight of each segment; () is one shuffle over all of them."""
+    return cfg.weights or tuple(store.weights[s] for s in segments if store.weights)
 
 
 def train_sources(

@@ -30,7 +30,7 @@ from nested_jax.fit.gpus import GPU, GPUS, absent_devices, gpu_named
 from nested_jax.fit.plan import Fit, compile_fit
 from nested_jax.fit.report import as_json, as_text
 from nested_jax.machine import quiet_libraries
-from nested_jax.sharding import make_mesh
+from nested_jax.sharding import check_rows, make_mesh
 from nested_jax.train.layout import lay_out
 
 
@@ -41,9 +41,8 @@ def main(arguments: list[str]) -> int:
         flags, overrides = parse(arguments)
         cfg = load_config(flags.config, parse_overrides(overrides))
         gpu, devices = cards(flags)
-        show = show_json if flags.json else show_text
         if flags.search:
-            cfg, fit = search(cfg, gpu, devices)
+            fit = search(cfg, gpu, devices)
         else:
             fit = compile_fit(lay_out(cfg, make_mesh(cfg.mesh, devices)), gpu)
     except ValueError as error:
@@ -51,7 +50,8 @@ def main(arguments: list[str]) -> int:
             raise
         sys.stderr.write(f"error: {error}\n")
         return 2
-    show(flags.config, cfg, fit)
+    text = json.dumps(as_json(flags.config, fit)) if flags.json else as_text(flags.config, fit)
+    sys.stdout.write(text + "\n")
     return 0 if fit.fits else 1
 
 
@@ -93,40 +93,28 @@ def cards(flags: argparse.Namespace) -> tuple[GPU, Any]:
     return known[0], jax.devices()[: flags.devices]
 
 
-def search(cfg: Config, gpu: GPU, devices: Any) -> tuple[Config, Fit]:
+def search(cfg: Config, gpu: GPU, devices: Any) -> Fit:
     """Return the plan with the fewest microbatches that fits, by halving rows at once.
 
     Raises:
       ValueError: not even one row per device fits.
     """
     mesh = make_mesh(cfg.mesh, devices)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    accumulation = 1
-    while cfg.train.batch_size % (accumulation * parts) == 0:
-        train = dataclasses.replace(cfg.train, grad_accum=accumulation, eval_batch_size=0)
-        tried = dataclasses.replace(cfg, train=train)
-        fit = compile_fit(lay_out(tried, mesh), gpu)
-        rows = cfg.train.batch_size // accumulation
-        sys.stderr.write(f"{rows} rows at once: {100 * fit.share:.0f} % of usable memory\n")
+    rows = cfg.train.batch_size // check_rows(mesh, "train.batch_size", cfg.train.batch_size)
+    for at_once in sorted((n for n in range(1, rows + 1) if rows % n == 0), reverse=True):
+        train = dataclasses.replace(cfg.train, grad_accum=1, device_rows=at_once, eval_batch_size=0)
+        fit = compile_fit(lay_out(dataclasses.replace(cfg, train=train), mesh), gpu)
+        sys.stderr.write(f"{at_once} rows at once: {100 * fit.share:.0f} % of usable memory\n")
         if fit.fits:
-            return tried, fit
-        accumulation *= 2
+            return fit
     require(
         False,
-        "train.grad_accum",
-        accumulation // 2,
+        "train.device_rows",
+        1,
         f"one row per device does not fit {len(devices)} x {gpu.name}; wants more devices with "
-        "mesh.fsdp, or a smaller model",
+        "mesh.fsdp, a shorter data.seq_len, or a smaller model",
     )
     raise AssertionError("unreachable")
-
-
-def show_json(spec: str, cfg: Config, fit: Fit) -> None:
-    sys.stdout.write(json.dumps(as_json(spec, cfg, fit)) + "\n")
-
-
-def show_text(spec: str, cfg: Config, fit: Fit) -> None:
-    sys.stdout.write(as_text(spec, cfg, fit) + "\n")
 
 
 if __name__ == "__main__":

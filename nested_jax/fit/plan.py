@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 
+from nested_jax.config import Config
 from nested_jax.fit.cost import Estimate, estimate
 from nested_jax.fit.gpus import GPU
 from nested_jax.fit.hlo import Module, parse
@@ -36,13 +38,31 @@ class Fit:
     """A run on a mesh of one kind of card."""
 
     gpu: GPU
-    devices: int
+    mesh: dict[str, int]  # sizes of its axes
     train: Need
     evaluation: Need
     parameters: int
     flops: float  # model FLOPs of a step, over all devices
-    tokens: int  # of a step
-    attention: str  # which kernel computes it
+    cfg: Config  # with the microbatches that the mesh takes
+
+    @property
+    def devices(self) -> int:
+        return math.prod(self.mesh.values())
+
+    @property
+    def attention(self) -> str:
+        """Return which kernel computes it."""
+        return attention_text(self.cfg.model)
+
+    @property
+    def parts(self) -> int:
+        """Return over how many parts the rows of a batch go."""
+        return self.mesh["data"] * self.mesh["fsdp"]
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens of a step."""
+        return self.cfg.train.batch_size * self.cfg.data.seq_len
 
     @property
     def share(self) -> float:
@@ -68,16 +88,14 @@ def compile_fit(layout: Layout, gpu: GPU) -> Fit:
     with jax.set_mesh(layout.mesh):
         train = _need(layout.lower_train, gpu)
         evaluation = _need(layout.lower_eval, gpu)
-    cfg = layout.cfg
     return Fit(
         gpu,
-        layout.mesh.size,
+        dict(layout.mesh.shape),
         train,
         evaluation,
         layout.parameters,
         layout.flops,
-        cfg.train.batch_size * cfg.data.seq_len,
-        attention_text(layout.model.cfg),
+        layout.cfg,
     )
 
 

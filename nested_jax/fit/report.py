@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from nested_jax import machine
-from nested_jax.config import Config
 from nested_jax.fit.plan import Fit, Need
 from nested_jax.train.memory import advice
 
 TOP = 8  # source lines and buffers that are printed
 
 
-def as_json(spec: str, cfg: Config, fit: Fit) -> dict[str, Any]:
+def as_json(spec: str, fit: Fit) -> dict[str, Any]:
     """Return a plan as plain data."""
+    cfg = fit.cfg
     return {
         "config": spec,
         "gpu": fit.gpu.name,
@@ -21,6 +21,8 @@ def as_json(spec: str, cfg: Config, fit: Fit) -> dict[str, Any]:
         "rows": cfg.train.batch_size,
         "grad_accum": cfg.train.grad_accum,
         "attention": fit.attention,
+        "device_rows": cfg.train.batch_size // cfg.train.grad_accum // fit.parts,
+        "mesh": fit.mesh,
         "seq_len": cfg.data.seq_len,
         "parameters": fit.parameters,
         "fits": fit.fits,
@@ -58,8 +60,9 @@ def _need_json(need: Need) -> dict[str, Any]:
     }
 
 
-def as_text(spec: str, cfg: Config, fit: Fit) -> str:
+def as_text(spec: str, fit: Fit) -> str:
     """Return a plan as lines to read."""
+    cfg = fit.cfg
     size = machine.human_bytes
     train, cost = fit.train, fit.train.estimate
     verdict = "fits" if fit.fits else "does NOT fit"

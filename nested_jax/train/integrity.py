@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nested_jax.train.state import HOST, on_device
 from nested_jax.types import Array, PyTree
 
 
@@ -37,7 +38,10 @@ def fingerprint(tree: PyTree) -> list[int]:
 
     Integer sums do not depend on their order, so the number is the same on every mesh.
     """
-    return [int(x) for x in jax.device_get(BIT_SUMS(jax.tree.leaves(tree)))]
+    leaves = jax.tree.leaves(tree)
+    if any(x.sharding.memory_kind == HOST for x in leaves):  # one by one through the device
+        return [int(BIT_SUMS([on_device(x)])[0]) for x in leaves]
+    return [int(x) for x in jax.device_get(BIT_SUMS(leaves))]
 
 
 def bit_sum(x: Array) -> Array:

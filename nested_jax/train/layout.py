@@ -6,7 +6,7 @@ The devices may be absent ones, which can only be compiled for (nested_jax/fit).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -94,6 +94,7 @@ def lay_out(cfg: Config, mesh: Mesh) -> Layout:
     Raises:
       ValueError: a batch, microbatch or parameter that the mesh does not divide.
     """
+    cfg = with_microbatches(cfg, mesh)
     eval_rows = _check_batches(cfg, mesh)
     model = build_model(cfg.model, mesh.devices.flat[0])
     info = model.param_info()
@@ -103,9 +104,26 @@ def lay_out(cfg: Config, mesh: Mesh) -> Layout:
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
-        place_state(mesh, info, program.optimizer, shapes),
+        place_state(mesh, info, program.optimizer, shapes, cfg.mesh.offload),
     )
     return Layout(cfg, mesh, model, info, program, init, abstract, eval_rows)
+
+
+def with_microbatches(cfg: Config, mesh: Mesh) -> Config:
+    """Return `cfg` with the ``train.grad_accum`` that ``train.device_rows`` asks for on a mesh.
+
+    It is the least with which every device reads at most so many rows at once.
+
+    Raises:
+      ValueError: rows of a batch that do not divide over the mesh.
+    """
+    most, rows = cfg.train.device_rows, cfg.train.batch_size
+    if not most:
+        return cfg
+    parts = check_rows(mesh, "train.batch_size", rows)
+    at_once = max(n for n in range(1, most + 1) if rows // parts % n == 0)
+    train = replace(cfg.train, grad_accum=rows // parts // at_once, device_rows=0)
+    return replace(cfg, train=train)
 
 
 def init_state(

@@ -12,6 +12,7 @@ from nested_jax import machine
 from nested_jax.config import Config
 from nested_jax.ops.chunking import group_size
 from nested_jax.train.layout import Layout
+from nested_jax.train.state import HOST
 from nested_jax.types import PyTree
 
 
@@ -76,9 +77,11 @@ def _local_rows(layout: Layout) -> int:
 
 
 def _local_bytes(tree: PyTree) -> int:
-    """Return the bytes of one device's part of a tree of shapes with shardings."""
+    """Return the bytes of one device's part of a tree of shapes, without what the host keeps."""
     return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+        if x.sharding.memory_kind != HOST
     )
 
 
@@ -117,8 +120,8 @@ def advice(cfg: Config) -> list[str]:
     rows = train.batch_size // train.grad_accum
     if rows > 1:
         found.append(
-            f"--config.train.grad_accum={train.batch_size} (now {train.grad_accum}: "
-            f"{rows} rows at once)"
+            f"--config.train.device_rows=1 (now train.grad_accum={train.grad_accum}: {rows} rows "
+            "at once over all devices)"
         )
     if cfg.teaches:
         if model.fast_layers > 1:
@@ -131,5 +134,7 @@ def advice(cfg: Config) -> list[str]:
             )
     if model.remat != "full":
         found.append(f"--config.model.remat=full (now {model.remat})")
+    if not cfg.mesh.offload:
+        found.append("--config.mesh.offload=True (moments of the optimizer in the host's memory)")
     found.append("--config.mesh.fsdp=N over more devices")
     return [*found, "a smaller size, such as FILE.py:smoke"]

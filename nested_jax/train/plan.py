@@ -35,6 +35,8 @@ from nested_jax.train.workdir import (
     check_free,
 )
 
+WORTH_IT = 4  # passes over a text
+
 
 @dataclass(frozen=True, eq=False)
 class Plan(Layout):
@@ -82,8 +84,28 @@ def make_plan(cfg: Config, workdir: Path, say: Callable[[str], None]) -> Plan:
         f"wants at least the {data.vocab_size} symbols of "
         f"{data.tokenizer_path or 'the tasks, ' + ', '.join(cfg.data.task.scored)}",
     )
+    say_repeats(layout.cfg, data, say)
     rows = process_rows(mesh, cfg.train.batch_size)
     return Plan(**vars(layout), workdir=workdir, data=data, rows=rows)
+
+
+def say_repeats(cfg: Config, data: DatasetInfo, say: Callable[[str], None]) -> None:
+    """Warn of text that is read more often than is worth it.
+
+    Up to about four passes a text is worth nearly as much as new text (arXiv 2305.16264).
+    """
+    tokens = {name: splits.get("train", 0) for name, splits in data.tokens.items()}
+    weights = data.weights or tokens
+    read = cfg.train.steps * cfg.train.batch_size * cfg.data.seq_len
+    total = sum(weights.values())
+    passes = {name: read * weights[name] / total / tokens[name] for name in tokens if tokens[name]}
+    name = max(passes, key=lambda name: passes[name], default="")
+    if name and passes[name] > WORTH_IT:
+        say(
+            f"warning: {read:,} tokens are about {passes[name]:,.0f} passes over the "
+            f"{tokens[name]:,} training tokens of {name!r} in data.source={cfg.data.source!r}; "
+            f"what is read more than {WORTH_IT} times adds little"
+        )
 
 
 def check_workdir(workdir: Path) -> None:

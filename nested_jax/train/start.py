@@ -104,8 +104,12 @@ def first_state(plan: Plan, restored: Restored | None, params: PyTree | None) ->
     if restored is None:
         given = () if params is None else (params,)
         return create_state(plan.init, jax.tree.map(sharding_of, plan.abstract), *given)
-    step, last = int(restored.state.step), plan.cfg.train.steps
-    require(step <= last, "train.steps", last, f"the workdir is already at step {step}")
+    step, train = int(restored.state.step), plan.cfg.train
+    if step > train.steps:
+        field = "tokens" if train.tokens else "steps"
+        of = f" of {train.steps}" if train.tokens else ""
+        want = f"the workdir is already at step {step}{of}"
+        require(False, f"train.{field}", getattr(train, field), want)
     return restored.state
 
 

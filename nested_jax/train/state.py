@@ -35,8 +35,15 @@ def new_state(
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
 
 
+HOST = "pinned_host"  # the kind of memory of the host that a device copies from and to
+
+
 def place_state(
-    mesh: Mesh, info: PyTree, optimizer: optax.GradientTransformation, abstract: TrainState
+    mesh: Mesh,
+    info: PyTree,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    offload: bool = False,
 ) -> TrainState:
     """Return the tree of shardings for `abstract`, the shapes of a state.
 
@@ -44,14 +51,25 @@ def place_state(
 
     Args:
       info: tree of `ParamInfo`.
+      offload: moments lie in the host's memory; counters stay on the device.
     """
     params = param_shardings(mesh, info)
+    moments = optimizer_shardings(optimizer, abstract.params, params, mesh)
+    if offload:
+        moments = jax.tree.map(
+            lambda x, s: s.with_memory_kind(HOST) if x.ndim else s, abstract.opt_state, moments
+        )
     return TrainState(
         step=cast(Any, replicated(mesh)),
         params=params,
-        opt_state=optimizer_shardings(optimizer, abstract.params, params, mesh),
+        opt_state=moments,
         carry=jax.tree.map(lambda _: batch_sharding(mesh), abstract.carry),
     )
+
+
+def on_device(tree: PyTree) -> PyTree:
+    """Return a tree whose arrays have been copied from the host's memory; counters are there."""
+    return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device) if x.ndim else x, tree)
 
 
 def create_state(

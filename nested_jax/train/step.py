@@ -15,7 +15,7 @@ from nested_jax.optim import bad_updates, make_optimizer, make_schedule
 from nested_jax.outer_loss import loss_fn, stream_loss_fn
 from nested_jax.sharding import constrain, divides_rows, on_own_rows
 from nested_jax.train.meter import is_count
-from nested_jax.train.state import TrainState
+from nested_jax.train.state import TrainState, on_device
 from nested_jax.types import Array, Batch, PyTree
 
 Metrics = dict[str, Array]  # flat; float32 scalars of one step
@@ -31,6 +31,7 @@ class Program:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     grad_accum: int = 1  # microbatches
+    offload: bool = False  # the optimizer's moments come from the host's memory and go back there
 
 
 def make_program(cfg: Config, model: Any) -> Program:
@@ -48,13 +49,15 @@ def make_program(cfg: Config, model: Any) -> Program:
         optimizer=make_optimizer(cfg.optim, steps, model.param_info()),
         schedule=make_schedule(cfg.optim, steps),
         grad_accum=cfg.train.grad_accum,
+        offload=cfg.mesh.offload,
     )
 
 
 def train_step(state: TrainState, batch: Batch, program: Program) -> tuple[TrainState, Metrics]:
     """Take one optimizer step on the token-weighted mean loss of `batch` (fields [B, T])."""
     grads, carry, metrics = accumulate(program, state, batch)
-    updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
+    moments = on_device(state.opt_state) if program.offload else state.opt_state
+    updates, opt_state = program.optimizer.update(grads, moments, state.params)
     total, in_a_row = bad_updates(opt_state)
     metrics |= {
         "grad_norm": optax.global_norm(grads),

@@ -27,7 +27,7 @@ from nested_jax.train.resolve import resolve
 from nested_jax.train.signals import Signals, Stopped
 from nested_jax.train.start import Start, open_start
 from nested_jax.train.warm_start import first_params
-from nested_jax.train.workdir import hold_workdir
+from nested_jax.train.workdir import CHECKPOINTS, hold_workdir, saved_steps
 
 
 def train(
@@ -45,8 +45,8 @@ def train(
       evaluators: called at every evaluation, beside the held-out loss.
       resume_step: of the checkpoint to go on from; None is the newest that can be read.
     Raises:
-      ValueError: the run cannot work, see `make_plan`, or is not the one of the workdir's
-        checkpoints; nothing was written.
+      ValueError: the run cannot work, see `make_plan`, its step does not fit the memory, or it is
+        not the one of the workdir's checkpoints; nothing was written.
       HeldError: another process uses the workdir.
       CheckpointError: a checkpoint could not be written or read; those before stay good.
       Diverged, NotWrittenError: the run makes no sense any more; its last checkpoint stays.
@@ -57,23 +57,33 @@ def train(
     cfg = resolve(cfg, workdir, display.say)
     plan = make_plan(cfg, workdir, display.say)
     params = first_params(plan)
-    with (
-        jax.set_mesh(plan.mesh),
-        hold_workdir(plan.workdir),
-        Signals(plan.mesh, cfg.train.save_seconds) as signals,
-        open_start(plan, display, evaluators, params, resume_step) as start,
-        Heartbeat(plan.workdir, cfg.train.stall_factor) as heartbeat,
-    ):
-        return run(plan, start, signals, heartbeat)
+    with jax.set_mesh(plan.mesh):
+        clock, compiled = Clock(), None
+        if not saved_steps(plan.workdir / CHECKPOINTS):  # else what is there is compared first
+            compiled = compile_step(plan, display.say)
+        with (
+            hold_workdir(plan.workdir),
+            Signals(plan.mesh, cfg.train.save_seconds) as signals,
+            open_start(plan, display, evaluators, params, resume_step) as start,
+            Heartbeat(plan.workdir, cfg.train.stall_factor) as heartbeat,
+        ):
+            start.record.clock = clock  # it has counted the compilation
+            return run(plan, start, signals, heartbeat, compiled)
 
 
-def run(plan: Plan, start: Start, signals: Signals, heartbeat: Heartbeat) -> Summary:
-    """Take the steps that are left, and return the summary."""
+def run(
+    plan: Plan, start: Start, signals: Signals, heartbeat: Heartbeat, compiled: Any = None
+) -> Summary:
+    """Take the steps that are left, and return the summary.
+
+    Args:
+      compiled: what `compile_step` gave; None compiles the step, if there are steps to take.
+    """
     state, step, batches, checkpoints, record = start
     steps, say = plan.cfg.train.steps, record.display.say
     due = lambda every: step == steps or (every > 0 and step % every == 0)  # noqa: E731
     if step < steps:
-        step_fn, needs = compile_step(plan, say)
+        step_fn, needs = compiled or compile_step(plan, say)
         record.begin(step, needs)
     with Profile(plan.cfg, plan.workdir, step, say) as profile:
         while step < steps:

@@ -168,13 +168,13 @@ def test_checks_name_fields_that_exist():
 
 # What may change between the runs of one workdir; everything else is another experiment.
 FREE = """
-    train.steps train.epochs train.grad_accum train.eval_every train.eval_batch_size
-    train.eval_tasks
+    train.steps train.tokens train.epochs train.grad_accum train.device_rows train.eval_every
+    train.eval_batch_size train.eval_tasks
     train.save_every train.keep_latest train.keep_every train.log_every train.async_save
     train.keep_best train.save_seconds train.mirror train.stall_factor
     train.profile_steps train.check_writes train.tensorboard train.wandb
     data.cache_dir model.remat model.attention model.loss_chunk
-    teach.remat mesh.data mesh.fsdp mesh.model
+    teach.remat mesh.data mesh.fsdp mesh.model mesh.offload
 """.split()  # noqa: SIM905
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import pytest
-from tiny import HOPE, tiny_config
+from tiny import HOPE, tiny_config, write_config, write_data
 
 import launch
 from nested_jax.config import Config, load_config
@@ -56,7 +56,12 @@ def test_a_run_that_cannot_fit_names_the_fields(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(memory, "available", lambda: (1000, "of a tiny card"))
     with pytest.raises(ValueError, match="of a tiny card") as found:
         memory.check_lower_bound(on_one_device(config()))
-    for field in ("train.grad_accum=8 (now 1", "teach.remat=sqrt", "model.remat=full", "mesh.fsdp"):
+    for field in (
+        "train.device_rows=1 (now train.grad_accum=1",
+        "teach.remat=sqrt",
+        "model.remat=full",
+        "mesh.fsdp",
+    ):
         assert field in str(found.value)
 
 
@@ -67,7 +72,24 @@ def test_the_pilot_is_refused_on_a_laptop_within_seconds(
     monkeypatch.setattr(memory, "available", lambda: (1 << 30, "of this machine's memory"))
     workdir = tmp_path / "run"
     assert launch.main(["--config", str(ROOT / "configs/pilot.py"), "--workdir", str(workdir)]) == 2
-    assert "--config.train.grad_accum" in capsys.readouterr().err
+    assert "--config.train.device_rows" in capsys.readouterr().err
+    assert not workdir.exists()
+
+
+def test_a_compiled_step_that_does_not_fit_leaves_no_workdir(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_data(tmp_path / "data")
+    cfg = tiny_config(data, HOPE)
+    # Enough for the shapes, not for the program.
+    have = memory.lower_bound(lay_out(cfg, make_mesh(cfg.mesh)))
+    monkeypatch.setattr(memory, "available", lambda: (have, "of a small card"))
+    config = write_config(tmp_path, data, HOPE)
+    workdir = tmp_path / "run"
+    assert launch.main(["--config", str(config), "--workdir", str(workdir)]) == 2
+    said = capsys.readouterr().err
+    assert "of a small card" in said
+    assert "at least" not in said
     assert not workdir.exists()
 
 
