@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from jaxlib.mlir import ir
 
 from nested_jax.config import Config
 from nested_jax.fit.cost import Estimate, estimate
@@ -17,6 +18,7 @@ from nested_jax.fit.hlo import Module, parse
 from nested_jax.layers.attention import attention_text
 from nested_jax.train.layout import Layout
 from nested_jax.train.memory import peak_bytes, state_bytes
+from nested_jax.train.state import HOST
 
 IN_PLACE = ("parameter", "tuple", "get-tuple-element", "bitcast", "while")  # no buffer of their own
 
@@ -86,7 +88,7 @@ class Fit:
 def compile_fit(layout: Layout, gpu: GPU) -> Fit:
     """Compile the training and the evaluation step of a layout; nothing runs."""
     with jax.set_mesh(layout.mesh):
-        train = _need(layout.lower_train, gpu)
+        train = _need(lambda: keep_moments_on_host(layout.lower_train(), layout), gpu)
         evaluation = _need(layout.lower_eval, gpu)
     return Fit(
         gpu,
@@ -97,6 +99,33 @@ def compile_fit(layout: Layout, gpu: GPU) -> Fit:
         layout.flops,
         layout.cfg,
     )
+
+
+def keep_moments_on_host(lowered: jax.stages.Lowered, layout: Layout) -> jax.stages.Lowered:
+    """Say in a lowered training step that the moments come from the host, with ``mesh.offload``.
+
+    A sharding over devices that are not here has no kind of memory, so the argument has to say it.
+    """
+    if not layout.cfg.mesh.offload or layout.mesh.devices.flat[0].platform == "cpu":
+        return lowered
+    moments = jax.tree.map(lambda x: x.ndim > 0, layout.abstract.opt_state)
+    state = jax.tree.map(lambda _: False, layout.abstract)._replace(opt_state=moments)
+    on_host = jax.tree.leaves(state) + [False] * len(layout.batch(1))
+    module: Any = lowered.compiler_ir("stablehlo")
+    with module.context:
+        main = next(op for op in module.body.operations if _name(op) == "main")
+        kind = {"mhlo.memory_kind": ir.StringAttr.get(HOST)}
+        marked = [
+            ir.DictAttr.get({x.name: x.attr for x in ir.DictAttr(found)} | (kind if host else {}))
+            for found, host in zip(main.attributes["arg_attrs"], on_host, strict=True)
+        ]
+        main.attributes["arg_attrs"] = ir.ArrayAttr.get(marked)
+    return lowered
+
+
+def _name(operation: Any) -> str:
+    names = operation.attributes
+    return ir.StringAttr(names["sym_name"]).value if "sym_name" in names else ""
 
 
 def _need(lower: Any, gpu: GPU) -> Need:

@@ -76,6 +76,7 @@ class Layout:
         step = jax.jit(
             partial(train_step, program=self.program),
             donate_argnums=0,
+            keep_unused=True,
             out_shardings=(jax.tree.map(sharding_of, self.abstract), replicated(self.mesh)),
         )
         return step.lower(self.abstract, self.batch(self.cfg.train.batch_size))
@@ -104,7 +105,7 @@ def lay_out(cfg: Config, mesh: Mesh) -> Layout:
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
-        place_state(mesh, info, program.optimizer, shapes, cfg.mesh.offload),
+        place_state(mesh, info, program.optimizer, shapes, cfg.mesh),
     )
     return Layout(cfg, mesh, model, info, program, init, abstract, eval_rows)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from nested_jax.config import MeshConfig
 from nested_jax.optim import optimizer_shardings
 from nested_jax.sharding import batch_sharding, param_shardings, replicated
 from nested_jax.types import Array, PyTree
@@ -43,7 +44,7 @@ def place_state(
     info: PyTree,
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
-    offload: bool = False,
+    config: MeshConfig,
 ) -> TrainState:
     """Return the tree of shardings for `abstract`, the shapes of a state.
 
@@ -51,11 +52,11 @@ def place_state(
 
     Args:
       info: tree of `ParamInfo`.
-      offload: moments lie in the host's memory; counters stay on the device.
+      config: with `offload` moments lie in the host's memory; counters stay on the device.
     """
     params = param_shardings(mesh, info)
     moments = optimizer_shardings(optimizer, abstract.params, params, mesh)
-    if offload:
+    if config.offload:
         moments = jax.tree.map(
             lambda x, s: s.with_memory_kind(HOST) if x.ndim else s, abstract.opt_state, moments
         )
@@ -69,7 +70,12 @@ def place_state(
 
 def on_device(tree: PyTree) -> PyTree:
     """Return a tree whose arrays have been copied from the host's memory; counters are there."""
-    return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device) if x.ndim else x, tree)
+    return moved(tree, jax.memory.Space.Device)
+
+
+def moved(tree: PyTree, space: jax.memory.Space) -> PyTree:
+    """Return a tree whose arrays lie in a kind of memory; counters stay where they are."""
+    return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, tree)
 
 
 def create_state(

@@ -15,7 +15,7 @@ from nested_jax.optim import bad_updates, make_optimizer, make_schedule
 from nested_jax.outer_loss import loss_fn, stream_loss_fn
 from nested_jax.sharding import constrain, divides_rows, on_own_rows
 from nested_jax.train.meter import is_count
-from nested_jax.train.state import TrainState, on_device
+from nested_jax.train.state import TrainState, moved, on_device
 from nested_jax.types import Array, Batch, PyTree
 
 Metrics = dict[str, Array]  # flat; float32 scalars of one step
@@ -59,6 +59,8 @@ def train_step(state: TrainState, batch: Batch, program: Program) -> tuple[Train
     moments = on_device(state.opt_state) if program.offload else state.opt_state
     updates, opt_state = program.optimizer.update(grads, moments, state.params)
     total, in_a_row = bad_updates(opt_state)
+    if program.offload:
+        opt_state = moved(opt_state, jax.memory.Space.Host)
     metrics |= {
         "grad_norm": optax.global_norm(grads),
         "learning_rate": jnp.asarray(program.schedule(state.step), jnp.float32),

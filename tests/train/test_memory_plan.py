@@ -10,7 +10,7 @@ import pytest
 from tiny import HOPE, tiny_config, write_config, write_data
 
 import launch
-from nested_jax.config import Config, load_config
+from nested_jax.config import Config, load_config, parse_overrides
 from nested_jax.sharding import make_mesh
 from nested_jax.train import memory
 from nested_jax.train.layout import lay_out
@@ -99,6 +99,4 @@ def test_advice_names_fields_that_exist() -> None:
     for advice in memory.advice(cfg):
         words = advice.split()[0]
         if words.startswith("--config.") and not words.endswith("=N"):
-            name, _, value = words.removeprefix("--config.").partition("=")
-            number = int(value) if value.isdigit() else value
-            load_config(str(ROOT / "configs/pilot.py"), {name: number})
+            load_config(str(ROOT / "configs/pilot.py"), parse_overrides([words]))
