@@ -46,15 +46,11 @@ class Fit:
     parameters: int
     flops: float  # model FLOPs of a step, over all devices
     cfg: Config  # with the microbatches that the mesh takes
+    attention: str  # which kernel computes it
 
     @property
     def devices(self) -> int:
         return math.prod(self.mesh.values())
-
-    @property
-    def attention(self) -> str:
-        """Return which kernel computes it."""
-        return attention_text(self.cfg.model)
 
     @property
     def parts(self) -> int:
@@ -98,6 +94,7 @@ def compile_fit(layout: Layout, gpu: GPU) -> Fit:
         layout.parameters,
         layout.flops,
         layout.cfg,
+        attention_text(layout.model.cfg),
     )
 
 

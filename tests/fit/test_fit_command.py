@@ -66,7 +66,9 @@ def planned(peak: int) -> Fit:
     """Return a plan of the pilot on four cards whose step needs `peak` bytes."""
     layout = lay_out(load_config(PILOT), make_mesh(load_config(PILOT).mesh, jax.devices()[:4]))
     need = Need(peak, peak, 0, 1.0, Estimate(seconds=2.0))
-    return Fit(GPUS["h200"], dict(layout.mesh.shape), need, need, 10, 1e15, layout.cfg)
+    return Fit(
+        GPUS["h200"], dict(layout.mesh.shape), need, need, 10, 1e15, layout.cfg, "attention: xla"
+    )
 
 
 def test_a_recipe_that_does_not_fit_says_what_would() -> None:
