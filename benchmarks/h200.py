@@ -154,18 +154,14 @@ HEADS = {
 def with_tables(page: str, lines: list[dict[str, Any]]) -> str:
     """Return the page with its tables written anew from the plans."""
     old = {key(line): line for line in lines if before(line)}
-    order = {
-        key({"config": c, "devices": d, "overrides": o}): i for i, (c, d, o) in enumerate(CASES)
-    }
-    new = sorted((line for line in lines if not before(line)), key=lambda line: order[key(line)])
+    new = sorted((line for line in lines if not before(line)), key=place)
     rows = {
         "memory": [memory_row(line, old.get(key(line))) for line in new],
         "time": [time_row(line, old.get(key(line))) for line in new],
     }
     for name, head in HEADS.items():
-        rule = "|".join("---" for _ in head.split("|"))
-        body = "\n".join(f"| {text} |" for text in [head, *rows[name]])
-        table = body.replace("\n", f"\n|{rule}|\n", 1)
+        rule = "|" + "---|" * len(head.split("|"))
+        table = "\n".join([f"| {head} |", rule, *(f"| {text} |" for text in rows[name])])
         mark = rf"(<!-- {name}: written by benchmarks/h200.py -->\n).*?(<!-- end -->)"
         page = re.sub(mark, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", page, flags=re.DOTALL)
     return page

@@ -112,10 +112,11 @@ def keep_moments_on_host(lowered: jax.stages.Lowered, layout: Layout) -> jax.sta
     with module.context:
         main = next(op for op in module.body.operations if _name(op) == "main")
         kind = {"mhlo.memory_kind": ir.StringAttr.get(HOST)}
-        marked = [
-            ir.DictAttr.get({x.name: x.attr for x in ir.DictAttr(found)} | (kind if host else {}))
-            for found, host in zip(main.attributes["arg_attrs"], on_host, strict=True)
-        ]
+        marked = []
+        for argument, host in zip(main.attributes["arg_attrs"], on_host, strict=True):
+            found: Any = ir.DictAttr(argument)
+            known = {entry.name: entry.attr for entry in found}
+            marked.append(ir.DictAttr.get(known | (kind if host else {})))
         main.attributes["arg_attrs"] = ir.ArrayAttr.get(marked)
     return lowered
 

@@ -73,7 +73,7 @@ def on_device(tree: PyTree) -> PyTree:
     return moved(tree, jax.memory.Space.Device)
 
 
-def moved(tree: PyTree, space: jax.memory.Space) -> PyTree:
+def moved(tree: PyTree, space: Any) -> PyTree:
     """Return a tree whose arrays lie in a kind of memory; counters stay where they are."""
     return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, tree)
 
