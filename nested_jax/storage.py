@@ -165,6 +165,10 @@ class Store:
     def delete(self, name: str) -> None:
         with self._named(name), suppress(FileNotFoundError):
             self.system.rm_file(self.path(name))
+        if self.is_local:  # a bucket has no folders that could be left empty
+            with suppress(OSError):
+                for folder in Path(name).parents[:-1]:
+                    Path(self.path(str(folder))).rmdir()
 
     def sha256(self, name: str) -> str | None:
         """Return the hash of what is there, read back; None where there is no such file."""

@@ -68,6 +68,7 @@ def test_what_is_put_is_read_back(store: Store, tmp_path: Path) -> None:
     store.delete("x/y/file")
     store.delete("x/y/file")
     assert store.files() == ["x/z.json"]
+    assert not (store.is_local and store.system.exists(store.path("x/y")))  # no empty folder
     assert store.sha256("x/y/file") is None
 
 
