@@ -138,7 +138,7 @@ def test_a_workdir_that_cannot_be_made_is_refused(
     assert launcher.main(arguments) == 2
     assert "is a file, wants a folder" in capsys.readouterr().err
     assert launcher.main([*arguments[:-1], "/proc/run"]) == 2
-    assert "workdir='/proc/run': cannot be made" in capsys.readouterr().err
+    assert "workdir='/proc/run': has 0 B free" in capsys.readouterr().err
 
 
 def test_flags_are_checked(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
