@@ -48,6 +48,7 @@ def score(trained: tuple[Path, Path], out: Path, *words: str) -> int:
     return main([*command, *FEW, "--data-root", str(root)])
 
 
+@pytest.mark.slow
 def test_every_checkpoint_and_nothing_twice(
     trained: tuple[Path, Path], tmp_path: Path, made: list[tuple[str, int]]
 ) -> None:

@@ -298,7 +298,7 @@ def test_every_module_of_a_task_is_found_and_explains_itself(capsys):
         for file in (root / folder).glob("*.py")
         if re.search(r"^(TASK|COMMAND) = ", file.read_text(), re.MULTILINE)
     }
-    assert len(holding) == len(commands()) == 20
+    assert len(holding) == len(commands()) > 20
     assert {"zeroshot", "niah", "harness"} < set(tasks())
     for name, command in commands().items():
         assert command.name == name
