@@ -44,7 +44,7 @@ def act(flags: argparse.Namespace) -> int:
 
 
 FLAGS = (
-    flag("runs", None, "a workdir, or NAME=RUN", nargs="+", metavar="RUN"),
+    flag("runs", None, "runs: workdirs, or NAME=RUN", nargs="+", metavar="RUN"),
     flag("--out", None, "the page", makes="file", type=Path, required=True),
     flag("--text", "run", "what is inspected: a file, or another word of --segments"),
     SPLIT_FLAG._replace(default="valid"),
