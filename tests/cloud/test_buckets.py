@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import emulators
+import fsspec
 import pytest
 from helpers import assert_equal
 from tiny import launch, read_lines, write_config, write_data
@@ -71,6 +72,7 @@ def gcs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with emulators.gcs(tmp_path) as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
+        fsspec.get_filesystem_class("gcs").clear_instance_cache()  # of another test's server
         yield f"gs://{emulators.BUCKET}"
 
 
@@ -79,6 +81,7 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with emulators.s3(tmp_path) as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # of another test's server
         yield f"s3://{emulators.BUCKET}"
 
 
