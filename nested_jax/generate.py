@@ -6,6 +6,8 @@
     --max-tokens N         tokens to write (default 128); writing stops at the end of a document
     --temperature X --top-k N --top-p X --seed N
     --adapt                go on learning: prompt and output are written into the fast weights
+    --state FILE           begin with what `python -m nested_jax.read` has learned
+    --reader NAME          whose memory, where the file has several
 
 Exit status: 0 done, 2 bad input.
 """
@@ -28,6 +30,7 @@ from nested_jax.errors import require
 from nested_jax.machine import quiet_libraries
 from nested_jax.models.decode import Learn, Sampling, generate
 from nested_jax.models.lm import LanguageModel, build_model
+from nested_jax.models.memories import load_memory, pick
 from nested_jax.teach import teach
 from nested_jax.train.opened import open_checkpoint
 from nested_jax.types import PyTree
@@ -63,6 +66,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--adapt", action="store_true")
+    parser.add_argument("--state", type=Path)
+    parser.add_argument("--reader")
     return parser.parse_args(arguments)
 
 
@@ -72,10 +77,16 @@ def write(flags: argparse.Namespace) -> Iterator[str]:
     how = Sampling(flags.temperature, flags.top_k, flags.top_p)  # checked before anything is read
     prompt = flags.prompt if flags.prompt_file is None else read_prompt(flags.prompt_file)
     require(prompt != "", "--prompt", prompt, "wants some text")
+    given = flags.state is not None or flags.reader is None
+    require(given, "--reader", flags.reader, "wants --state, the file that it is of")
     opened = open_checkpoint(flags.checkpoint)
     tokenizer, cfg = opened.text_tokenizer, opened.cfg
     model = build_model(cfg.model)
     learn = learner(model, opened.params, cfg) if flags.adapt else None
+    memory = None
+    if flags.state is not None:
+        memory, about = load_memory(flags.state, model, opened.params, opened.named, "--state")
+        memory = pick(memory, about, flags.reader, "--reader")
     tokens = np.asarray([tokenizer.encode(prompt)], np.int32)
     steps = generate(
         model,
@@ -86,6 +97,7 @@ def write(flags: argparse.Namespace) -> Iterator[str]:
         replace(how, symbols=opened.symbols, never=opened.never),
         learn=learn,
         chunk=cfg.teach.chunk,
+        memory=memory,
     )
     yield prompt
     yield from decoded(tokenizer, steps)

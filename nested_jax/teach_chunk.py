@@ -25,6 +25,7 @@ from nested_jax.ops.fast_weights import (
     gather,
     join_layers,
     restart,
+    undo_losing,
     write_level,
 )
 from nested_jax.ops.normalize import widen
@@ -73,7 +74,8 @@ class Teacher:
         weights_BC, complete_B = chunk.tokens.weights_BT, None
         if chunk.lengths_B is not None:
             complete_B = chunk.lengths_B == weights_BC.shape[1]
-        fast, events = self.write(fast, scored, weights_BC, complete_B)
+        gain_B = self.gain(carry.boundary, scored, chunk.tokens, call)
+        fast, events = self.write(fast, scored, weights_BC, complete_B, gain_B)
         if self.cfg.meta_gradient == "stop":
             fast = detach(fast)
         boundary, now = scored.now, None
@@ -196,6 +198,20 @@ class Teacher:
 
     # --- the write ---
 
+    def gain(self, at: StreamPosition, scored: Scored, tokens: Tokens, call: Call) -> Array | None:
+        """Return the nats that a chunk would cost with the slow weights, less what it cost, [B].
+
+        None where ``cms.trust`` does not ask. Attention sees the keys and values of the tokens
+        before as they were read, so the comparison is exact where the last block alone is written.
+        """
+        if not self.model.cfg.cms.trust:
+            return None
+        slow = detach((self.params, at, tokens.x_BTD))
+        _, out = run_suffix(self.model.cfg, slow[0], slow[1], slow[2], call, None)
+        _, found = replace(self, params=slow[0])._head(tokens, out.x_BTD)
+        apart_BC = found["loss"] - jax.lax.stop_gradient(scored.measures["loss"])
+        return jnp.sum(apart_BC * tokens.weights_BT.astype(apart_BC.dtype), axis=1)
+
     def surprise(self, scored: Scored, weights_BC: Array) -> Array:
         """Return the mean surprise of the chunk's supervised tokens, per sequence."""
         metric = self.cfg.surprise_metric
@@ -210,13 +226,16 @@ class Teacher:
         scored: Scored,
         weights_BC: Array,
         complete_B: Array | None,
+        gain_B: Array | None = None,
         *,
         flush: bool = False,
     ) -> tuple[tuple[LevelState, ...], tuple[WriteEvents, ...]]:
         """Gather the gradients of complete chunks and write the levels whose period ended.
 
-        `complete_B` is None where every chunk is complete. `flush` writes every level that has
-        tokens in its open period.
+        Args:
+          complete_B: None where every chunk is complete.
+          gain_B: of `gain`; where writes have lost too much, they are undone.
+          flush: write every level that has tokens in its open period.
         """
         cms, all_complete = self.model.cfg.cms, complete_B is None
         if complete_B is None:
@@ -248,6 +267,8 @@ class Teacher:
                 one_chunk=one_chunk,
                 certain=one_chunk and all_complete and self.cfg.surprise_threshold is None,
             )
+            if gain_B is not None:
+                level = undo_losing(cms, level, jnp.where(complete_B, gain_B, 0.0))
             written.append(level)
             events.append(event)
         if cms.chain == "nested":

@@ -43,7 +43,7 @@ DEEP = {"model.memory.arch": "mlp"}
 UNWRITTEN = {"model.cms.fast_layers": 0}
 STREAM = {"data.mode": "stream"}
 
-TAUGHT_BLOCKS = ("hope", "hope_attention", "hope_hybrid", "lstm_cms")
+TAUGHT_BLOCKS = ("hope", "hope_attention", "hope_hybrid", "lstm_cms", "gpt2_cms")
 TITANS = ("titans_lmm", "titans_mac", "titans_mag", "titans_mal")
 
 
@@ -54,7 +54,7 @@ def block_case(block: str) -> dict[str, Any]:
         changes |= TAUGHT
     if block in TITANS:
         changes |= DEEP
-    if block in ("transformer", "gpt2"):
+    if block in ("transformer", "gpt2", "gpt2_cms"):
         changes["model.window"] = 0
     return changes
 

@@ -51,6 +51,7 @@ COMMON = (
     flag("--max-samples", 0, "items per group; 0 is all", least=0),
     flag("--batch-size", 32, "rows of a batch", least=1),
     flag("--batch-tokens", 16_384, "tokens of a batch", least=1),
+    flag("--state", help="memory of `nested_jax.read` that every text begins with", type=Path),
     flag("--mesh", "1,1,1", "DATA,FSDP,MODEL; -1 takes what is left"),
 )
 
@@ -166,6 +167,7 @@ def subject_of(flags: argparse.Namespace, path: Path | None = None) -> Subject:
         mesh=parse_mesh(flags.mesh),
         batch_size=flags.batch_size,
         batch_tokens=flags.batch_tokens,
+        state=getattr(flags, "state", None),
     )
 
 

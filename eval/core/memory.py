@@ -23,9 +23,7 @@ from eval.core.memory_paths import (
     SEQUENCE,
     choose_layers,
     choose_paths,
-    keep_memories,
     level_name,
-    memories_into,
     model_paths,
     sequence_change,
 )
@@ -36,6 +34,7 @@ from eval.core.subject import Subject
 from nested_jax.config import TeachConfig
 from nested_jax.errors import NotWrittenError
 from nested_jax.models.lm import LanguageModel
+from nested_jax.models.memories import keep_memories, memories_into
 from nested_jax.models.state import State
 from nested_jax.teach import flush, teach
 from nested_jax.types import Array, PyTree

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from nested_jax.config import KINDS, ModelConfig
 from nested_jax.errors import require
-from nested_jax.models.state import OpenChunk, State, StreamPosition
+from nested_jax.models.state import State
 from nested_jax.types import Array, PyTree
 
 LEVELS = ("cms_fast", "cms_mid", "cms_slow", "cms_ultra")  # CMS levels, the fastest first
@@ -72,46 +72,6 @@ def choose_layers(text: str, cfg: ModelConfig) -> tuple[int, ...] | None:
         require(-cfg.layers <= index < cfg.layers, "--memorize-layers", text, wanted)
         chosen.append(index % cfg.layers)
     return tuple(sorted(set(chosen)))
-
-
-def keep_memories(state: State, sequence: bool) -> State:
-    """Return the state with nothing but its memories: what was read can only be known from them.
-
-    Fast weights of the CMS levels always stay (levels that may not be written hold zeros); the
-    sequence memory stays where `sequence` says so. Attention caches, convolution tails and open
-    chunks are cleared.
-    """
-    zeros = jax.tree.map(jnp.zeros_like, state)
-    return memories_into(state, zeros) if sequence else zeros._replace(fast=state.fast)
-
-
-def memories_into(state: State, other: State) -> State:
-    """Return `other`, which has read nothing, with the memories of `state`.
-
-    Its rows count as begun, so that their memories do not start anew. Its attention caches are
-    empty, with the room of `other`.
-    """
-    context = state.now.context
-    # Slot 0 is left empty: a row that has used no slot would be a new one.
-    slots_B = jnp.minimum(context.slots_B, 1) if context.slot_segment_BU.size else context.slots_B
-    context = context._replace(
-        slots_B=slots_B, slot_segment_BU=jnp.zeros_like(other.now.context.slot_segment_BU)
-    )
-    now = StreamPosition(context, _memory_into(state.now.suffix, other.now.suffix))
-    kept = other._replace(
-        prefix=_memory_into(state.prefix, other.prefix),
-        entry=_memory_into(state.entry, other.entry),
-        now=now,
-        fast=state.fast,
-    )
-    if isinstance(kept.open, OpenChunk):
-        kept = kept._replace(open=kept.open._replace(boundary=now))
-    return kept
-
-
-def _memory_into(mixers: Any, other: Any) -> Any:
-    """Return stacked mixer states `other` with the memories of `mixers`; () has no layers."""
-    return mixers.memory_into(other) if hasattr(mixers, "memory_into") else other
 
 
 def sequence_change(params: PyTree, state: State) -> Array:

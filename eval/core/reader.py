@@ -19,6 +19,7 @@ from nested_jax.config import MeshConfig, TeachConfig
 from nested_jax.losses import logits_of, prediction_below
 from nested_jax.models.decode import Sampling, sample
 from nested_jax.models.lm import LanguageModel, uses_slots
+from nested_jax.models.memories import begin
 from nested_jax.models.state import State
 from nested_jax.sharding import batch_sharding, make_mesh, param_shardings
 from nested_jax.teach import teach
@@ -77,6 +78,7 @@ class ModelReader:
       symbols: ids from this one on stand for nothing: they are never written and never the
         likeliest (0: all ids stand for something).
       never: control tokens that are never written.
+      memory: of one row, that every row begins with (models/memories.py); None is fresh.
     """
 
     def __init__(
@@ -86,17 +88,20 @@ class ModelReader:
         mesh: Mesh | None = None,
         symbols: int = 0,
         never: tuple[int, ...] = (),
+        memory: State | None = None,
     ) -> None:
-        self.model, self.symbols, self.never = model, symbols, never
+        self.model, self.symbols, self.never, self.memory = model, symbols, never, memory
         self.mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
         self.limit = model.cfg.max_len if uses_slots(model.cfg) else None
         self.row_multiple = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.params = jax.device_put(params, param_shardings(self.mesh, model.param_info()))
         self.rows = batch_sharding(self.mesh)
         self._fresh = jax.jit(
-            partial(read_only, model), static_argnums=(1, 2), out_shardings=self.rows
+            partial(read_only, model, memory), static_argnums=(1, 2), out_shardings=self.rows
         )
-        self._writable = jax.jit(model.init_state, static_argnums=(1, 2), out_shardings=self.rows)
+        self._writable = jax.jit(
+            partial(writable, model, memory), static_argnums=(1, 2), out_shardings=self.rows
+        )
         self._take = jax.jit(_take, out_shardings=self.rows)
         self._read = jax.jit(partial(read_tokens, model))
         self._score = jax.jit(partial(score_tokens, model, symbols))
@@ -165,12 +170,23 @@ def _take(state: PyTree, rows: Array) -> PyTree:
     return jax.tree.map(lambda x: x[rows], state)
 
 
-def read_only(model: LanguageModel, params: PyTree, rows: int, capacity: int) -> State:
-    """Return a fresh state without fast weights.
+def writable(
+    model: LanguageModel, memory: State | None, params: PyTree, rows: int, capacity: int
+) -> State:
+    """Return a state that has read nothing, with the memory."""
+    fresh = model.init_state(params, rows, capacity)
+    return fresh if memory is None else begin(model, fresh, memory)
 
-    The slow model reads it: the same function, without a copy of the fast weights for each row.
+
+def read_only(
+    model: LanguageModel, memory: State | None, params: PyTree, rows: int, capacity: int
+) -> State:
+    """Return such a state that is not written; without a memory it needs no fast weights.
+
+    The slow model reads it then: the same function, without a copy of them for each row.
     """
-    return model.init_state(params, rows, capacity)._replace(fast=(), open=())
+    state = writable(model, memory, params, rows, capacity)._replace(open=())
+    return state._replace(fast=()) if memory is None else state
 
 
 def read_tokens(

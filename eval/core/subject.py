@@ -19,8 +19,10 @@ from nested_jax.data.identity import TRAIN_ORDER
 from nested_jax.data.synthetic.rows import identity
 from nested_jax.data.tokenizers.tokenizer import Tokenizer
 from nested_jax.errors import require
+from nested_jax.files import file_sha256
 from nested_jax.models.flops import count_parameters
 from nested_jax.models.lm import build_model
+from nested_jax.models.memories import load_memory, pick
 from nested_jax.sharding import make_mesh
 from nested_jax.train.opened import open_checkpoint
 from nested_jax.train.workdir import locate
@@ -39,6 +41,7 @@ class Subject:
     checkpoint: Path | None = None  # the folder of the step; None inside training
     checkpoint_sha256: str | None = None  # of the parameters on disk
     train_order_sha256: str | None = None  # of the rows that it was trained on, in their order
+    state_sha256: str | None = None  # of the memory that every text begins with
 
     @property
     def reader(self) -> Reader:
@@ -64,6 +67,7 @@ class Subject:
             "parameters": self.parameters,
             "tokenizer_sha256": self.tokenizer.hash,
             "train_order_sha256": self.train_order_sha256,
+            "state_sha256": self.state_sha256,
         }
 
 
@@ -90,10 +94,12 @@ def load_subject(
     mesh: Mesh | None = None,
     batch_size: int = 32,
     batch_tokens: int = 16_384,
+    state: Path | None = None,
 ) -> Subject:
     """Load a workdir's newest checkpoint, or one of its ``checkpoints/STEP``, with its tokenizer.
 
-    A release bundle serves as a workdir; all its files are checked first.
+    A release bundle serves as a workdir; all its files are checked first. `state` is a file of
+    `python -m nested_jax.read`: every text is then read with what was learned.
 
     Raises:
       ValueError: no checkpoint, a damaged one, no tokenizer beside it, or not the one it was
@@ -105,7 +111,11 @@ def load_subject(
     cfg, folder = opened.cfg, opened.saved.folder
     tokenizer = opened.tokenizer or cast(Tokenizer, NoText(name, identity(cfg.data.task)))
     model = build_model(cfg.model)
-    reader = ModelReader(model, opened.params, mesh, opened.symbols, opened.never)
+    memory = None
+    if state is not None:
+        memory, about = load_memory(state, model, opened.params, opened.named, "--state")
+        memory = pick(memory, about, None, "--state")
+    reader = ModelReader(model, opened.params, mesh, opened.symbols, opened.never, memory)
     return Subject(
         name=name,
         cfg=cfg,
@@ -116,6 +126,7 @@ def load_subject(
         checkpoint=folder,
         checkpoint_sha256=checkpoint_hash(folder),
         train_order_sha256=opened.saved.meta.get("data", {}).get(TRAIN_ORDER),
+        state_sha256=file_sha256(state) if state else None,
     )
 
 

@@ -28,11 +28,13 @@ class BlockKind:
     # steps, delta at every token. The mixer's state has `matrices` and `memory_into`.
     memory: Literal["", "titan", "delta"] = ""
     self_modifying: bool = False  # its memory makes its own keys, values and gates
+    taught: str = ""  # the kind with a CMS in the place of this one's MLP, and no other difference
 
 
 KINDS = {
-    "transformer": BlockKind("attention.Attention", attention="causal"),
-    "gpt2": BlockKind("attention.Attention", gpt2=True, attention="causal"),
+    "transformer": BlockKind("attention.Attention", attention="causal", taught="hope_attention"),
+    "gpt2": BlockKind("attention.Attention", gpt2=True, attention="causal", taught="gpt2_cms"),
+    "gpt2_cms": BlockKind("attention.Attention", cms=True, gpt2=True, attention="causal"),
     "hope_attention": BlockKind("attention.Attention", cms=True, attention="causal"),
     "hope": BlockKind(
         "selfmod.SelfModifying",
@@ -72,7 +74,7 @@ KINDS = {
     ),
     "gated_deltanet": BlockKind("deltanet.GatedDeltaNet", memory="delta"),
     "deltanet": BlockKind("deltanet.DeltaNet", memory="delta"),
-    "lstm": BlockKind("lstm.LSTM"),
+    "lstm": BlockKind("lstm.LSTM", taught="lstm_cms"),
     "lstm_cms": BlockKind("lstm.LSTM", cms=True),
 }
 BLOCKS = tuple(KINDS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import math
 import sys
 from collections.abc import Mapping
@@ -77,7 +78,7 @@ def _literal(text: str) -> Any:
 
 
 def load_config(spec: str, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Load ``FILE.py[:ARG]``, apply overrides and validate.
+    """Load ``FILE.py[:ARG]`` or the ``config.json`` of a run, apply overrides and validate.
 
     Args:
       spec: path of a config file; what follows the colon is given to its ``get_config``.
@@ -88,8 +89,10 @@ def load_config(spec: str, overrides: Mapping[str, Any] | None = None) -> Config
     filename, _, arg = spec.partition(":")
     file = Path(filename).resolve()
     if not file.is_file():
-        raise ValueError(f"--config={spec!r}: no such file; wants FILE.py or FILE.py:ARG")
-    data = _run_config_file(file, arg or None)
+        want = "wants FILE.py, FILE.py:ARG, or the config.json of a run"
+        raise ValueError(f"--config={spec!r}: no such file; {want}")
+    saved = file.suffix == ".json"
+    data = upgrade(json.loads(file.read_text("utf-8"))) if saved else _run_config_file(file, arg)
     overrides = dict(overrides or {})
     for one, other in EITHER:
         if (one in overrides) != (other in overrides):  # what is typed wins over the file
@@ -110,7 +113,7 @@ def _known_block(target: Any, block: str, walked: str) -> None:
         raise ValueError(f"{walked}{block}: is a field, not a block of fields")
 
 
-def _run_config_file(file: Path, arg: str | None) -> dict[str, Any]:
+def _run_config_file(file: Path, arg: str) -> dict[str, Any]:
     root = str(file.parent.parent)
     if root not in sys.path:
         sys.path.insert(0, root)  # config files import configs.common
@@ -121,4 +124,4 @@ def _run_config_file(file: Path, arg: str | None) -> dict[str, Any]:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ValueError(f"{file}: a config file defines get_config(arg=None)")
-    return module.get_config(arg).to_dict()
+    return module.get_config(arg or None).to_dict()

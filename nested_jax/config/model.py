@@ -76,12 +76,19 @@ class CMSConfig(Block):
     periods: tuple[Count, ...] = (64, 256)  # tokens between a level's writes, the fastest first
     chain: Literal["sequential", "nested", "independent"] = "sequential"  # how levels are arranged
     hidden: Size = 0  # hidden width of a level; 0 takes model.mlp_hidden
-    inner_lr: tuple[Amount, ...] = (0.005,)  # per token of summed loss; one, or one per level
+    # Per token of summed loss, or share of a matrix's norm (`unit`): one, one for each level, or
+    # one for each matrix of each level.
+    inner_lr: tuple[Amount, ...] = (0.005,)
     learned_rate: bool = True  # every matrix of a level learns a factor on its rate
-    optimizer: tuple[Literal["sgd", "momentum", "dgd", "adam", "muon"], ...] = ("sgd",)  # likewise
+    optimizer: tuple[Literal["sgd", "momentum", "dgd", "adam", "muon", "unit"], ...] = (
+        "sgd",
+    )  # likewise
     momentum: tuple[Share, ...] = (0.9,)  # of `momentum`, `adam` and `muon`, per write; likewise
     keep: Factor = 1.0  # retention of a fast weight at a write: 1 forgets nothing
     fast_layers: Annotated[int, Range(least=-1)] = 1  # last blocks, with written levels; -1 is all
+    trust: Amount = 0.0  # nats that writes may lose to no writes before they are undone; 0: any
+    # Levels of the blocks that are not written; "first": the fastest alone, which is an MLP.
+    slow_levels: Literal["all", "first"] = "all"
     fast_rank: Size = 0  # rank of a fast weight's delta; 0 is full
     surprise: tuple[Amount, ...] = ()  # weight of each level's auxiliary loss; () has no heads
 
@@ -92,13 +99,21 @@ class CMSConfig(Block):
             want = f"each must be a multiple of the one before; {slow} is no multiple of {fast}"
             self.require(slow % fast == 0, "periods", want)
         want = f"wants one, or one for each of the {levels} periods"
-        for name in ("inner_lr", "optimizer", "momentum"):
+        for name in ("optimizer", "momentum"):
             self.require(len(getattr(self, name)) in (1, levels), name, want)
+        want += ", or one for each matrix of each"
+        counts = (1, levels, 2 * levels, 3 * levels)
+        self.require(len(self.inner_lr) in counts, "inner_lr", want)
+        want = "wants () with model.cms.slow_levels='first'"
+        self.require(not self.surprise or self.slow_levels == "all", "surprise", want)
         want = f"wants a weight for each of the {levels} periods, or () for no heads"
         self.require(len(self.surprise) in (0, levels), "surprise", want)
 
-    def level_lr(self, level: int) -> float:
-        return self.inner_lr[level % len(self.inner_lr)]
+    def level_lr(self, level: int) -> tuple[float, ...]:
+        """Return the rate of a level, or those of its matrices."""
+        each = max(len(self.inner_lr) // len(self.periods), 1)
+        at = level * each % len(self.inner_lr)
+        return self.inner_lr[at : at + each]
 
     def level_optimizer(self, level: int) -> str:
         return self.optimizer[level % len(self.optimizer)]
@@ -139,6 +154,9 @@ class ModelConfig(Block):
         self._check_gpt2()
         want = self.unfused
         self.require(self.attention != "cudnn" or not want, "attention", want)
+        each = max(len(self.cms.inner_lr) // len(self.cms.periods), 1)
+        want = f"wants one, one for each level, or {self.matrices} for each level ({self.block!r})"
+        self.require(each in (1, self.matrices), "cms.inner_lr", want)
         want = f"wants at most model.layers={self.layers}"
         self.require(self.cms.fast_layers <= self.layers, "cms.fast_layers", want)
         self._check_chunks()
@@ -198,6 +216,11 @@ class ModelConfig(Block):
     @property
     def level_width(self) -> int:
         return self.cms.hidden or self.mlp_width
+
+    @property
+    def matrices(self) -> int:
+        """Matrices of an MLP: gate, up and down, or up and down."""
+        return 2 if self.kind.gpt2 else 3
 
     @property
     def memory_heads(self) -> int:

@@ -63,7 +63,8 @@ class OptimConfig(Block):
     clip_norm: Amount = 1.0  # global gradient norm; 0 is none
     periods: tuple[Count, ...] = (1,)  # outer steps between updates of each level; the last repeats
     period_mode: Literal["mean", "sum", "last"] = "mean"  # of the gradients of a period
-    param_policy: Literal["all", "exclude_memory", "only_memory"] = "all"  # what is trained
+    # What is trained; only_vectors: norms, gates and rates.
+    param_policy: Literal["all", "exclude_memory", "only_memory", "only_vectors"] = "all"
     matrix_learning_rate: Positive = 0.02  # of the hidden matrices, unless name is adamw
     muon_momentum: Share = 0.95
     m3_period: Count = 16  # steps between updates of the slow momentum

@@ -1,11 +1,10 @@
-"""Models of Hugging Face: ``python -m nested_jax.hub COMMAND --help``.
+"""Trained models in, and memories for them: ``python -m nested_jax.hub COMMAND --help``.
 
-    import FOLDER --workdir runs/NAME
-        A folder with config.json, *.safetensors (one file, or those of an index) and a tokenizer,
-        of GPT2LMHeadModel or LlamaForCausalLM, becomes a workdir with one checkpoint of step 0.
-        `generate`, `export`, `python -m eval` and `train.init_from` read it as they read a run.
+    import       a model of Hugging Face becomes a workdir
+    retrofit     give a trained Transformer memories that it writes while it reads
+    calibrate    find the rates of its writes on a text
 
-`python -m nested_jax.export` is the way back.
+`python -m nested_jax.export` is the way back to Hugging Face.
 
 Exit status: 0 done, 2 bad input.
 """
@@ -15,37 +14,36 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from nested_jax.hub.imports import import_folder
+from nested_jax.errors import raised_here
+from nested_jax.hub import calibrate, imports, retrofit
 from nested_jax.machine import quiet_libraries
+
+COMMANDS = {"import": imports, "retrofit": retrofit, "calibrate": calibrate}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
+    form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m nested_jax.hub",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m nested_jax.hub", description=__doc__, formatter_class=form
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser("import", description=run_import.__doc__)
-    command.add_argument("folder", type=Path)
-    command.add_argument("--workdir", required=True, type=Path)
-    command.set_defaults(run=run_import)
-    args = parser.parse_args(arguments)
+    for name, module in COMMANDS.items():
+        about = module.__doc__ or ""
+        command = commands.add_parser(
+            name, help=about.splitlines()[0], description=about, formatter_class=form
+        )
+        module.add_flags(command)
+    flags = parser.parse_args(arguments)
     quiet_libraries()
     try:
-        return args.run(args)
+        COMMANDS[flags.command].run(flags)
     except (ValueError, OSError) as error:
+        if isinstance(error, ValueError) and not raised_here(error):
+            raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-
-
-def run_import(args: argparse.Namespace) -> int:
-    """Write a model of Hugging Face as a workdir."""
-    count = import_folder(args.folder, args.workdir)
-    print(f"{count:,} parameters in {args.workdir}, from {args.folder}")
     return 0
 
 

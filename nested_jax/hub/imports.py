@@ -1,8 +1,15 @@
-"""``python -m nested_jax.hub import FOLDER --workdir runs/NAME``: a Hugging Face model as ours."""
+"""A model of Hugging Face as ours: ``python -m nested_jax.hub import FOLDER --workdir runs/NAME``.
+
+A folder with config.json, *.safetensors (one file, or those of an index) and a tokenizer, of
+GPT2LMHeadModel or LlamaForCausalLM, becomes a workdir with one checkpoint of step 0. `generate`,
+`export`, `python -m eval` and `train.init_from` read it as they read a run.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +22,17 @@ from nested_jax.hub.workdir import write_workdir
 from nested_jax.types import PyTree
 
 GENERATION = "generation_config.json"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--workdir", required=True, type=Path)
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Write a model of Hugging Face as a workdir."""
+    count = import_folder(flags.folder, flags.workdir)
+    sys.stdout.write(f"{count:,} parameters in {flags.workdir}, from {flags.folder}\n")
 
 
 def import_folder(folder: Path, workdir: Path) -> int:

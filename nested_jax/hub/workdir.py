@@ -1,7 +1,8 @@
-"""A workdir that no run of ours has trained: parameters from elsewhere, as step 0."""
+"""A workdir that no run has trained: parameters that were imported or retrofitted."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -21,12 +22,20 @@ from nested_jax.types import PyTree
 
 
 def write_workdir(
-    workdir: Path, params: PyTree, cfg: Config, tokenizer: Tokenizer, source: str
+    workdir: Path,
+    params: PyTree,
+    cfg: Config,
+    tokenizer: Tokenizer,
+    source: str,
+    step: int = 0,
+    data: Mapping[str, str] | None = None,
 ) -> None:
     """Write what `generate`, `export`, `python -m eval` and `train.init_from` read.
 
     Args:
       source: where the parameters are from, for the record.
+      step: what the checkpoint is called.
+      data: hashes of what the model was trained on, where that is known.
     Raises:
       ValueError: the workdir exists, or the tokenizer has more symbols than the model.
     """
@@ -38,7 +47,7 @@ def write_workdir(
         write_json(workdir / CONFIG, to_dict(cfg))
         write_bytes(workdir / TOKENIZER, tokenizer.model)
         store = Checkpoints(workdir, TrainConfig(async_save=False), lambda _: None)
-        state = TrainState(jnp.int32(0), jax.tree.map(jnp.asarray, params), ())
-        meta = run_meta(cfg, 0, {"tokenizer": tokenizer.hash})
+        state = TrainState(jnp.int32(step), jax.tree.map(jnp.asarray, params), ())
+        meta = run_meta(cfg, step, data or {"tokenizer": tokenizer.hash})
         store.save(state, {}, {**meta, "source": source, "versions": machine.versions()})
         store.close()

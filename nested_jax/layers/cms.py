@@ -15,7 +15,14 @@ import jax.numpy as jnp
 
 from nested_jax.config import ModelConfig
 from nested_jax.layers.basic import Layer, constant, fan_in, norm_of, residual_scale
-from nested_jax.layers.mlp import SwiGLUWeights, contract, mlp_hidden, mlp_output, mlp_weights
+from nested_jax.layers.mlp import (
+    MLPWeights,
+    contract,
+    mlp_biases,
+    mlp_hidden,
+    mlp_output,
+    mlp_weights,
+)
 from nested_jax.ops.normalize import state_dtype, widen
 from nested_jax.types import Array, PyTree
 
@@ -39,18 +46,20 @@ class CMS(Layer):
     fast: bool
 
     def setup(self) -> None:
-        cfg, levels = self.cfg, len(self.cfg.cms.periods)
-        hidden = cfg.level_width
+        cfg, hidden = self.cfg, self.cfg.level_width
+        levels = len(cfg.cms.periods) if self.fast or cfg.cms.slow_levels == "all" else 1
         scale = residual_scale(cfg.layers) / math.sqrt(levels)
         self.norms = [norm_of(cfg, f"norm_{i}") for i in range(levels)]
-        if cfg.cms.chain == "nested":
-            shared = mlp_weights(self, cfg, "", hidden, scale, level=levels)
-            self.weights = [shared] * levels
-        else:
-            self.weights = [
-                mlp_weights(self, cfg, f"level_{i}_", hidden, scale, level=i + 1)
-                for i in range(levels)
-            ]
+        nested = cfg.cms.chain == "nested"
+        names = [("", levels)] if nested else [(f"level_{i}_", i + 1) for i in range(levels)]
+        mlps = [
+            (
+                mlp_weights(self, cfg, name, hidden, scale, level=level),
+                mlp_biases(self, cfg, name, hidden, level=level),
+            )
+            for name, level in names
+        ] * (levels if nested else 1)
+        self.weights, self.biases = [w for w, _ in mlps], [b for _, b in mlps]
         if cfg.cms.chain == "independent":
             self.combine_M = self.weight(
                 "combine", (levels,), (None,), kind="vector", init=constant(1.0)
@@ -58,14 +67,19 @@ class CMS(Layer):
         if self.fast and cfg.cms.learned_rate:
             self.log_rate = [
                 self.weight(
-                    f"log_rate_{i}", (3,), (None,), kind="vector", init=constant(0.0), level=i + 1
+                    f"log_rate_{i}",
+                    (cfg.matrices,),
+                    (None,),
+                    kind="vector",
+                    init=constant(0.0),
+                    level=i + 1,
                 )
                 for i in range(levels)
             ]
         if self.fast and cfg.cms.fast_rank:
             self.basis = [self._basis(i) for i in range(levels)]
 
-    def _basis(self, level: int) -> SwiGLUWeights:
+    def _basis(self, level: int) -> MLPWeights:
         rank, dim, hidden = self.cfg.cms.fast_rank, self.cfg.dim, self.cfg.level_width
 
         def declare(name: str, width: int, axis: str) -> Array:
@@ -78,10 +92,14 @@ class CMS(Layer):
                 level=level + 1,
             )
 
-        return SwiGLUWeights(
-            declare("gate", hidden, "mlp"),
-            declare("up", hidden, "mlp"),
-            declare("down", dim, "embed"),
+        weights = self.weights[level]
+        return weights._replace(
+            **{
+                name: declare(name, dim, "embed")
+                if name == "down"
+                else declare(name, hidden, "mlp")
+                for name in weights._fields
+            }
         )
 
     def init_deltas(self, batch: int) -> tuple[PyTree, ...]:
@@ -97,31 +115,45 @@ class CMS(Layer):
                 jnp.zeros((batch, rank, columns), dtype),
             )
 
-        return tuple(SwiGLUWeights(*(zero(w) for w in weights)) for weights in self.weights)
+        return tuple(weights._make(map(zero, weights)) for weights in self.weights)
 
     def rates(self) -> tuple[PyTree, ...]:
         """Return the inner rate of every matrix, per token of summed loss, in trees as deltas."""
         rates, dtype = [], state_dtype(self.cfg.compute_dtype)
-        for i in range(len(self.weights)):
-            lr = jnp.full((3,), self.cfg.cms.level_lr(i), dtype)
-            lr_3 = lr * jnp.exp(self.log_rate[i]) if self.cfg.cms.learned_rate else lr
-            rates.append(SwiGLUWeights(*(self._per_part(lr_3[j]) for j in range(3))))
+        for i, weights in enumerate(self.weights):
+            lr = jnp.broadcast_to(jnp.asarray(self.cfg.cms.level_lr(i), dtype), (len(weights),))
+            if self.cfg.cms.learned_rate:
+                lr = lr * jnp.exp(self.log_rate[i])
+            bases = self.basis[i] if self.cfg.cms.fast_rank else (None,) * len(weights)
+            parts = zip(lr, weights, bases, strict=True)
+            rates.append(weights._make(self._rate_of(i, *part) for part in parts))
         return tuple(rates)
 
-    def _per_part(self, rate: Array) -> PyTree:
-        """Both factors of a low-rank delta move at the rate of their matrix."""
-        return LowRank(rate, rate) if self.cfg.cms.fast_rank else rate
+    def _rate_of(self, level: int, rate: Array, weight: Array, basis: Array | None) -> PyTree:
+        """Return the rate of a matrix. That of `unit` is a share of its norm.
 
-    def written(self, level: int, delta: PyTree) -> SwiGLUWeights:
+        Both factors of a low-rank delta move at the rate of their matrix; with `unit` at the share
+        of the norm that the product or the basis has.
+        """
+        if self.cfg.cms.level_optimizer(level) != "unit":
+            return rate if basis is None else LowRank(rate, rate)
+        # A matrix of zeros, which a level that adds nothing has, moves as one at its start would.
+        square = jnp.sum(jnp.square(weight))
+        start = weight.shape[1] / (2 * self.cfg.layers)
+        norm = jnp.sqrt(jnp.where(square > 0, square, start)).astype(rate.dtype)
+        if basis is None:
+            return rate * norm
+        size = jnp.linalg.norm(basis).astype(rate.dtype)
+        return LowRank(rate * norm * math.sqrt(basis.shape[0]) / size, rate * size)
+
+    def written(self, level: int, delta: PyTree) -> MLPWeights:
         """Return what the delta of a level adds to its slow weights, [B, D, F] in float32."""
         if not self.cfg.cms.fast_rank:
             return delta
         basis = self.basis[level]
-        return SwiGLUWeights(
-            *(
-                jnp.einsum("bdr,brf->bdf", d.u_BDR, d.v_BRF + b[None])
-                for d, b in zip(delta, basis, strict=True)
-            )
+        return basis._make(
+            jnp.einsum("bdr,brf->bdf", d.u_BDR, d.v_BRF + b[None])
+            for d, b in zip(delta, basis, strict=True)
         )
 
     def change(self, deltas: tuple[PyTree, ...]) -> tuple[Array, ...]:
@@ -166,7 +198,7 @@ class CMS(Layer):
         return tuple(outputs)
 
     def _add(
-        self, level: int, x_BTD: Array, y_BTD: Array, added: SwiGLUWeights | None
+        self, level: int, x_BTD: Array, y_BTD: Array, added: MLPWeights | None
     ) -> tuple[Array, Array]:
         """Return y with what a level adds to it, and the level's recall; x is the chain's input."""
         source = x_BTD if self.cfg.cms.chain == "independent" else y_BTD
@@ -175,17 +207,16 @@ class CMS(Layer):
             out_BTD = out_BTD * self.combine_M[level].astype(out_BTD.dtype)
         return y_BTD + out_BTD, recall_B
 
-    def _level(self, level: int, x_BTD: Array, added: SwiGLUWeights | None) -> tuple[Array, Array]:
+    def _level(self, level: int, x_BTD: Array, added: MLPWeights | None) -> tuple[Array, Array]:
         base = weights = self.weights[level]
         if added is not None:
-            weights = SwiGLUWeights(*(w[None] + a for w, a in zip(base, added, strict=True)))
-        z_BTF = mlp_hidden(weights, x_BTD)
+            weights = base._make(w[None] + a for w, a in zip(base, added, strict=True))
+        z_BTF = mlp_hidden(weights, x_BTD, self.biases[level])
         recall_B = no_recall(x_BTD)
         if added is not None and self.cfg.cms.level_optimizer(level) == "dgd":
-            recall_B = sum(
-                (_recall(x, a) for x, a in zip((x_BTD, x_BTD, z_BTF), added, strict=True)), recall_B
-            )
-        return mlp_output(weights, z_BTF), recall_B
+            read = (*(x_BTD,) * (len(added) - 1), z_BTF)
+            recall_B = sum((_recall(x, a) for x, a in zip(read, added, strict=True)), recall_B)
+        return mlp_output(weights, z_BTF, self.biases[level]), recall_B
 
 
 def no_recall(x_BTD: Array) -> Array:

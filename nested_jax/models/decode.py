@@ -13,6 +13,7 @@ import numpy as np
 
 from nested_jax.errors import require
 from nested_jax.models.lm import LanguageModel
+from nested_jax.models.memories import begin
 from nested_jax.models.state import State
 from nested_jax.types import Array, PyTree
 
@@ -65,7 +66,7 @@ def _nucleus(logits_BS: Array, top_p: float) -> Array:
     return jnp.where(logits_BS < jnp.min(kept_BS, axis=-1, keepdims=True), -jnp.inf, logits_BS)
 
 
-def generate(
+def generate(  # noqa: PLR0913 - the options of one call, all of them named
     model: LanguageModel,
     params: PyTree,
     prompt_BT: np.ndarray,
@@ -75,6 +76,7 @@ def generate(
     *,
     learn: Learn | None = None,
     chunk: int = 0,
+    memory: State | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield `count` tokens, int32 [B] each, that follow the prompts.
 
@@ -91,6 +93,7 @@ def generate(
       learn: reads tokens and their targets and writes the fast weights (`nested_jax.teach`); it is
         given the prompt, and what was generated as soon as a chunk of it is complete.
       chunk: tokens of a teach chunk; with `learn` only.
+      memory: what was learned before, of one row or one for each prompt (models/memories.py).
     Raises:
       ValueError: an empty prompt, or a count below 1.
     """
@@ -102,7 +105,11 @@ def generate(
         f"wants at most {most}: model.max_len={model.cfg.max_len} positions, {length} of a prompt"
     )
     require(not model.cfg.kind.gpt2 or count <= most, "count", count, want)
-    stream = _Stream(model, params, prompt_BT, length + count, learn, chunk)
+    init = partial(model.init_state, batch_size=prompt_BT.shape[0], capacity=length + count)
+    fresh = jax.jit(init)(params)  # under jit no two arrays share a buffer, as donation wants
+    if memory is not None:
+        fresh = jax.jit(partial(begin, model))(fresh, memory)
+    stream = _Stream(model, params, prompt_BT, fresh, learn, chunk)
     draw = jax.jit(partial(sample, how=how))
     for i in range(count):
         token_B = np.asarray(draw(stream.logits_BS, jax.random.fold_in(key, i)))
@@ -119,7 +126,7 @@ class _Stream:
         model: LanguageModel,
         params: PyTree,
         prompt_BT: np.ndarray,
-        capacity: int,
+        fresh: State,
         learn: Learn | None,
         chunk: int,
     ) -> None:
@@ -127,8 +134,6 @@ class _Stream:
         donate: dict[str, Any] = {} if learn else {"donate_argnums": 1}
         self.step = jax.jit(model.apply, **donate)
         self.params, self.learn, self.chunk = params, learn, chunk
-        init = partial(model.init_state, batch_size=prompt_BT.shape[0], capacity=capacity)
-        fresh = jax.jit(init)(params)  # under jit no two arrays share a buffer, as donation wants
         self.taught = prompt_BT.shape[1] - 1  # pairs of a token and its target
         self.unlearned = [prompt_BT[:, -1:]]  # tokens read since, the last without a target
         if learn is None:

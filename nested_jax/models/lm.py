@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Unpack
 
 import jax
@@ -234,11 +234,15 @@ class LanguageModel:
         collect = bool(self.cfg.cms.surprise)
         state, prefix = run_prefix(self.cfg, params, state, x_BTD, call, collect=collect)
         x_BTD = prefix.x_BTD
-        # A fresh state has no fast weights yet: the slow model is the same function, and cheaper.
+        # Without a write yet the slow model is the same function, and cheaper.
         deltas = None if rows.start == "fresh" else self.deltas(state)
-        if deltas is not None:
+        read = partial(run_suffix, self.cfg, params, state.now, x_BTD, call)
+        if deltas is None:
+            now, out = read(None)
+        else:
             deltas = tuple(into_loop(delta) for delta in deltas)
-        now, out = run_suffix(self.cfg, params, state.now, x_BTD, call, deltas)
+            written = jnp.any(jnp.stack([level.writes_B > 0 for level in state.fast]))
+            now, out = jax.lax.cond(written, lambda: read(deltas), lambda: read(None))
         h_BTD = out.x_BTD
         if rows.starts_BT is not None and deltas is not None:
             # A document that starts reads with the slow weights. It sees no token before it, so the

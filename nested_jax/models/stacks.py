@@ -97,8 +97,11 @@ def run_prefix(
         out = run_stack(block, params["prefix"], state.prefix, x_BTD, call, collect=collect)
         state = state._replace(prefix=out.states)
     if "suffix" in params:
-        first = _layer(params["suffix"], 0)
-        entry, x_BTD = _run_entry(cfg, first, state.entry, out.x_BTD, call)
+        first, x_BTD = _layer(params["suffix"], 0), out.x_BTD
+        if "prefix" not in params:
+            # Fused with the embedding, the block would round otherwise than inside a scan.
+            x_BTD = jax.lax.optimization_barrier(x_BTD)
+        entry, x_BTD = _run_entry(cfg, first, state.entry, x_BTD, call)
         state, out = state._replace(entry=entry), out._replace(x_BTD=x_BTD)
     return state, out
 

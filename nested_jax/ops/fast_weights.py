@@ -23,6 +23,15 @@ from nested_jax.ops.newton_schulz import newton_schulz
 from nested_jax.types import Array, PyTree
 
 EPS = 1e-8  # of Adam's denominator
+TINY = 1e-30  # of a squared norm that is divided by
+BACKOFF = 0.25  # factor on the rates of a sequence each time that its writes were undone
+
+
+class Trust(NamedTuple):
+    """What the writes of a sequence have been worth, against the same model without them."""
+
+    gain_B: Array  # float32, nats since the reset or since they were undone, at most ``cms.trust``
+    undone_B: Array  # int32, times that they were undone since the reset
 
 
 UNROLLED = 4  # of so many layers each is a piece of its own
@@ -38,6 +47,7 @@ class LevelState(NamedTuple):
     supervised_B: Array  # int32, chunks of the open period that had targets
     accepted_B: Array  # int32, of these, chunks that the surprise gate let through
     writes_B: Array  # int32, writes since the reset
+    trust: Trust | tuple[()] = ()  # where ``cms.trust`` bounds what they may cost
 
 
 WEIGHTS = 3  # fields of a level that are trees; the others are counts [B]
@@ -95,6 +105,22 @@ def _muon(
     return moments, jax.tree.map(newton_schulz, m)
 
 
+def _unit(
+    moments: tuple[PyTree, ...], grads: PyTree, count_B: Array, beta: float
+) -> tuple[tuple[PyTree, ...], PyTree]:
+    """The gradient of every matrix at norm 1; its rate is then a share of the matrix's own norm.
+
+    The size of a write does not depend on that of the loss or the chunk (layers/cms.py: rates).
+    """
+    del count_B, beta
+
+    def unit(g: Array) -> Array:
+        square = jnp.sum(jnp.square(g), axis=(-2, -1), keepdims=True)
+        return g * jax.lax.rsqrt(jnp.maximum(square, TINY))
+
+    return moments, jax.tree.map(unit, grads)
+
+
 # `dgd` descends the same direction as `sgd`: what it adds, the forgetting along the inputs of a
 # matrix (NL Eq. 57), is a gradient too and is part of what teach gathers (layers/cms.py: recall).
 INNER_RULES: dict[str, InnerRule] = {
@@ -103,6 +129,7 @@ INNER_RULES: dict[str, InnerRule] = {
     "momentum": InnerRule(1, _momentum),
     "adam": InnerRule(2, _adam),
     "muon": InnerRule(1, _muon),
+    "unit": InnerRule(0, _unit, idle=True),
 }
 
 
@@ -111,7 +138,8 @@ def init_level(cfg: CMSConfig, level: int, delta: PyTree, batch: int) -> LevelSt
     zeros = jax.tree.map(jnp.zeros_like, delta)
     count = jnp.zeros((batch,), jnp.int32)
     moments = (zeros,) * INNER_RULES[cfg.level_optimizer(level)].moments
-    return LevelState(zeros, zeros, moments, count, count, count, count)
+    trust = Trust(jnp.zeros((batch,), jnp.float32), count) if cfg.trust else ()
+    return LevelState(zeros, zeros, moments, count, count, count, count, trust)
 
 
 # --- in the loop ---
@@ -220,7 +248,11 @@ def write_level(
     moments, direction = rule.direction(level.moments, level.pending, level.writes_B, beta)
 
     def step(delta: Array, d: Array, rate_L: Array) -> Array:
-        return cfg.keep * delta - per_row(rate_L, delta) * d
+        rate = per_row(rate_L, delta)
+        if level.trust:
+            backed_off_B = BACKOFF ** level.trust.undone_B.astype(delta.dtype)
+            rate = rate * per_row(backed_off_B[None], delta)
+        return cfg.keep * delta - rate * d
 
     delta = jax.tree.map(step, level.delta, direction, rates)
     if not (certain and rule.idle and cfg.keep == 1.0):
@@ -239,11 +271,33 @@ def write_level(
         supervised_B=jnp.where(ended_B, zero, level.supervised_B),
         accepted_B=jnp.where(ended_B, zero, level.accepted_B),
         writes_B=level.writes_B + wrote_B.astype(jnp.int32),
+        trust=level.trust,
     )
     return written, WriteEvents(wrote_B, blocked_B)
+
+
+def undo_losing(cfg: CMSConfig, level: LevelState, gain_B: Array) -> LevelState:
+    """Undo the writes of the rows that have lost more than ``cfg.trust`` nats by them.
+
+    Such a row goes on from its slow weights, with `BACKOFF` of its rates. What writes cost a text
+    is then at most (1 + times undone) · (trust + what one chunk lost), and a rate that is a
+    thousandth does nothing after five times.
+
+    Args:
+      gain_B: nats that the chunk would have cost without writes, less what it cost.
+    """
+    assert isinstance(level.trust, Trust)
+    gain_B = jnp.minimum(level.trust.gain_B + gain_B.astype(jnp.float32), cfg.trust)
+    lost_B = ~(gain_B >= -cfg.trust)  # not finite is lost
+    zeros = jax.tree.map(jnp.zeros_like, (level.delta, level.pending, level.moments))
+    kept = (level.delta, level.pending, level.moments)
+    delta, pending, moments = where_rows(lost_B[None], zeros, kept)
+    trust = Trust(jnp.where(lost_B, 0.0, gain_B), level.trust.undone_B + lost_B.astype(jnp.int32))
+    return level._replace(delta=delta, pending=pending, moments=moments, trust=trust)
 
 
 def restart(level: LevelState, delta: PyTree, rows_B: Array) -> LevelState:
     """Start the rows again at `delta`, with an empty open period (`nested` chain)."""
     zeros = jax.tree.map(jnp.zeros_like, level)
-    return choose(rows_B, zeros._replace(delta=delta, writes_B=level.writes_B), level)
+    fresh = zeros._replace(delta=delta, writes_B=level.writes_B, trust=level.trust)
+    return choose(rows_B, fresh, level)

@@ -31,9 +31,10 @@ logger = logging.getLogger(__name__)
 DECAYED = ("matrix", "embed", "head")
 KINDS = (*DECAYED, "vector", "conv", "fast0")
 POLICIES = {
-    "all": lambda _: True,
-    "exclude_memory": lambda memory: not memory,
-    "only_memory": lambda memory: memory,
+    "all": lambda _, __: True,
+    "exclude_memory": lambda memory, _: not memory,
+    "only_memory": lambda memory, _: memory,
+    "only_vectors": lambda _, kind: kind == "vector",
 }
 FROZEN = "frozen"
 
@@ -93,7 +94,7 @@ def group_tree(cfg: OptimConfig, info: PyTree) -> PyTree:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         require(leaf.kind in KINDS, f"kind of parameter {name}", leaf.kind, f"wants one of {KINDS}")
         memory = leaf.level >= 1 or leaf.kind == "fast0"
-        if not trained(memory):
+        if not trained(memory, leaf.kind):
             return None
         rule = cfg.name if leaf.kind == "matrix" else "adamw"
         return Group(rule, leaf.level, leaf.kind in DECAYED)

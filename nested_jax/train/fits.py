@@ -39,6 +39,11 @@ def config_of(meta: dict[str, Any]) -> Config:
 
 def check_fits(meta: dict[str, Any], cfg: Config) -> None:
     """Raise unless a run of `cfg` may go on from the checkpoint of `meta`."""
+    if "source" in meta:
+        raise ValueError(
+            f"the workdir holds checkpoint {meta['step']}, which has parameters and no state of an "
+            "optimizer. Take another --workdir, where train.init_from begins with them"
+        )
     changed = difference(config_of(meta), cfg, free=False)
     if changed:
         raise ValueError(

@@ -12,6 +12,7 @@ from nested_jax.data.synthetic import rows as synthetic
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from nested_jax.errors import require
 from nested_jax.train.checkpoint import Saved, read_checkpoint
+from nested_jax.train.integrity import digest
 from nested_jax.train.workdir import TOKENIZER
 from nested_jax.types import PyTree
 
@@ -49,6 +50,12 @@ class Opened:
                 "text; python -m eval recall scores it"
             )
         return self.tokenizer
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Hashes of the parameters and the tokenizer: what a memory belongs to."""
+        prints = {"params": self.saved.meta["fingerprints"]["params"]}
+        return {"model": digest(prints), "tokenizer": self.text_tokenizer.hash}
 
     @property
     def symbols(self) -> int:

@@ -30,8 +30,8 @@ from nested_jax.teach import teach
 from nested_jax.types import Array, Batch, PyTree
 
 T, ROWS, SYMBOLS = 12, 2, 23
-CMS = ("hope", "hope_attention", "hope_hybrid", "lstm_cms")
-FULL = ("transformer", "gpt2")  # attention over all tokens
+CMS = ("hope", "hope_attention", "hope_hybrid", "lstm_cms", "gpt2_cms")
+FULL = ("transformer", "gpt2", "gpt2_cms")  # attention over all tokens
 DEEP = ("titans_lmm", "titans_mac", "titans_mag", "titans_mal")
 # `hope` as the proofs train it: online writes, one rate for what is added and one for what goes.
 ERASE = "hope, erase gate"
@@ -47,7 +47,7 @@ ERASE_MEMORY = {
     "generator_inputs": "own",
 }
 # Each kind compiles for ten seconds and more; these are made of parts that the others have.
-COMPOSED = {"titans_mag", "titans_mal", "hope_hybrid", "deltanet", "lstm_cms", ERASE}
+COMPOSED = {"titans_mag", "titans_mal", "hope_hybrid", "deltanet", "lstm_cms", "gpt2_cms", ERASE}
 kinds = pytest.mark.parametrize(
     "block",
     [pytest.param(b, marks=pytest.mark.slow) if b in COMPOSED else b for b in (*BLOCKS, ERASE)],

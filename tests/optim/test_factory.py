@@ -62,7 +62,16 @@ def test_groups_are_total(name):
 def test_groups_of_a_policy():
     memory = COUNTS["memory"] + COUNTS["level1"] + L
     rest = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(INFO)) - memory
-    for policy, frozen in (("all", 0), ("exclude_memory", memory), ("only_memory", rest)):
+    total = memory + rest
+    vectors = sum(np.prod(x.shape) for x in jax.tree.leaves(INFO) if x.kind == "vector")
+    frozen_by = {
+        "all": 0,
+        "exclude_memory": memory,
+        "only_memory": rest,
+        "only_vectors": total - vectors,
+    }
+    assert 0 < vectors < total
+    for policy, frozen in frozen_by.items():
         assert group_counts(OptimConfig(param_policy=policy), INFO).get("frozen", 0) == frozen
 
 

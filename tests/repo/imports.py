@@ -29,6 +29,7 @@ LAYERS = [
         "nested_jax.hub",
         "nested_jax.fit",
         "nested_jax.generate",
+        "nested_jax.read",
         "nested_jax.doctor",
         "nested_jax.status",
         "nested_jax.export",

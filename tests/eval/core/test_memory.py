@@ -13,7 +13,7 @@ from doubles import tokenizer
 from helpers import assert_equal
 
 from eval.core.memory import Memories, MemorizeOptions, Memorizer
-from eval.core.memory_paths import keep_memories, sequence_change
+from eval.core.memory_paths import sequence_change
 from eval.core.reader import ModelReader
 from eval.core.requests import Request
 from eval.core.scoring import Scorer
@@ -22,6 +22,7 @@ from nested_jax.config import KINDS, CMSConfig, Config, MemoryConfig, ModelConfi
 from nested_jax.errors import NotWrittenError
 from nested_jax.models.blocks import mixer_class
 from nested_jax.models.lm import build_model
+from nested_jax.models.memories import keep_memories
 
 TEXTS = [list(range(5, 26)), list(range(40, 50)), list(range(7, 40))]
 REQUESTS = [Request((5, 6, 7), (8, 9)), Request((40, 41), (42,)), Request((7, 8), (9, 10, 11))]
