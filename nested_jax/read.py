@@ -39,6 +39,7 @@ from nested_jax.ops.chunking import where_rows
 from nested_jax.teach import flush, teach
 from nested_jax.train.opened import Opened, open_checkpoint
 from nested_jax.train.progress import Clock
+from nested_jax.train.stop_rules import DIVERGENCE_MARGIN
 from nested_jax.types import PyTree
 
 PIECE = 1024  # tokens of a row in one call, rounded to whole chunks
@@ -172,9 +173,12 @@ def read(
     teaching = written(cfg.teach)
     step = jax.jit(partial(teach, model, cfg=teaching), donate_argnums=1)
     close = jax.jit(partial(flush, model, cfg=teaching))
-    size = max(PIECE // teaching.chunk, 1) * teaching.chunk
-    room = model.cfg.max_len if uses_slots(model.cfg) else 1
-    size = min(size, room // teaching.chunk * teaching.chunk) if uses_slots(model.cfg) else size
+    size, room = max(PIECE // teaching.chunk, 1) * teaching.chunk, 1
+    if uses_slots(model.cfg):
+        room = model.cfg.max_len
+        want = f"wants at least a chunk of teach.chunk={teaching.chunk} tokens"
+        require(room >= teaching.chunk, "model.max_len", room, want)
+        size = min(size, room // teaching.chunk * teaching.chunk)
     init = jax.jit(lambda p: model.init_state(p, len(texts), room))
     state = init(params)
     if memory is not None:
@@ -190,9 +194,7 @@ def read(
         nats_BT, used = np.asarray(taught.loss_BT), used + size
         for part, row, length in zip(parts, nats_BT, lengths_B, strict=True):
             part.append(row[:length])
-            want = f"the loss is not finite after {seen} tokens: lower rates; nothing was kept"
-            fine = bool(np.isfinite(row[:length]).all())
-            require(fine, "model.cms.inner_lr", model.cfg.cms.inner_lr, want)
+            check_loss(model, row[:length], seen)
             total += float(row[:length].sum())
         seen += int(lengths_B.sum())
         if progress is not None:
@@ -200,6 +202,20 @@ def read(
     state = close(params, state)
     writes = np.stack([np.asarray(level.writes_B) for level in state.fast])
     return Learned(learned(model, params, state), [np.concatenate(p) for p in parts], writes)
+
+
+def check_loss(model: LanguageModel, nats: np.ndarray, seen: int) -> None:
+    """Raise where writing has broken the model: nothing is kept then."""
+    if not len(nats):
+        return
+    mean, uniform = float(nats.mean()), math.log(model.cfg.vocab_size)
+    want = (
+        f"diverges: {mean:.2f} nats per token after {seen} tokens, a uniform guess has "
+        f"{uniform:.2f}; wants lower rates, or model.cms.trust; nothing was kept"
+    )
+    few = 1.0 + 32.0 / len(nats)  # a few tokens may be far from likely
+    fine = mean <= few * uniform + DIVERGENCE_MARGIN
+    require(fine, "model.cms.inner_lr", model.cfg.cms.inner_lr, want)
 
 
 def written(teaching: TeachConfig) -> TeachConfig:

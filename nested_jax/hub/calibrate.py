@@ -42,6 +42,7 @@ from nested_jax.teach import teach
 from nested_jax.train.integrity import seal
 from nested_jax.train.opened import Opened, open_checkpoint
 from nested_jax.train.progress import Clock
+from nested_jax.train.stop_rules import DIVERGENCE_MARGIN
 from nested_jax.train.workdir import CONFIG
 from nested_jax.types import PyTree
 
@@ -98,7 +99,9 @@ class Trial(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        return bool(np.isfinite(self.loss_BT).all())
+        """No row has lost more than a uniform guess would."""
+        worst = math.log(self.setting.cfg.model.vocab_size) + DIVERGENCE_MARGIN
+        return bool((self.loss_BT.mean(axis=1) <= worst).all())
 
 
 class Bench:

@@ -18,6 +18,7 @@ from nested_jax.layers.basic import Layer, constant, fan_in, norm_of, residual_s
 from nested_jax.layers.mlp import (
     MLPWeights,
     contract,
+    like,
     mlp_biases,
     mlp_hidden,
     mlp_output,
@@ -115,18 +116,19 @@ class CMS(Layer):
                 jnp.zeros((batch, rank, columns), dtype),
             )
 
-        return tuple(weights._make(map(zero, weights)) for weights in self.weights)
+        return tuple(like(weights, map(zero, weights)) for weights in self.weights)
 
     def rates(self) -> tuple[PyTree, ...]:
         """Return the inner rate of every matrix, per token of summed loss, in trees as deltas."""
-        rates, dtype = [], state_dtype(self.cfg.compute_dtype)
+        rates: list[PyTree] = []
+        dtype = state_dtype(self.cfg.compute_dtype)
         for i, weights in enumerate(self.weights):
             lr = jnp.broadcast_to(jnp.asarray(self.cfg.cms.level_lr(i), dtype), (len(weights),))
             if self.cfg.cms.learned_rate:
                 lr = lr * jnp.exp(self.log_rate[i])
             bases = self.basis[i] if self.cfg.cms.fast_rank else (None,) * len(weights)
             parts = zip(lr, weights, bases, strict=True)
-            rates.append(weights._make(self._rate_of(i, *part) for part in parts))
+            rates.append(like(weights, (self._rate_of(i, *part) for part in parts)))
         return tuple(rates)
 
     def _rate_of(self, level: int, rate: Array, weight: Array, basis: Array | None) -> PyTree:
@@ -151,10 +153,11 @@ class CMS(Layer):
         if not self.cfg.cms.fast_rank:
             return delta
         basis = self.basis[level]
-        return basis._make(
+        products = (
             jnp.einsum("bdr,brf->bdf", d.u_BDR, d.v_BRF + b[None])
             for d, b in zip(delta, basis, strict=True)
         )
+        return like(basis, products)
 
     def change(self, deltas: tuple[PyTree, ...]) -> tuple[Array, ...]:
         """Return |delta| / |slow weights| of every level and sequence, [B] each."""
@@ -210,7 +213,7 @@ class CMS(Layer):
     def _level(self, level: int, x_BTD: Array, added: MLPWeights | None) -> tuple[Array, Array]:
         base = weights = self.weights[level]
         if added is not None:
-            weights = base._make(w[None] + a for w, a in zip(base, added, strict=True))
+            weights = like(base, (w[None] + a for w, a in zip(base, added, strict=True)))
         z_BTF = mlp_hidden(weights, x_BTD, self.biases[level])
         recall_B = no_recall(x_BTD)
         if added is not None and self.cfg.cms.level_optimizer(level) == "dgd":

@@ -5,7 +5,8 @@ What a level writes are the matrices. Biases stand beside them, and stay as they
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,11 @@ class MLPBiases(NamedTuple):
 
 
 MLPWeights = SwiGLUWeights | GELUWeights
+
+
+def like(weights: MLPWeights, values: Iterable[Any]) -> Any:
+    """Return the tuple of the kind of `weights` with other values, in the order of its fields."""
+    return type(weights)(*values)
 
 
 def contract(x_BTD: Array, weight: Array) -> Array:

@@ -50,6 +50,7 @@ def read_files(folder: Path, state: Path, *more: str, run: int = 0) -> int:
     return read.main([*flags, str(state), *more])
 
 
+@pytest.mark.slow
 def test_readers_of_a_batch_learn_what_each_would_alone(folder: Path, tmp_path: Path) -> None:
     assert read_files(folder, tmp_path / "each.npz", "--each") == 0
     opened = open_checkpoint(folder / "run-0")
@@ -124,9 +125,7 @@ def test_a_rate_that_diverges_is_named_and_nothing_is_kept(folder: Path) -> None
     params, cfg, _ = load_checkpoint(folder / "run-0")
     cms = replace(cfg.model.cms, optimizer="sgd", inner_lr=2e9, trust=0.0)
     model = build_model(replace(cfg.model, cms=cms))
-    with pytest.raises(
-        ValueError, match=r"model.cms.inner_lr=\(2000000000.0,\): the loss is not finite"
-    ):
+    with pytest.raises(ValueError, match=r"model.cms.inner_lr=\(2000000000.0,\): diverges"):
         read.read(model, params, cfg, [np.arange(60, dtype=np.int32)])
 
 
