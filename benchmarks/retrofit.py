@@ -8,8 +8,9 @@ its last block), nothing is trained. For each corpus, rows of its test split are
 without writes, with the safe default, and with what `hub calibrate` finds on rows of the valid
 split. `wild` is the default at ten times its rate: what the bound on a loss is worth. Then the
 memory file: the first half of a document is read, all but what was learned is cleared, and its
-second half is scored with that memory, with another document's, and with none. One JSON line for
-each base and corpus.
+second half is scored with that memory, with another document's, and with none. `--sweep` also reads
+with plain gradients (`sgd`) and with shares of the norm (`unit`) at several rates, unbounded. One
+JSON line for each base and corpus.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ LONG = ("code", "literary_novels", "encyclopedic_wikipedia")  # with documents o
 RECORDS = ROOT / "benchmarks" / "results" / "retrofit-cpu.jsonl"
 HALF = 1024  # tokens that are read once, and tokens that are scored after
 WILD = 10.0
+SWEEP = {"sgd": (0.005, 0.02, 0.05, 0.1), "unit": (0.0025, 0.01, 0.04, 0.16)}
 
 
 def retrofitted(base: Path) -> Opened:
@@ -87,9 +89,20 @@ def corpus(opened: Opened, segment: str, flags: argparse.Namespace) -> dict[str,
             "error": error,
             "quarters": [float(q.mean() / math.log(2)) for q in quarters],
         }
+    if flags.sweep:
+        found["sweep"] = {rule: sweep(bench, safe, rule) for rule in SWEEP}
     final = best.final()
     rates = {"inner_lr": final.model.cms.inner_lr, "chunk": final.teach.chunk}
     return found | {"rows": len(test), "length": flags.length, "rates": rates}
+
+
+def sweep(bench: Bench, safe: Setting, rule: str) -> dict[str, float]:
+    """Return bits per token by the rate, with no bound on what writes may lose."""
+    cfg = safe.cfg
+    cms = replace(cfg.model.cms, optimizer=rule, inner_lr=1.0, trust=0.0)
+    plain = replace(safe, cfg=replace(cfg, model=replace(cfg.model, cms=cms)))
+    rates = SWEEP[rule]
+    return {str(rate): bits(bench.score(plain.times(rate), bench.rows)) for rate in rates}
 
 
 def bits(nats: np.ndarray) -> float:
@@ -172,7 +185,21 @@ def tables(records: list[dict[str, Any]]) -> str:
         parts.append("\nSecond halves of documents, given a memory alone\n")
         whose = ("own memory", "another document's")
         parts.append(markdown_table(("corpus", "seeds", "no memory", *whose), halves) + "\n")
+        swept = [r for r in records if r["base"] == base and "sweep" in r["read"]]
+        if swept:
+            parts.append("Change of the loss by rule and rate, without a bound\n")
+            columns = [(rule, rate) for rule in SWEEP for rate in map(str, SWEEP[rule])]
+            header = ("corpus", *(f"{rule} {rate}" for rule, rate in columns))
+            lines = [
+                [r["corpus"], *(over([change(r["read"], *column)]) for column in columns)]
+                for r in swept
+            ]
+            parts.append(markdown_table(header, lines) + "\n")
     return "\n".join(parts)
+
+
+def change(read: dict[str, Any], rule: str, rate: str) -> float:
+    return 100 * (read["sweep"][rule][rate] / read["none"] - 1)
 
 
 def over(values: list[float]) -> str:
@@ -193,6 +220,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rows", type=int, default=6, help="of each corpus and split")
     parser.add_argument("--length", type=int, default=2048, help="tokens of a row")
     parser.add_argument("--seconds", type=float, default=60, help="of each calibration")
+    parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--out", type=Path, default=RECORDS)
     parser.add_argument("--tables", action="store_true")
     flags = parser.parse_args(arguments)

@@ -97,10 +97,10 @@ class ModelReader:
         self.params = jax.device_put(params, param_shardings(self.mesh, model.param_info()))
         self.rows = batch_sharding(self.mesh)
         self._fresh = jax.jit(
-            partial(read_only, model, memory), static_argnums=(1, 2), out_shardings=self.rows
+            partial(read_only, model), static_argnums=(2, 3), out_shardings=self.rows
         )
         self._writable = jax.jit(
-            partial(writable, model, memory), static_argnums=(1, 2), out_shardings=self.rows
+            partial(writable, model), static_argnums=(2, 3), out_shardings=self.rows
         )
         self._take = jax.jit(_take, out_shardings=self.rows)
         self._read = jax.jit(partial(read_tokens, model))
@@ -114,12 +114,12 @@ class ModelReader:
 
     def fresh(self, rows: int, capacity: int) -> Any:
         with jax.set_mesh(self.mesh):
-            return self._fresh(self.params, rows, self.slots(capacity))
+            return self._fresh(self.params, self.memory, rows, self.slots(capacity))
 
     def writable(self, rows: int, capacity: int) -> Any:
         """Return a fresh state whose CMS levels can be written, as `nested_jax.teach` wants it."""
         with jax.set_mesh(self.mesh):
-            return self._writable(self.params, rows, self.slots(capacity))
+            return self._writable(self.params, self.memory, rows, self.slots(capacity))
 
     def slots(self, capacity: int) -> int:
         """Only full attention has a cache that grows; for all others one shape serves them all."""
@@ -171,7 +171,7 @@ def _take(state: PyTree, rows: Array) -> PyTree:
 
 
 def writable(
-    model: LanguageModel, memory: State | None, params: PyTree, rows: int, capacity: int
+    model: LanguageModel, params: PyTree, memory: State | None, rows: int, capacity: int
 ) -> State:
     """Return a state that has read nothing, with the memory."""
     fresh = model.init_state(params, rows, capacity)
@@ -179,13 +179,13 @@ def writable(
 
 
 def read_only(
-    model: LanguageModel, memory: State | None, params: PyTree, rows: int, capacity: int
+    model: LanguageModel, params: PyTree, memory: State | None, rows: int, capacity: int
 ) -> State:
     """Return such a state that is not written; without a memory it needs no fast weights.
 
     The slow model reads it then: the same function, without a copy of them for each row.
     """
-    state = writable(model, memory, params, rows, capacity)._replace(open=())
+    state = writable(model, params, memory, rows, capacity)._replace(open=())
     return state._replace(fast=()) if memory is None else state
 
 
