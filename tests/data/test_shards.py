@@ -81,6 +81,12 @@ def edit(store: TokenStore, **fields: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
+def test_an_index_of_an_earlier_version_opens(store: TokenStore) -> None:
+    shards = json.loads((store.root / INDEX).read_text())["shards"]
+    edit(store, shards=[{k: v for k, v in row.items() if "symbols" not in k} for row in shards])
+    assert open_store(store.root).index.shards == store.index.shards
+
+
 def test_bad_index(store: TokenStore, tmp_path: Path) -> None:
     edit(store, format=99)
     with pytest.raises(ValueError, match="format=99, this version reads format 1"):
