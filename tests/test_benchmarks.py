@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,15 @@ def test_models_are_brought_to_equal_parameters(benchmark: Any) -> None:
         assert cfg.model.mlp_hidden != blocks.SIZE["mlp_hidden"]
     with pytest.raises(SystemExit, match="are not within 2 %"):
         blocks.equal_config({"block": "transformer", "layers": 40}, 64, wanted)
+
+
+def test_the_page_has_the_tables_of_the_records(benchmark: Any) -> None:
+    root = Path(__file__).resolve().parent.parent
+    retrofit = benchmark("retrofit")
+    records = [json.loads(line) for line in retrofit.RECORDS.read_text().splitlines()]
+    page = (root / "docs" / "proof" / "retrofit.md").read_text()
+    assert len(records) > 4
+    assert retrofit.tables(records).strip() in page
 
 
 def test_every_model_runs_once_a_round_and_the_first_round_is_not_counted(benchmark: Any) -> None:
