@@ -82,7 +82,8 @@ def retrofit_config(cfg: Config, periods: str, layers: str) -> Config:
     require(right, "--periods", periods, "wants tokens, the fastest first, as in 64,256")
     written = fast_layers(layers, model.layers)
     times = tuple(map(int, periods.split(",")))
-    cms = CMSConfig(periods=times, fast_layers=model.layers - written[0], slow_levels="first")
+    count = model.layers - written[0]
+    cms = CMSConfig(periods=times, fast_layers=count, slow_levels="first", **SAFE)
     suffix = tuple(range(written[0], model.layers))
     teach = replace(
         cfg.teach,

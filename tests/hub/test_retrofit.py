@@ -188,6 +188,8 @@ def test_the_command_makes_a_run_that_opens(run: Path, tmp_path: Path, capsys: A
     assert "blocks (1,) write their MLP every 8 and 16 tokens" in capsys.readouterr().out
     opened = open_checkpoint(out)
     assert (opened.step, opened.cfg.model.block) == (7, "hope_attention")
+    cms = opened.cfg.model.cms
+    assert (cms.optimizer, cms.inner_lr, cms.trust) == (("unit",), (0.01,), 16.0)
     assert opened.text_tokenizer.vocab_size == VOCAB
     assert main(arguments) == 2
     assert f"--workdir={str(out)!r}: exists" in capsys.readouterr().err
