@@ -68,7 +68,7 @@ def made(periods: str, layers: str, base: Config, **cms: Any) -> tuple[Config, A
     [
         pytest.param(CFG, "4", "1", marks=pytest.mark.slow),
         pytest.param(CFG, "4,8", "0,2", marks=pytest.mark.slow),
-        (CFG, "4,8,16", "-1"),
+        pytest.param(CFG, "4,8,16", "-1", marks=pytest.mark.slow),
         (GPT2, "4", "1"),
         pytest.param(GPT2, "4,8", "-1", marks=pytest.mark.slow),
     ],
