@@ -144,7 +144,7 @@ def test_a_calibration_is_written_into_the_checkpoint(folder: Path, capsys: Any)
     assert main([*retrofit, "--workdir", str(out), "--fast-layers", "2"]) == 0
     before, cfg, _ = load_checkpoint(out)
     command = ["calibrate", "--checkpoint", str(out), "--text", f"{folder}/many.txt"]
-    assert main([*command, "--length", "64", "--tokens", "512", "--minutes", "0.5"]) == 0
+    assert main([*command, "--length", "64", "--tokens", "512", "--minutes", "3"]) == 0
     said = capsys.readouterr().out
     for text in ("trial 2", "a second text", "rates x4"):
         assert text in said
