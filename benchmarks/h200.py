@@ -138,7 +138,7 @@ def summary(line: dict[str, Any]) -> str:
 
 # --- tables ---------------------------------------------------------------------------------------
 
-FILES = ("configs/pilot.py", "configs/mid.py", "configs/target.py")
+FILES = ("configs/pilot.py", "configs/mid.py", "configs/target.py", "configs/gpt2.py")
 HEADS = {
     "memory": (
         "config, H200s | rows at once per device, microbatches | peak per device "
@@ -173,15 +173,16 @@ def place(line: dict[str, Any]) -> tuple[int, str, int, str]:
 
 
 def name_of(line: dict[str, Any]) -> str:
-    given = "".join(f", `{name}={value}`" for name, value in line["overrides"].items())
+    given = "".join(f", `{name}={value}`" for name, value in line.get("overrides", {}).items())
     return f"`{line['config']}`{given}, {line['devices']}"
 
 
 def memory_row(line: dict[str, Any], old: dict[str, Any] | None) -> str:
     peak = max(line["train"]["peak_bytes"], line["evaluation"]["peak_bytes"]) / GIB
+    rows = line.get("device_rows") or line["rows"] // line["grad_accum"] // line["devices"]
     cells = [
         name_of(line),
-        f"{line['device_rows']} x {line['seq_len']:,}, {line['grad_accum']}",
+        f"{rows} x {line['seq_len']:,}, {line['grad_accum']}",
         f"{peak:.1f} GiB",
         f"{100 * line['memory_share']:.0f} %",
         f"{old['peak_gib']} GiB" if old else "-",
