@@ -9,8 +9,9 @@ the compiler flags of the file, and is meant for changes that only move code.
 
     python -m pytest tests/test_golden.py -m "not slow"     a case for each family of blocks
     python -m pytest tests/test_golden.py                   all cases, four minutes of one core
-    GOLDEN_BITS=1 python -m pytest tests/test_golden.py     the same, to the last bit
     GOLDEN_WRITE=1 python -m pytest tests/test_golden.py    write both files anew
+    XLA_FLAGS=--xla_backend_optimization_level=0 GOLDEN_BITS=1 python -m pytest tests/test_golden.py
+                                                            all cases, to the last bit
 
 Compilation takes most of the time. JAX_COMPILATION_CACHE_DIR=FOLDER keeps what was compiled, and
 JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 all of it: programs that did not change cost nothing in
