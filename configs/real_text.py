@@ -28,10 +28,11 @@ FIELDS = {
     "rate": "model.memory.max_rate",
     "rows": "data.valid_rows",
 }
+SIZES = ("text", "medium", "test")
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    size, fields = common.parse_arg(arg, default_size="text", known=FIELDS, sizes=common.SMALL)
+    size, fields = common.parse_arg(arg, default_size="text", known=FIELDS, sizes=SIZES)
     cfg = common.base(size)
     cfg.model.block = fields.get("model.block", "hope_attention")
     chunk = 16 if size == "test" else 64  # characters between writes

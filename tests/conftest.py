@@ -25,6 +25,18 @@ MAPS = Path("/proc/self/maps")
 MOST_MAPS = 16_384  # a quarter of the 65,530 that Linux grants a process
 
 
+COSTLY = Path(__file__).resolve().parent / "costly.txt"  # one test per line, by what it costs
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `COSTLY` as slow, before the marks are chosen from."""
+    costly = set(COSTLY.read_text(encoding="utf-8").splitlines())
+    for item in items:
+        if item.nodeid in costly:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def few_maps() -> Iterator[None]:
     """XLA's CPU backend maps memory for every executable that it keeps; out of maps it crashes."""

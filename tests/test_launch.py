@@ -373,7 +373,9 @@ def losses(data: Path, changes: dict[str, Any], devices: int, steps: int) -> lis
         cfg.data, batch_size=cfg.train.batch_size, align=cfg.align, seed=cfg.seed
     )
     with jax.set_mesh(mesh):
-        shardings = place_state(mesh, model.param_info(), program.optimizer, jax.eval_shape(init))
+        shardings = place_state(
+            mesh, model.param_info(), program.optimizer, jax.eval_shape(init), cfg.mesh
+        )
         state = create_state(init, shardings)
         batch = place_batch(mesh, next(batches))
         jitted = jax.jit(partial(train_step, program=program), donate_argnums=0)

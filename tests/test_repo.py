@@ -249,6 +249,16 @@ def test_a_name_that_repeats_is_found(tree):
     assert house.names_that_repeat(root) == ["a/test_x.py and b/test_x.py"]
 
 
+def test_costly_tests_are_there():
+    """A test that was renamed would be back in the default suite without a word."""
+    lines = (ROOT / "tests" / "costly.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == sorted(set(lines))
+    for line in lines:
+        file, _, name = line.partition("::")
+        defined = f"def {name.partition('[')[0]}("
+        assert defined in (ROOT / file).read_text(encoding="utf-8"), line
+
+
 def test_every_folder_says_what_it_is_for():
     assert house.folders_without_purpose(ROOT) == []
 

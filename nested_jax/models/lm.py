@@ -32,7 +32,7 @@ from nested_jax.layers.call import Call
 from nested_jax.losses import logits_of
 from nested_jax.models.blocks import Block
 from nested_jax.models.decoder import declare_decoder, decode_last
-from nested_jax.models.stacks import block_of, layers_second, run_prefix, run_suffix
+from nested_jax.models.stacks import block_of, layers_second, run_prefix, run_suffix, same_bits
 from nested_jax.models.state import OpenChunk, State, StreamPosition
 from nested_jax.models.stream import empty_context, make_call, started
 from nested_jax.ops.chunking import RowOptions, Rows, per_row, where_rows
@@ -234,15 +234,17 @@ class LanguageModel:
         collect = bool(self.cfg.cms.surprise)
         state, prefix = run_prefix(self.cfg, params, state, x_BTD, call, collect=collect)
         x_BTD = prefix.x_BTD
-        # Without a write yet the slow model is the same function, and cheaper.
+        # Deltas of zeros are the slow model: its bits, whatever has been read before.
         deltas = None if rows.start == "fresh" else self.deltas(state)
         read = partial(run_suffix, self.cfg, params, state.now, x_BTD, call)
         if deltas is None:
             now, out = read(None)
         else:
             deltas = tuple(into_loop(delta) for delta in deltas)
-            written = jnp.any(jnp.stack([level.writes_B > 0 for level in state.fast]))
-            now, out = jax.lax.cond(written, lambda: read(deltas), lambda: read(None))
+            written = jnp.any(jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(deltas)]))
+            now, out = jax.lax.cond(
+                written, lambda: read(deltas), lambda: same_bits(read(None), read(deltas))
+            )
         h_BTD = out.x_BTD
         if rows.starts_BT is not None and deltas is not None:
             # A document that starts reads with the slow weights. It sees no token before it, so the

@@ -39,7 +39,9 @@ def fingerprint(tree: PyTree) -> list[int]:
     Integer sums do not depend on their order, so the number is the same on every mesh.
     """
     leaves = jax.tree.leaves(tree)
-    if any(x.sharding.memory_kind == HOST for x in leaves):  # one by one through the device
+    if any(
+        isinstance(x, jax.Array) and x.sharding.memory_kind == HOST for x in leaves
+    ):  # one by one through the device
         return [int(BIT_SUMS([on_device(x)])[0]) for x in leaves]
     return [int(x) for x in jax.device_get(BIT_SUMS(leaves))]
 

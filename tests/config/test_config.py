@@ -26,7 +26,10 @@ SIZES = ["test", "smoke", "pilot", "mid", "target"]
         ({"model": {"dim": "wide"}}, r"model\.dim='wide': got str, wants int"),
         ({"model": {"dim": True}}, r"model\.dim=True: got bool, wants int"),
         ({"model": 3}, r"model=3: got int, wants a block of fields"),
-        ({"model": {"block": "mamba"}}, r"wants one of 'transformer', 'gpt2', 'hope_attention'"),
+        (
+            {"model": {"block": "mamba"}},
+            r"wants one of 'transformer', 'gpt2', 'gpt2_cms', 'hope_attention'",
+        ),
         ({"model": {"dim": 100, "heads": 3}}, r"model\.heads=3: must divide model\.dim=100"),
         ({"model": {"heads": 4, "kv_heads": 3}}, r"model\.kv_heads=3: must divide"),
         ({"model": {"cms": {"periods": (4, 6)}}}, r"6 is no multiple of 4"),

@@ -196,7 +196,7 @@ def train_on(devices: int, cfg: Config) -> Trained:
     program = make_program(cfg, model)
     init = partial(init_state, cfg, model, program)
     info = model.param_info()
-    placed = place_state(mesh, info, program.optimizer, jax.eval_shape(init))
+    placed = place_state(mesh, info, program.optimizer, jax.eval_shape(init), cfg.mesh)
     levels = [leaf.level for leaf in jax.tree.leaves(info)]
     batches = make_train_iterator(cfg.data, batch_size=8, align=1, seed=0)
     trained = Trained([], None, [])

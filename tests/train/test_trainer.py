@@ -102,7 +102,7 @@ def test_summary_has_exactly_the_documented_fields(undisturbed: tuple[Path, Summ
     fields = (
         "step train_loss valid_loss valid_bits_per_byte parameters tokens seconds tokens_per_s "
         "peak_memory_bytes writes versions device git_commit valid_text_sha256 "
-        "train_order_sha256 scores"
+        "train_order_sha256 scores unique_tokens epochs trigram_bits_per_byte"
     )
     assert list(json.loads((undisturbed[0] / "summary.json").read_text())) == fields.split()
 
