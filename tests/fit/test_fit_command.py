@@ -118,3 +118,13 @@ def test_memory_that_has_changed_fails_the_check(
     assert "NOT as committed" in capsys.readouterr().out
     assert h200.same_memory(case, {})
     assert h200.same_memory(case, {h200.key(line): line | {"versions": {"jax": "0"}}})
+
+
+def test_recipes_leave_memory_on_the_machines_that_they_are_for(h200: Any) -> None:
+    """At least 15 % of what a program can have, by the compiled plans."""
+    plans = {h200.key(x): x for x in h200.read(h200.PLANS) if not h200.before(x)}
+    for spec, machines in {"pilot": (1, 2, 8), "mid": (8,), "target": (2, 8)}.items():
+        for devices in machines:
+            line = plans[h200.key({"config": f"configs/{spec}.py", "devices": devices})]
+            assert line["memory_share"] <= 0.85, (spec, devices)
+            assert line["seq_len"] * line["rows"] == 2**19
