@@ -106,7 +106,7 @@ def final_state(workdir: Path, cfg: Config) -> Restored:
     plan = make_plan(cfg, workdir, lambda _: None)
     checkpoints = Checkpoints(workdir, cfg.train, lambda _: None)
     try:
-        restored = checkpoints.restore(plan.abstract, cfg, plan.data.tokenizer_sha256)
+        restored = checkpoints.restore(plan.abstract, cfg, {})
     finally:
         checkpoints.close()
     assert restored is not None
