@@ -366,7 +366,8 @@ def read_params(saved: Saved) -> PyTree:
     options = ocp.CheckpointManagerOptions(read_only=True)
     try:
         found = ocp.CheckpointManager(saved.workdir / CHECKPOINTS, options=options)
-    except FileNotFoundError as error:  # it looks at all checkpoints, and one was just removed
+    # It looks at all checkpoints, and one was just removed.
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise GoneError(f"{saved.workdir}: checkpoints are being replaced: {error}") from error
     with found as manager:
         try:

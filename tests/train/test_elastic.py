@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-import threading
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from tiny import TIMINGS, read_lines, tiny_config, write_data
 
 from nested_jax.sharding import make_mesh
 from nested_jax.train import plan as plans
-from nested_jax.train.checkpoint import load_checkpoint
 from nested_jax.train.trainer import train
 from nested_jax.train.workdir import saved_steps
 
@@ -115,28 +115,39 @@ def test_a_save_after_so_many_seconds(data: Path, tmp_path: Path) -> None:
     assert saved_steps(tmp_path / "off" / "checkpoints") == [5]
 
 
-# Where a read fails, Orbax leaves tasks behind whose exceptions nobody fetches.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+READER = """
+import json, pathlib, sys
+import jax
+from nested_jax.train.checkpoint import load_checkpoint
+from nested_jax.train.workdir import saved_steps
+run, ended = map(pathlib.Path, sys.argv[1:])
+seen = []
+while not ended.exists():
+    if saved_steps(run / "checkpoints"):
+        params, _, step = load_checkpoint(run)
+        assert jax.tree.leaves(params)
+        seen.append(step)
+print(json.dumps(seen))
+"""
+
+
 def test_an_evaluation_reads_a_run_that_is_being_written(data: Path, tmp_path: Path) -> None:
-    """The run keeps one checkpoint, and replaces it at every step."""
+    """The run keeps one checkpoint, and replaces it at every step; the reader is another process.
+
+    In a process of its own, because what Orbax leaves of a reading whose files vanished is
+    collected later, in another test.
+    """
     changes = {"train.save_every": 1, "train.keep_latest": 1, "train.eval_every": 0}
-    cfg = tiny_config(data, {**SHORT, **changes, "train.steps": 40})
-    ended: list[Any] = []
-
-    def work() -> None:
-        ended.append(train(cfg, tmp_path / "run"))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    seen: list[int] = []
-    while thread.is_alive():
-        if saved_steps(tmp_path / "run" / "checkpoints"):
-            params, _, step = load_checkpoint(tmp_path / "run")
-            assert jax.tree.leaves(params)
-            seen.append(step)
-    thread.join()
-    gc.collect()  # they are shown here, and not in the next test
-    assert ended
+    cfg = tiny_config(data, {**SHORT, **changes, "train.steps": 60})
+    words = [sys.executable, "-c", READER, str(tmp_path / "run"), str(tmp_path / "ended")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as reader:
+        try:
+            train(cfg, tmp_path / "run")
+        finally:
+            (tmp_path / "ended").touch()
+        printed, _ = reader.communicate(timeout=120)
+    assert reader.returncode == 0
+    seen = json.loads(printed)
     assert seen == sorted(seen)
     assert len(set(seen)) > 2
 
