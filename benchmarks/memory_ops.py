@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 from throughput import where
 
+from nested_jax.ops.chunking import Rows
 from nested_jax.ops.memory_arch import matrix_shapes
 from nested_jax.ops.memory_chunked import memory_chunked
 from nested_jax.ops.memory_reference import memory_reference
 from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryInputs, init_state
+from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state
 from nested_jax.ops.normalize import l2_normalize
 
 SPECS = {
@@ -92,8 +93,9 @@ def check(spec: MemorySpec, fast: Callable[..., Any]) -> None:
 def measure(name: str, chunk: int, args: argparse.Namespace) -> dict[str, Any]:
     spec = MemorySpec(chunk=chunk, **SPECS[name])
 
-    def aligned(*a: Any) -> Any:
-        return memory_chunked(*a, aligned=True, remat=args.remat)
+    def aligned(spec: MemorySpec, state: MemoryState, inputs: MemoryInputs) -> Any:
+        rows = Rows.of(inputs.q_BTHK, start="aligned")
+        return memory_chunked(spec, state, inputs, rows, remat=args.remat)
 
     check(spec, aligned)
     arguments = make_arguments(spec, args.batch, args.tokens, args.heads, args.width)

@@ -143,7 +143,9 @@ class ModelConfig(Block):
     tie_embeddings: bool = True  # the head is the transposed embedding
     answers: Literal["each", "last"] = "each"  # each position's own, or all decoded from the last
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of matrix products
-    remat: Free[Literal["none", "dots", "full"]] = "none"  # what backward recomputes in a block
+    # What the backward pass recomputes of a block: nothing, all but products with weights, all; or
+    # all, and within its memory once more, so that of N chunks about 2 sqrt(N) states are kept.
+    remat: Free[Literal["none", "dots", "full", "nested"]] = "none"
     attention: Free[Literal["auto", "xla", "blockwise", "cudnn"]] = "auto"  # kernel of softmax
     loss_chunk: Free[Size] = 4096  # tokens whose logits exist at once in the loss; 0 is all
     memory: MemoryConfig = field(default_factory=MemoryConfig)

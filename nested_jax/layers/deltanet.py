@@ -90,7 +90,7 @@ class DeltaNet(Layer):
             self.cfg.memory.max_rate * jax.nn.sigmoid(gate_logits(self.rate, x_BTD)),
             self.keep(x_BTD),
         )
-        remat = self.cfg.remat != "none"
+        remat = self.cfg.remat == "nested"
         memory, y_BTHV = run_memory(
             self.spec, self._zero_memory(), state.memory, inputs, call.rows, remat=remat
         )

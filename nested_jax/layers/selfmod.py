@@ -102,7 +102,7 @@ class SelfModifying(Layer):
     def setup(self) -> None:
         cfg = self.cfg
         spec = self_modifying_spec(cfg.memory)
-        self.spec = replace(spec, remat=cfg.remat != "none")
+        self.spec = replace(spec, remat=cfg.remat == "nested")
         self.slow = tuple(n for n in ("q", "k", "v") if n not in self.spec.generators)
         owners = [n for n in ("k", "v", "q") if n in self.spec.generators]
         self.own = tuple(f"x_{n}" for n in owners) if cfg.memory.generator_inputs == "own" else ()

@@ -171,7 +171,7 @@ def neural_memory(
         memory, y_BTHV = state.memory, memory_read(spec, initial.fast, inputs.q_BTHK)
     else:
         memory, y_BTHV = run_memory(
-            spec, weights.fast0, state.memory, inputs, rows, remat=cfg.remat != "none"
+            spec, weights.fast0, state.memory, inputs, rows, remat=cfg.remat == "nested"
         )
     y_BTD = from_heads(weights.out, y_BTHV, x_BTD, cfg.norm_eps)
     return NeuralMemoryState(memory, tails), y_BTD

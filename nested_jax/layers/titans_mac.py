@@ -212,7 +212,7 @@ def each_piece(
 ) -> tuple[MemoryAsContextState, Array]:
     """Read one piece after the other; return the state, and [N, B, W, D]."""
     body = partial(run_piece, cfg, parts, fresh)
-    state, y_NBWD = remat_scan(body, begun, cut, remat=cfg.remat != "none")
+    state, y_NBWD = remat_scan(body, begun, cut, remat=cfg.remat == "nested")
     return state, y_NBWD
 
 
@@ -240,7 +240,7 @@ def all_pieces(
         return after, (memory.matrices, recalled_BWD)
 
     memory, (sources, recalled_NBWD) = remat_scan(
-        write, begun.memory, cut, remat=cfg.remat != "none"
+        write, begun.memory, cut, remat=cfg.remat == "nested"
     )
     count, batch, width = cut.position_BT.shape
     merge = lambda x: x.reshape(count * batch, *x.shape[2:])  # noqa: E731

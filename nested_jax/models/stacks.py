@@ -25,6 +25,7 @@ REMAT = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
+    "nested": jax.checkpoint_policies.nothing_saveable,
 }
 
 

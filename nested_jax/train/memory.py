@@ -132,8 +132,9 @@ def advice(cfg: Config) -> list[str]:
             found.append(
                 f"--config.teach.chunk={model.cms.periods[0]} (now {cfg.teach.chunk}: fewer chunks)"
             )
-    if model.remat != "full":
-        found.append(f"--config.model.remat=full (now {model.remat})")
+    if model.remat != "nested":
+        more = "nested" if model.remat == "full" else "full"
+        found.append(f"--config.model.remat={more} (now {model.remat})")
     if not cfg.mesh.offload:
         found.append("--config.mesh.offload=True (moments of the optimizer in the host's memory)")
     found.append("--config.mesh.fsdp=N over more devices")

@@ -87,3 +87,23 @@ def test_stacks_equal_a_loop_over_blocks(taught: int, remat: str) -> None:
     ((_, got), got_grad), ((_, want), want_grad) = weighed(stacks)(*args), weighed(loop)(*args)
     assert_close(got, want, rtol=1e-5)
     assert_close(got_grad, want_grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", ["gated_deltanet", "hope"])
+def test_nested_recomputes_within_a_memory_and_full_only_around_it(block: str) -> None:
+    def recomputed(remat: str) -> int:
+        memory = {"chunk": 4, "generator_chunk": 4, "segment": 4}
+        sizes = {"vocab_size": 23, "dim": 12, "layers": 1, "heads": 2, "mlp_hidden": 14}
+        model = {"block": block, "remat": remat, "memory": memory, **sizes}
+        built = nested_jax.build_model(
+            from_config_dict({"model": model, "data": {"seq_len": 64}}).model
+        )
+        params = jax.eval_shape(built.init, jax.random.key(0))
+
+        def loss(params: PyTree, tokens_BT: Array) -> Array:
+            return jnp.sum(built.apply(params, built.init_state(params, 1), tokens_BT)[1])
+
+        traced = jax.make_jaxpr(jax.grad(loss))(params, jnp.zeros((1, 64), jnp.int32))
+        return str(traced).count("remat")
+
+    assert recomputed("none") < recomputed("full") < recomputed("nested")
