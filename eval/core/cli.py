@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.core.datasets import DataRoot
+from eval.core.datasets import DataRoot, files_read
 from eval.core.flags import OUT, Flag, check_place, flag, parser_for, split_rest
 from eval.core.items import ASKED, items_sha256
 from eval.core.memory_options import MEMORY_FLAGS, memorize_options
@@ -174,7 +174,8 @@ def subject_of(flags: argparse.Namespace, path: Path | None = None) -> Subject:
 def evaluate(task: Task, subject: Subject, flags: argparse.Namespace) -> dict[str, Any]:
     """Return the result of a task, with what made it."""
     start = time.perf_counter()
-    found = task.evaluate(subject, flags)
+    with files_read() as read:
+        found = task.evaluate(subject, flags)
     result: dict[str, Any] = {
         "task": task.name,
         "subject": subject.describe(),
@@ -185,6 +186,7 @@ def evaluate(task: Task, subject: Subject, flags: argparse.Namespace) -> dict[st
         "device": machine.device_name(),
         "versions": machine.versions(),
         "git_commit": machine.git_commit(),
+        "files": read,
         "items_sha256": items_sha256(found.items),
         "items": found.items,
     }

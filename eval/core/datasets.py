@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from nested_jax.data.records import checked_row, json_rows
 from nested_jax.data.streams import text_lines
+from nested_jax.files import file_sha256
 
 VARIABLE = "NESTED_JAX_DATA"
 DEFAULTS = (Path("data"), Path("../shared/data"))
@@ -21,6 +24,36 @@ HOW = (
     f"give --data-root or set {VARIABLE}; docs/evaluation.md lists the files and columns, and "
     "`python -m eval fetch` gets the zero-shot ones from the Hugging Face Hub"
 )
+
+_READ: ContextVar[dict[str, str] | None] = ContextVar("files_read", default=None)
+
+
+@contextmanager
+def files_read() -> Iterator[dict[str, str]]:
+    """Yield a dict that fills with the files that are opened inside: path and SHA-256."""
+    found: dict[str, str] = {}
+    token = _READ.set(found)
+    try:
+        yield found
+    finally:
+        _READ.reset(token)
+
+
+def opening(path: Path) -> Path:
+    """Return a file that is about to be read, after `files_read` has been told of it."""
+    found, name = _READ.get(), str(path.absolute())
+    if found is not None and name not in found:
+        found[name] = file_sha256(path)
+    return path
+
+
+def changed_files(read: dict[str, str]) -> list[str]:
+    """Return the files that are gone, or hold something else than when `files_read` saw them."""
+    return [
+        name
+        for name, digest in read.items()
+        if not Path(name).is_file() or file_sha256(Path(name)) != digest
+    ]
 
 
 class DataRoot:
@@ -43,7 +76,7 @@ class DataRoot:
         tried = [root / n for root in self.roots for n in (name, name.removesuffix(".gz"))]
         for path in dict.fromkeys(tried):
             if path.is_file():
-                return path
+                return opening(path)
         looked = ", ".join(str(root.absolute()) for root in self.roots)
         raise ValueError(f"data file {name!r}: not found in {looked}; {HOW}")
 

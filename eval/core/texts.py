@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from eval.core.datasets import DataRoot
+from eval.core.datasets import DataRoot, opening
 from eval.core.flags import flag
 from nested_jax.config import Config, DataConfig
 from nested_jax.data.manifest import SourceSpec
@@ -203,6 +203,7 @@ def of_store(store: TokenStore, chosen: Iterable[str], place: str) -> list[Segme
         found = False
         for each in SPLITS if split == ALL else (split,):
             for shard in store.select(each, (name,)):
+                opening(store.root / INDEX)
                 tokens = np.memmap(store.root / shard.file, store.dtype, "r")
                 offsets = np.fromfile(store.root / shard.offsets_file, np.int64)
                 for i, (start, stop) in enumerate(itertools.pairwise(offsets)):
@@ -224,6 +225,7 @@ def read_list(path: Path) -> dict[str, Any] | None:
     Raises:
       ValueError: YAML that cannot be read.
     """
+    opening(path)
     if path.suffix == ".json":
         try:
             data = json.loads(path.read_text("utf-8"))
@@ -288,6 +290,8 @@ def of_text(path: Path, reading: Reading) -> Segment:
     lone = path.is_file() and file_format(path) not in (*JSON_LINES, ".parquet")
 
     def read(split: str) -> Documents:
+        for file in files:
+            opening(file)
         if lone and reading.unit == "file":
             texts = [(part.split, part.text) for part in cut(read_text(path))]
             whole = [(ALL, "".join(text for _, text in texts))]
@@ -330,6 +334,7 @@ def labelled(word: str, reading: Reading, label_key: str, split: str) -> Iterato
     )
     spec = SourceSpec(dataset=word)
     for file, of_file in order_by_split(spec):
+        opening(file)
         for where, row in json_rows(file) if file in files else ():
             checked_row(row, where, **{reading.text_key: str, label_key: str})
             text, own = row[reading.text_key], row_split(row.get("split"), where, Strict(spec))

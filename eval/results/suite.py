@@ -26,6 +26,7 @@ from eval.core.cli import (
     tasks,
     write_out,
 )
+from eval.core.datasets import changed_files
 from eval.core.flags import OUT, choose, flag, parse_lengths
 from eval.core.report import markdown
 from eval.core.subject import Subject
@@ -186,7 +187,7 @@ def supported(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str]
 
 
 def finished(file: Path, subject: Subject, flags: argparse.Namespace) -> dict[str, Any] | None:
-    """Return the result in `file` if it is of this checkpoint and of these flags."""
+    """Return the result in `file` if it is of this checkpoint, these flags and the same texts."""
     if not file.is_file():
         return None
     try:
@@ -194,8 +195,15 @@ def finished(file: Path, subject: Subject, flags: argparse.Namespace) -> dict[st
     except ValueError:
         return None  # not one of ours; it is written again
     options = json.loads(json.dumps(options_of(flags)))
-    same = isinstance(result, dict) and result.get("subject") == subject.describe()
-    return result if same and result.get("options") == options else None
+    if not isinstance(result, dict) or result.get("subject") != subject.describe():
+        return None
+    if result.get("options") != options:
+        return None
+    changed = changed_files(result["files"]) if "files" in result else ["what it read is not known"]
+    if changed:
+        print(f"{file.stem}: run again, its texts have changed: {', '.join(changed)}", flush=True)
+        return None
+    return result
 
 
 FLAGS = (

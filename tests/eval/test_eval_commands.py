@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -165,6 +166,44 @@ def test_what_the_answer_leaks_is_marked(place: Place, tmp_path: Path, capsys: A
     assert found["memorize"]["leakage"]
     assert not found["memorize"]["reset"]
     assert "**Leakage" in capsys.readouterr().out
+
+
+def test_a_suite_notices_that_its_texts_have_changed(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A task's own file, and a text of the user's; a result that does not say is not trusted."""
+    root, mine = tmp_path / "root", tmp_path / "mine.txt"
+    shutil.copytree(place.root, root)
+    mine.write_text("The first text that is read. " * 40)
+    words = {"zeroshot": ["--tasks", "piqa"], "perplexity": ["--segments", str(mine)]}
+    monkeypatch.setitem(suite.PRESETS, "tiny", words)
+    folder = tmp_path / "eval"
+    command = ["suite", "--checkpoint", str(place.plain), "--out-dir", str(folder)]
+    command += ["--preset", "tiny", "--", "--data-root", str(root), "--split", "all", *FEW]
+
+    def again() -> str:
+        capsys.readouterr()
+        assert main(command) == 0
+        return capsys.readouterr().out
+
+    again()
+    assert "zeroshot: done before\nperplexity: done before\n" in again()
+    mine.write_text("Another text in its place. " * 40)
+    said = again()
+    assert "zeroshot: done before\n" in said
+    assert f"perplexity: run again, its texts have changed: {mine}\n" in said
+    assert "perplexity: done before" in again()
+    (file,) = root.glob("zero_shot/piqa/validation.jsonl*")
+    data = file.read_bytes()
+    read = gzip.decompress(data) if file.suffix == ".gz" else data
+    lines = read.splitlines(keepends=True)
+    changed = b"".join([*lines[1:], lines[0]])
+    file.write_bytes(gzip.compress(changed) if file.suffix == ".gz" else changed)
+    assert f"zeroshot: run again, its texts have changed: {file}\n" in again()
+    result = json.loads((folder / "zeroshot.json").read_text())
+    del result["files"]
+    (folder / "zeroshot.json").write_text(json.dumps(result))
+    assert "zeroshot: run again" in again()
 
 
 def test_a_suite_that_was_killed_goes_on(
