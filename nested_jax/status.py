@@ -23,6 +23,7 @@ from nested_jax.storage import age_of, scheme
 from nested_jax.train.heartbeat import SILENT_SECONDS, Beat, read_beats
 from nested_jax.train.workdir import (
     CHECKPOINTS,
+    COMMITTED,
     CONFIG,
     METRICS,
     STARTS,
@@ -109,7 +110,7 @@ def owner_in(workdir: Path) -> Owner | None:
 
 def newest_file(step: Path) -> Path:
     """Return the file of a checkpoint that is written last; a bucket has no time of a folder."""
-    return step / "commit_success.txt" if scheme(step) else step
+    return step / COMMITTED if scheme(step) else step
 
 
 def state_of(ended: bool, owner: Owner | None, beats: list[Beat]) -> str:

@@ -28,14 +28,12 @@ from nested_jax.storage import scheme
 from nested_jax.train.fits import Identity, check_data, check_fits, config_of
 from nested_jax.train.integrity import fingerprint, seal, unseal
 from nested_jax.train.state import TrainState
-from nested_jax.train.workdir import CHECKPOINTS, free_name, locate, saved_steps
+from nested_jax.train.workdir import CHECKPOINTS, Deleter, free_name, locate, saved_steps
 from nested_jax.types import PyTree
 
 # What reading a damaged folder raises: missing or cut files, bad JSON, tensorstore's DATA_LOSS.
 # AttributeError: Orbax takes what a damaged metadata file holds for what should be there.
 DAMAGE = (ValueError, KeyError, TypeError, OSError, AttributeError)
-
-
 READ_TRIES = 20  # of the newest checkpoint of a run that replaces it
 
 
@@ -79,12 +77,13 @@ class Checkpoints:
         keep.append(Chosen(lambda steps: {*self._best(train.keep_best, steps), *held}))
         if train.keep_every:
             keep.append(ocp.checkpoint_managers.EveryNSteps(train.keep_every))
-        self._options = ocp.CheckpointManagerOptions(
+        options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(keep),
             enable_async_checkpointing=train.async_save,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=self._options)
+        self._manager = manager = ocp.CheckpointManager(self.folder, options=options)
+        manager._checkpoint_deleter = Deleter(self.folder, manager._checkpoint_deleter)
         self._broken = False  # a save has failed
         self.scores: dict[int, float] = {}  # held-out loss by step, of the checkpoints that know it
         if train.keep_best:
@@ -111,10 +110,9 @@ class Checkpoints:
 
     def _note(self, meta: Mapping[str, Any]) -> None:
         valid = meta.get("meter", {}).get("valid", {})
-        if valid.get("step", -1) == meta["step"] and math.isfinite(
-            valid.get("valid_loss", math.nan)
-        ):
-            self.scores[meta["step"]] = valid["valid_loss"]
+        loss = valid.get("valid_loss", math.nan)
+        if valid.get("step", -1) == meta["step"] and math.isfinite(loss):
+            self.scores[meta["step"]] = loss
 
     def _best(self, count: int, steps: Sequence[int]) -> list[int]:
         known = [step for step in steps if step in self.scores]

@@ -7,10 +7,12 @@ of its text, and ``summary.json`` when it has ended. docs/guide.md says what it 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -23,6 +25,7 @@ CHECKPOINTS = "checkpoints"
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 STARTS = "starts.jsonl"  # one line per start: when, where, mesh, versions, what it needs
 TOKENIZER = "tokenizer.model"
+COMMITTED = "commit_success.txt"  # of a checkpoint in a bucket: Orbax writes it last
 RECORD = (CONFIG, METRICS, STARTS, SUMMARY, TOKENIZER, "tensorboard", "profile", "wandb")
 
 
@@ -55,14 +58,52 @@ def saved_steps(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     found = [p for p in folder.iterdir() if p.name.isdigit() and p.is_dir()]
-    if scheme(folder):  # a bucket has no renames: Orbax writes this file last
-        found = [p for p in found if (p / "commit_success.txt").exists()]
+    if scheme(folder):  # a bucket has no renames
+        found = [p for p in found if (p / COMMITTED).exists()]
     return sorted(int(p.name) for p in found)
 
 
 def free_name(folder: Path, name: str) -> Path:
     tries = (folder / (name + suffix) for suffix in ["", *(f".{i}" for i in range(1, 1000))])
     return next(path for path in tries if not path.exists())
+
+
+class Deleter:
+    """Deletes checkpoints so that one operation takes each from every reader.
+
+    A folder is renamed to ``.STEP.deleted`` first; in a bucket, which has no renames, `COMMITTED`
+    goes first. What a kill leaves is no checkpoint, and goes at the next start. It stands before
+    the deleter of an Orbax manager, which removes file by file; Orbax's `todelete_subdir` renames
+    and never deletes, and not in a bucket.
+
+    Args:
+      folder: of the checkpoints.
+      inner: Orbax's deleter.
+    """
+
+    def __init__(self, folder: Path, inner: Any) -> None:
+        self.folder, self.inner = folder, inner
+        # In a bucket Orbax removes what has no COMMITTED by itself.
+        if jax.process_index() == 0 and not scheme(folder):
+            for left in folder.glob(".*.deleted*"):
+                shutil.rmtree(left)
+
+    def delete_steps(self, steps: Sequence[int]) -> None:
+        for step in steps:
+            self.delete(step)
+
+    def delete(self, step: int) -> None:
+        if jax.process_index() > 0:
+            return
+        whole = self.folder / str(step)
+        if scheme(self.folder):
+            (whole / COMMITTED).unlink(missing_ok=True)
+            self.inner.delete(step)
+        elif whole.exists():
+            shutil.rmtree(whole.rename(free_name(self.folder, f".{step}.deleted")))
+
+    def close(self) -> None:
+        self.inner.close()
 
 
 # --- who uses it ---------------------------------------------------------------------------------

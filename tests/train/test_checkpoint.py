@@ -282,6 +282,29 @@ def test_latest_and_every_are_kept(tmp_path: Path, said: list[str]) -> None:
     assert saved_steps(checkpoints.folder) == [4, 6, 7]
 
 
+def test_a_deletion_that_is_cut_short_leaves_no_checkpoint(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, TrainConfig(keep_latest=1), said.append)
+    removed = []
+
+    def killed(path: Path) -> None:
+        (path / "meta" / "metadata").unlink()
+        removed.append(saved_steps(path.parent))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        for step in (2, 4):
+            checkpoints.save(make_state(step=step), {}, meta(step))
+        checkpoints.close()
+    assert removed == [[4]]
+    assert {path.name for path in checkpoints.folder.iterdir()} == {".2.deleted", "4"}
+    again = Checkpoints(tmp_path, KEEP, said.append)
+    again.save(make_state(step=2), {}, meta(2))
+    again.close()
+    assert {path.name for path in again.folder.iterdir()} == {"2", "4"}
+
+
 @pytest.mark.parametrize("async_save", [True, False])
 def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(
     tmp_path: Path, said: list[str], async_save: bool
