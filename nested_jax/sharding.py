@@ -248,6 +248,17 @@ def place_batch(mesh: Mesh, local: Mapping[str, np.ndarray]) -> Batch:
     return Batch(**{name: put(x) for name, x in local.items()})
 
 
+def to_host(tree: PyTree) -> PyTree:
+    """Return whole arrays in the memory of every process, which must all ask for them in turn."""
+
+    def fetch(x: Any) -> np.ndarray:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(fetch, tree)
+
+
 # --- processes -----------------------------------------------------------------------------------
 
 

@@ -346,6 +346,29 @@ def test_a_second_run_of_two_processes_is_refused_in_both(config: Path, tmp_path
     assert [process.returncode for process in both] == [0, 0], outputs
 
 
+@pytest.mark.slow
+def test_evaluators_of_two_processes_say_what_one_says(tmp_path: Path, data: Path) -> None:
+    """With parameters and rows spread over both: passages read again, texts that are written,
+    answers that are decoded."""
+    tasks = [
+        "repeat:40",
+        "perplexity --segments run --split valid --max-tokens 128 --memorize",
+        "passkey --context-lengths 160 --samples-per-length 2",
+    ]
+    fields = {**HOPE, "train.eval_tasks": tasks, "train.steps": 2, "train.eval_every": 1}
+    config = write_config(tmp_path, data, fields)
+    finish(config, tmp_path / "one")
+    both = launch_two(config, tmp_path / "two", "--config.mesh.fsdp=2", "--config.mesh.data=2")
+    outputs = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert "repeat: a held-out passage that it read 40 tokens ago" in outputs[0][0]
+    (*_, want), (*_, got) = (read_lines(tmp_path / name) for name in ("one", "two"))
+    scores = [name for name in want if name.split("/")[0] in ("repeat", "perplexity", "passkey")]
+    assert {name.split("/")[0] for name in scores} == {"repeat", "perplexity", "passkey"}
+    for name in scores:
+        assert got[name] == pytest.approx(want[name], rel=2e-4, abs=2e-4), name
+
+
 # --- meshes --------------------------------------------------------------------------------------
 
 MESHES = {

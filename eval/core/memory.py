@@ -36,6 +36,7 @@ from nested_jax.errors import NotWrittenError
 from nested_jax.models.lm import LanguageModel
 from nested_jax.models.memories import keep_memories, memories_into
 from nested_jax.models.state import State
+from nested_jax.sharding import to_host
 from nested_jax.teach import flush, teach
 from nested_jax.types import Array, PyTree
 
@@ -60,7 +61,7 @@ class Tally:
     change: dict[str, float] = field(default_factory=dict)  # summed over texts
 
     def add_change(self, name: str, change_B: Array, used: int) -> None:
-        total = float(np.asarray(change_B)[:used].sum())
+        total = float(to_host(change_B)[:used].sum())
         self.change[name] = self.change.get(name, 0.0) + total
 
 
@@ -158,7 +159,7 @@ class Memorizer:
                     state, more = self._write(self.reader.params, state, *arrays)
                     blocked = more + blocked
                 state, written = self._finish(self.reader.params, state)
-                self.count(texts, written, before, np.asarray(blocked))
+                self.count(texts, written, before, to_host(blocked))
         return state
 
     def fit(self, state: State, count: int, longest: int) -> State:
@@ -181,10 +182,9 @@ class Memorizer:
         used, tally = len(texts), self.tally
         tally.texts += used
         tally.tokens += sum(map(len, texts))
-        writes_MB = np.asarray(written.writes_MB) - before
-        levels = zip(
-            writes_MB, np.asarray(written.blocked_MB) + blocked_MB, written.change_MB, strict=True
-        )
+        written = to_host(written)
+        writes_MB = written.writes_MB - before
+        levels = zip(writes_MB, written.blocked_MB + blocked_MB, written.change_MB, strict=True)
         for i, (writes_B, blocked_B, change_B) in enumerate(levels):
             name = level_name(i)
             if name in self.paths:
@@ -225,7 +225,7 @@ class Memorizer:
                 after, _, written = self._learn(self.reader.params, again, *arrays)
         texts = [range(n) for n in lengths_B if n]
         self.count(texts, written, before, np.zeros_like(before))
-        return after, np.asarray(nats_BT), np.zeros(nats_BT.shape, bool)
+        return after, to_host(nats_BT), np.zeros(nats_BT.shape, bool)
 
     # --- what it did ---
 
@@ -303,7 +303,7 @@ class Blank:
 def level_writes(state: State) -> np.ndarray:
     """Return the writes of each level since the reset, int32 [M, B]."""
     batch = state.now.context.slots_B.shape[0]
-    counts = [np.asarray(level.writes_B) for level in state.fast]
+    counts = to_host([level.writes_B for level in state.fast])
     return np.stack(counts) if counts else np.zeros((0, batch), np.int32)
 
 

@@ -21,7 +21,7 @@ from nested_jax.models.decode import Sampling, sample
 from nested_jax.models.lm import LanguageModel, uses_slots
 from nested_jax.models.memories import begin
 from nested_jax.models.state import State
-from nested_jax.sharding import batch_sharding, make_mesh, param_shardings
+from nested_jax.sharding import batch_sharding, make_mesh, param_shardings, to_host
 from nested_jax.teach import teach
 from nested_jax.types import Array, PyTree
 
@@ -127,7 +127,7 @@ class ModelReader:
 
     def take(self, state: Any, rows: np.ndarray) -> Any:
         with jax.set_mesh(self.mesh):
-            return self._take(state, jnp.asarray(rows, jnp.int32))
+            return self._take(state, np.asarray(rows, np.int32))
 
     def run(self, step: Callable[..., Any], state: Any, *arrays: np.ndarray) -> Any:
         """Return what a compiled step makes of a state, and arrays whose first axis is the rows."""
@@ -141,26 +141,26 @@ class ModelReader:
         self, state: Any, tokens_BT: np.ndarray, targets_BT: np.ndarray, lengths_B: np.ndarray
     ) -> tuple[Any, np.ndarray, np.ndarray]:
         state, *found = self.run(self._score, state, tokens_BT, targets_BT, lengths_B)
-        nats_BT, likeliest_BT = map(np.asarray, found)
+        nats_BT, likeliest_BT = to_host(found)
         return state, nats_BT, likeliest_BT
 
     def score_last(
         self, state: Any, tokens_BT: np.ndarray, targets_BT: np.ndarray, lengths_B: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         found = self.run(self._score_last, state, tokens_BT, targets_BT, lengths_B)
-        nats_BT, likeliest_BT = map(np.asarray, found)
+        nats_BT, likeliest_BT = to_host(found)
         return nats_BT, likeliest_BT
 
     def decode(
         self, state: Any, last_B: np.ndarray, count: int, draw: Draw
     ) -> tuple[Any, np.ndarray]:
         with jax.set_mesh(self.mesh):
-            key = jax.random.key(draw.seed)
+            key = np.asarray(jax.random.key_data(jax.random.key(draw.seed)))
             (last,) = self.put(last_B)
-            first = jnp.int32(draw.first)
+            draws = key, np.int32(draw.first)  # numpy: an array of one process serves no other
             how = replace(draw.how, symbols=self.symbols, never=self.never)
-            state, tokens_BT = self._decode(self.params, state, last, (key, first), count, how)
-            return state, np.asarray(tokens_BT)
+            state, tokens_BT = self._decode(self.params, state, last, draws, count, how)
+            return state, to_host(tokens_BT)
 
 
 # --- the compiled steps ---------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def decode_tokens(
     how: Sampling,
 ) -> tuple[PyTree, Array]:
     """Read `last_B`, draw a token, read it, and so on; token i is drawn with key ``first + i``."""
-    key, first = draws
+    key, first = jax.random.wrap_key_data(draws[0]), draws[1]
 
     def step(carry: tuple[PyTree, Array], i: Array) -> tuple[tuple[PyTree, Array], Array]:
         state, last_B = carry

@@ -43,13 +43,6 @@ def make_evaluators(cfg: Config) -> list[Evaluator]:
     Raises:
       ValueError: an unknown task, one whose file is missing, or whose text is too short.
     """
-    if jax.process_count() > 1:  # a default that no one asked for must not end such a run
-        plain = cfg.train.eval_tasks in ((), (REPEAT,))
-        want = "tasks are evaluated in one process"
-        require(plain, "train.eval_tasks", cfg.train.eval_tasks, want)
-        if cfg.train.eval_tasks and jax.process_index() == 0:
-            print(f"{REPEAT}: not measured: {want}", flush=True)
-        return []
     evaluators: list[Evaluator] = []
     for task in cfg.train.eval_tasks:
         name, colon, distances = task.partition(":")

@@ -43,6 +43,7 @@ from nested_jax.data.tokenizers.tokenizer import Tokenizer
 from nested_jax.errors import require
 from nested_jax.models.lm import LanguageModel, build_model
 from nested_jax.models.state import State
+from nested_jax.sharding import to_host
 from nested_jax.teach import teach
 from nested_jax.types import Array, PyTree
 
@@ -142,9 +143,10 @@ def trace(
         targets, _ = pad([stream[at + 1 : at + 1 + size]], reader.row_multiple, size)
         before = level_writes(state)
         state, found = reader.run(step, state, inputs, targets, lengths_B)
+        found = to_host(found)
         length = int(lengths_B[0])
         parts = (found.loss_BT, found.entropy_BT, found.signal_BT)
-        columns.append(tuple(np.asarray(part)[0, :length] for part in parts))
+        columns.append(tuple(part[0, :length] for part in parts))
         row = written_row(memorizer, found, level_writes(state) - before)
         if row:
             chunks.append({"from": at, "to": at + length, "memories": row})
@@ -159,7 +161,7 @@ def written_row(memorizer: Memorizer, found: Trace, writes_MB: np.ndarray) -> di
         zip(writes_MB, found.blocked_MB, found.norm_MB, found.change_MB, strict=True)
     ):
         if level_name(i) in memorizer.paths:
-            writes, blocked, norm, change = (float(np.asarray(x_B)[0]) for x_B in level)
+            writes, blocked, norm, change = (float(x_B[0]) for x_B in level)
             row[level_name(i)] = {
                 "writes": int(writes) * memorizer.scale,
                 "blocked": int(blocked) * memorizer.scale,
@@ -167,7 +169,7 @@ def written_row(memorizer: Memorizer, found: Trace, writes_MB: np.ndarray) -> di
                 "change": round(change, DIGITS),
             }
     if memorizer.sequence:
-        change = round(float(np.asarray(found.sequence_B)[0]), DIGITS)
+        change = round(float(found.sequence_B[0]), DIGITS)
         row[memorizer.model.cfg.kind.memory] = {"change": change}
     return row
 

@@ -26,8 +26,9 @@ from eval.core.subject import Subject
 from nested_jax.data.synthetic.rows import SyntheticSource, task_of
 from nested_jax.data.synthetic.task import Task as Synthetic
 from nested_jax.errors import require
-from nested_jax.sharding import place_batch
+from nested_jax.sharding import to_host
 from nested_jax.train.task_scores import answer
+from nested_jax.types import Batch
 
 FACTORS = (1, 2, 4, 8)  # times the training length
 
@@ -92,7 +93,8 @@ def answered(subject: Subject, task: Synthetic, samples: int, seed: int) -> list
         for place in range(used):
             source.fill(batch, place, first + place)
         with jax.set_mesh(reader.mesh):
-            found = jax.device_get(step(reader.params, place_batch(reader.mesh, batch)))
+            placed = Batch(**dict(zip(batch, reader.put(*batch.values()), strict=True)))
+            found = to_host(step(reader.params, placed))
         for i in range(used):
             asked = batch["weights_BT"][i] > 0
             right = found.predictions_BT[i][asked] == batch["targets_BT"][i][asked]

@@ -208,18 +208,6 @@ def test_a_run_says_what_it_remembers(tmp_path: Path) -> None:
     assert math.isfinite(group["delta"]["gain"])
 
 
-def test_several_processes_leave_it_out_and_say_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The experiment of the README runs on several processes too; what was asked for is refused."""
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert make_evaluators(tiny_config(Path(), {"train.eval_tasks": ["repeat"]})) == []
-    assert "repeat: not measured: tasks are evaluated in one process" in capsys.readouterr().out
-    for task in ("repeat:40", "piqa"):
-        with pytest.raises(ValueError, match="tasks are evaluated in one process"):
-            make_evaluators(tiny_config(Path(), {"train.eval_tasks": [task]}))
-
-
 def test_text_that_is_too_short_ends_only_a_run_that_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
