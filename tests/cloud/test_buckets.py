@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import emulators
 import fsspec
@@ -20,7 +21,7 @@ from nested_jax.data.prepare.engine import copy_store
 from nested_jax.data.shards import open_store
 from nested_jax.storage import Store, as_path
 from nested_jax.train.checkpoint import load_checkpoint
-from nested_jax.train.workdir import saved_steps
+from nested_jax.train.workdir import Deleter, saved_steps
 
 pytestmark = [
     pytest.mark.slow,
@@ -115,6 +116,14 @@ def test_a_workdir_in_gcs(
     assert "checkpoint 40 is damaged and not used" in out
     assert "from checkpoint 36" in out
     assert_equal(load_checkpoint(url)[0], load_checkpoint(undisturbed)[0])
+    # Killed while it deletes a checkpoint, when only the mark of completeness is gone.
+    folder, listed = run / "checkpoints", []
+    killed = SimpleNamespace(delete=lambda step: listed.append(saved_steps(folder)))
+    Deleter(folder, killed).delete(36)
+    assert listed == [[40]]
+    assert any(name.startswith("checkpoints/36/") for name in Store(url).files())
+    finish(config, url)
+    assert not any(name.startswith("checkpoints/36/") for name in Store(url).files())
 
 
 @pytest.mark.parametrize("service", ["s3", "gcs"])
