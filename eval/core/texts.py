@@ -203,7 +203,7 @@ def of_store(store: TokenStore, chosen: Iterable[str], place: str) -> list[Segme
         found = False
         for each in SPLITS if split == ALL else (split,):
             for shard in store.select(each, (name,)):
-                opening(store.root / INDEX)
+                opening((store.root / shard.file).parent / INDEX)
                 tokens = np.memmap(store.root / shard.file, store.dtype, "r")
                 offsets = np.fromfile(store.root / shard.offsets_file, np.int64)
                 for i, (start, stop) in enumerate(itertools.pairwise(offsets)):

@@ -13,11 +13,12 @@ import pytest
 from small_root import write_root
 from tiny import synthetic_text, tiny_config, write_data
 
-from eval.core.datasets import DataRoot
+from eval.core.datasets import DataRoot, changed_files, files_read
 from eval.core.texts import TEXT_FLAGS, labelled, open_segments
 from eval.core.texts import Reading as How
 from nested_jax.data.manifest import Manifest, SourceSpec
 from nested_jax.data.mixture import write_mixture
+from nested_jax.files import file_sha256
 
 DOCS = [f"document {i}\nof {i} lines\n" for i in range(40)]
 
@@ -78,6 +79,17 @@ def test_shards_and_mixtures_decode_to_their_text(place: Path) -> None:
     cfg = tiny_config(place / "shards")
     assert texts("run", "valid", cfg=cfg) == {"code": want[50:]}
     assert texts("run:code", "valid", cfg=cfg) == {"code": want[50:]}
+
+
+def test_what_was_read_is_known_by_its_hash(place: Path) -> None:
+    """Of shards it is the index, which has the hashes of its files; a mixture has those of each."""
+    for where in ("shards", "mixture.json"):
+        with files_read() as read:
+            texts(f"{place}/{where}", "all")
+        index = str(place / "shards" / "index.json")
+        assert read[index] == file_sha256(Path(index))
+        assert changed_files(read) == []
+        assert changed_files(read | {index: "0" * 64, "none": ""}) == [index, "none"]
 
 
 def test_a_lone_file_is_cut_and_the_hash_of_contents_decides_elsewhere(place: Path) -> None:
