@@ -22,11 +22,11 @@ import jax.numpy as jnp
 from throughput import where
 
 from nested_jax.ops.chunking import Rows
-from nested_jax.ops.memory_arch import matrix_shapes
-from nested_jax.ops.memory_chunked import memory_chunked
-from nested_jax.ops.memory_reference import memory_reference
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state
+from nested_jax.ops.memory.arch import matrix_shapes
+from nested_jax.ops.memory.chunked import memory_chunked
+from nested_jax.ops.memory.reference import memory_reference
+from nested_jax.ops.memory.spec import MemorySpec
+from nested_jax.ops.memory.state import MemoryInputs, MemoryState, init_state
 from nested_jax.ops.normalize import l2_normalize
 
 SPECS = {

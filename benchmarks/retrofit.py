@@ -41,7 +41,7 @@ from nested_jax.models.memories import begin  # noqa: E402
 from nested_jax.read import read  # noqa: E402
 from nested_jax.teach import teach  # noqa: E402
 from nested_jax.train.opened import Opened, open_checkpoint  # noqa: E402
-from nested_jax.train.progress import Clock  # noqa: E402
+from nested_jax.train.watch.progress import Clock  # noqa: E402
 
 SEGMENTS = (
     "code",

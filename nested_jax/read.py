@@ -38,8 +38,8 @@ from nested_jax.models.state import State
 from nested_jax.ops.chunking import where_rows
 from nested_jax.teach import flush, teach
 from nested_jax.train.opened import Opened, open_checkpoint
-from nested_jax.train.progress import Clock
 from nested_jax.train.stop_rules import DIVERGENCE_MARGIN
+from nested_jax.train.watch.progress import Clock
 from nested_jax.types import PyTree
 
 PIECE = 1024  # tokens of a row in one call, rounded to whole chunks

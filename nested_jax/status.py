@@ -20,7 +20,7 @@ from nested_jax.errors import HeldError, require
 from nested_jax.files import LOCK, Owner, read_owner
 from nested_jax.machine import human_bytes
 from nested_jax.storage import age_of, scheme
-from nested_jax.train.heartbeat import SILENT_SECONDS, Beat, read_beats
+from nested_jax.train.watch.heartbeat import SILENT_SECONDS, Beat, read_beats
 from nested_jax.train.workdir import (
     CHECKPOINTS,
     COMMITTED,

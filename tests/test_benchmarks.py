@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from nested_jax.ops.memory_chunked import memory_chunked
-from nested_jax.ops.memory_spec import MemorySpec
+from nested_jax.ops.memory.chunked import memory_chunked
+from nested_jax.ops.memory.spec import MemorySpec
 from nested_jax.types import ParamInfo
 
 SPEC = MemorySpec(arch="linear", rule="titans", momentum=True, chunk=3)

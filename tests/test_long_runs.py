@@ -13,7 +13,7 @@ from long_text import SYMBOLS, text_bytes
 
 import nested_jax
 from nested_jax.config import Config, from_config_dict
-from nested_jax.ops.memory_state import MemoryState
+from nested_jax.ops.memory.state import MemoryState
 from nested_jax.train.state import TrainState, new_state
 from nested_jax.train.step import make_program, train_step
 from nested_jax.types import Array, Batch, PyTree

@@ -13,9 +13,9 @@ from tiny import tiny_config, write_data
 
 from nested_jax import status as command
 from nested_jax.files import LOCK, hold_folder, own
-from nested_jax.train import heartbeat
-from nested_jax.train.heartbeat import Heartbeat, blame, read_beats
 from nested_jax.train.trainer import train
+from nested_jax.train.watch import heartbeat
+from nested_jax.train.watch.heartbeat import Heartbeat, blame, read_beats
 
 
 @pytest.fixture(scope="module")

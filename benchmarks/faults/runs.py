@@ -18,10 +18,10 @@ import numpy as np
 from nested_jax.config import Config, load_config
 from nested_jax.machine import quiet_libraries
 from nested_jax.train import plan as plans
-from nested_jax.train import record as records
 from nested_jax.train import trainer
 from nested_jax.train.checkpoint import load_checkpoint
 from nested_jax.train.layout import Layout
+from nested_jax.train.watch import record as records
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SPEC = "configs/transformer.py:test"

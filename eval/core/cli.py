@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from eval.core.datasets import DataRoot, files_read
 from eval.core.flags import OUT, Flag, check_place, flag, parser_for, split_rest
 from eval.core.items import ASKED, items_sha256
-from eval.core.memory_options import MEMORY_FLAGS, memorize_options
+from eval.core.memorize.options import MEMORY_FLAGS, memorize_options
 from eval.core.partial import forget
 from eval.core.report import markdown
 from eval.core.subject import Subject, load_subject, parse_mesh

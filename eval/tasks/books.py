@@ -19,7 +19,7 @@ import numpy as np
 from eval.core import plots
 from eval.core.cli import Findings, Task, data_root, with_memorized
 from eval.core.flags import flag
-from eval.core.memory import memorizer_of
+from eval.core.memorize.write import memorizer_of
 from eval.core.stats import mean_stderr
 from eval.core.subject import Subject
 from eval.core.texts import READING_FLAGS, SPLIT_FLAG, open_segments

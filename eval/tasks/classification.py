@@ -26,8 +26,8 @@ from eval.core.cli import Findings, Task, data_root
 from eval.core.datasets import DataRoot
 from eval.core.flags import choose, flag
 from eval.core.items import ASKED, item_hash
-from eval.core.memory import Memories, Memorizer
-from eval.core.memory_options import memorize_options
+from eval.core.memorize.options import memorize_options
+from eval.core.memorize.write import Memories, Memorizer
 from eval.core.requests import Request, Start, encode_pair
 from eval.core.subject import Subject
 from eval.core.texts import Reading, labelled

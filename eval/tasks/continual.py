@@ -29,8 +29,8 @@ from eval.core import plots
 from eval.core.cli import Findings, Task, data_root, subject_of, with_memorized
 from eval.core.flags import flag
 from eval.core.items import ASKED, item_hash
-from eval.core.memory import Memories, Memorizer
-from eval.core.memory_options import MemorizeOptions, memorize_options
+from eval.core.memorize.options import MemorizeOptions, memorize_options
+from eval.core.memorize.write import Memories, Memorizer
 from eval.core.requests import Start
 from eval.core.subject import Subject
 from eval.core.texts import TEXT_FLAGS, Segment, open_segments

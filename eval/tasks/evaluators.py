@@ -16,8 +16,8 @@ import jax
 from eval.core.cli import Task, tasks
 from eval.core.datasets import DataRoot
 from eval.core.flags import parse_lengths
-from eval.core.memory import Memorizer
-from eval.core.memory_options import MemorizeOptions
+from eval.core.memorize.options import MemorizeOptions
+from eval.core.memorize.write import Memorizer
 from eval.core.reader import ModelReader
 from eval.core.scoring import Scorer
 from eval.core.subject import Subject
@@ -28,7 +28,7 @@ from nested_jax.config import Config
 from nested_jax.data.pipeline import prepare
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
 from nested_jax.errors import raised_here, require
-from nested_jax.train.record import Evaluator
+from nested_jax.train.watch.record import Evaluator
 from nested_jax.types import PyTree
 
 MEASURES = ("acc", "acc_norm", "accuracy", "loss", "bits_per_byte")

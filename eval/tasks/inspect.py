@@ -30,9 +30,9 @@ import numpy as np
 from eval.core.cli import Findings, Task, data_root
 from eval.core.flags import flag
 from eval.core.items import ASKED, item_hash
-from eval.core.memory import Memorizer, blocked_periods, level_writes
-from eval.core.memory_options import MemorizeOptions
-from eval.core.memory_paths import level_name, sequence_change
+from eval.core.memorize.options import MemorizeOptions
+from eval.core.memorize.paths import level_name, sequence_change
+from eval.core.memorize.write import Memorizer, blocked_periods, level_writes
 from eval.core.reader import ModelReader
 from eval.core.requests import pad
 from eval.core.scoring import Scorer

@@ -22,7 +22,7 @@ import numpy as np
 from eval.core import plots
 from eval.core.cli import Findings, Task, data_root, with_memorized
 from eval.core.flags import choose, flag, parse_lengths
-from eval.core.memory import Memorizer, memorizer_of
+from eval.core.memorize.write import Memorizer, memorizer_of
 from eval.core.requests import Request, Start
 from eval.core.stats import wilson
 from eval.core.subject import Subject

@@ -19,8 +19,8 @@ import numpy as np
 from eval.core.cli import Findings, Task, data_root, with_memorized
 from eval.core.flags import flag
 from eval.core.items import ASKED, item_hash
-from eval.core.memory import Memorizer, memorizer_of
-from eval.core.memory_paths import SEQUENCE
+from eval.core.memorize.paths import SEQUENCE
+from eval.core.memorize.write import Memorizer, memorizer_of
 from eval.core.subject import Subject
 from eval.core.texts import SPLIT_FLAG, TEXT_FLAGS, open_segments
 from nested_jax.errors import require

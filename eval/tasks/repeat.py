@@ -24,7 +24,7 @@ from eval.core import plots
 from eval.core.cli import Findings, Task, data_root, with_memorized
 from eval.core.flags import flag, parse_lengths
 from eval.core.items import ASKED, item_hash
-from eval.core.memory import Blank, Memorizer, memorizer_of
+from eval.core.memorize.write import Blank, Memorizer, memorizer_of
 from eval.core.requests import PIECE, bucket, pad, padded
 from eval.core.stats import bootstrap, mean_stderr
 from eval.core.subject import Subject

@@ -24,7 +24,7 @@ from eval.core import plots
 from eval.core.cli import Findings, Task, data_root, with_memorized
 from eval.core.flags import choose, flag
 from eval.core.items import ASKED, item_hash
-from eval.core.memory import Memorizer, memorizer_of
+from eval.core.memorize.write import Memorizer, memorizer_of
 from eval.core.partial import in_parts
 from eval.core.requests import Request, Score, encode_apart, encode_pair
 from eval.core.stats import mean_stderr, wilson

@@ -41,8 +41,8 @@ from nested_jax.models.lm import build_model, uses_slots
 from nested_jax.teach import teach
 from nested_jax.train.integrity import seal
 from nested_jax.train.opened import Opened, open_checkpoint
-from nested_jax.train.progress import Clock
 from nested_jax.train.stop_rules import DIVERGENCE_MARGIN
+from nested_jax.train.watch.progress import Clock
 from nested_jax.train.workdir import CONFIG
 from nested_jax.types import PyTree
 

@@ -21,9 +21,9 @@ from nested_jax.layers.heads import (
     projections,
     run_memory,
 )
-from nested_jax.ops.memory_arch import Matrices
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state
+from nested_jax.ops.memory.arch import Matrices
+from nested_jax.ops.memory.spec import MemorySpec
+from nested_jax.ops.memory.state import MemoryInputs, MemoryState, init_state
 from nested_jax.ops.normalize import l2_normalize, state_dtype, widen
 from nested_jax.types import Array
 

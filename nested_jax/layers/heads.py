@@ -17,10 +17,10 @@ from nested_jax.layers.basic import Init, Layer, constant, fan_in, residual_scal
 from nested_jax.ops.causal_conv import causal_conv
 from nested_jax.ops.chunking import Rows
 from nested_jax.ops.linear import linear
-from nested_jax.ops.memory_arch import Matrices
-from nested_jax.ops.memory_chunked import memory_chunked
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state
+from nested_jax.ops.memory.arch import Matrices
+from nested_jax.ops.memory.chunked import memory_chunked
+from nested_jax.ops.memory.spec import MemorySpec
+from nested_jax.ops.memory.state import MemoryInputs, MemoryState, init_state
 from nested_jax.ops.normalize import widen
 from nested_jax.types import Array
 

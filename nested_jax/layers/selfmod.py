@@ -25,16 +25,16 @@ from nested_jax.layers.heads import (
     rate_range,
 )
 from nested_jax.layers.titans import fast0_scale, memory_spec
-from nested_jax.ops.memory_arch import Matrices, matrix_shapes
-from nested_jax.ops.normalize import l2_normalize, widen
-from nested_jax.ops.self_modifying import (
+from nested_jax.ops.memory.arch import Matrices, matrix_shapes
+from nested_jax.ops.memory.self_modifying import (
     GateReadout,
     SelfModInputs,
     SelfModSpec,
     SelfModState,
     init_self_modifying,
 )
-from nested_jax.ops.self_modifying_chunked import self_modifying_chunked
+from nested_jax.ops.memory.self_modifying_chunked import self_modifying_chunked
+from nested_jax.ops.normalize import l2_normalize, widen
 from nested_jax.types import Array
 
 
@@ -89,7 +89,7 @@ def erase_biases(cfg: MemoryConfig) -> tuple[float, ...]:
 
 
 class SelfModifying(Layer):
-    """Self-modifying Titans in heads (ops/self_modifying.py).
+    """Self-modifying Titans in heads (ops/memory/self_modifying.py).
 
     The generators read x_t = unit(silu(conv(x W))), one slow projection ("shared"), or those of
     keys and values have one of their own ("own"): in heads, a generator sees K of the D numbers of

@@ -27,9 +27,9 @@ from nested_jax.layers.heads import (
     run_memory,
 )
 from nested_jax.ops.chunking import Rows
-from nested_jax.ops.memory_arch import Matrices, matrix_shapes, memory_read
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state
+from nested_jax.ops.memory.arch import Matrices, matrix_shapes, memory_read
+from nested_jax.ops.memory.spec import MemorySpec
+from nested_jax.ops.memory.state import MemoryInputs, MemoryState, init_state
 from nested_jax.ops.normalize import l2_normalize, widen
 from nested_jax.types import Array
 

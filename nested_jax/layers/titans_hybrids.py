@@ -11,7 +11,7 @@ from nested_jax.layers.attention import Attention, AttentionState
 from nested_jax.layers.basic import Layer, RMSNorm, constant, residual_scale, rms_norm
 from nested_jax.layers.call import Call
 from nested_jax.layers.titans import NeuralMemory, NeuralMemoryState
-from nested_jax.ops.memory_arch import Matrices
+from nested_jax.ops.memory.arch import Matrices
 from nested_jax.types import Array
 
 

@@ -64,8 +64,8 @@ from nested_jax.ops.chunking import (
     to_chunks,
     where_rows,
 )
-from nested_jax.ops.memory_arch import Matrices, memory_read
-from nested_jax.ops.memory_state import init_state
+from nested_jax.ops.memory.arch import Matrices, memory_read
+from nested_jax.ops.memory.state import init_state
 from nested_jax.ops.normalize import l2_normalize, widen
 from nested_jax.types import Array
 

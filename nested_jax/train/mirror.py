@@ -130,7 +130,7 @@ class Mirror:
         """Begin to copy in the background.
 
         Args:
-          run: the identity of the run, see `train/record.py`.
+          run: the identity of the run, see `train/watch/record.py`.
         Raises:
           ValueError: the mirror holds the checkpoints of another run.
         """

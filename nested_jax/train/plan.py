@@ -24,8 +24,8 @@ from nested_jax.storage import Store, free_bytes, scheme
 from nested_jax.train.layout import Layout, lay_out
 from nested_jax.train.memory import check_lower_bound
 from nested_jax.train.mirror import check_mirror
-from nested_jax.train.profile import check_profile
-from nested_jax.train.trackers import check_trackers
+from nested_jax.train.watch.profile import check_profile
+from nested_jax.train.watch.trackers import check_trackers
 from nested_jax.train.workdir import (
     CHECKPOINTS,
     CONFIG,

@@ -18,9 +18,9 @@ from nested_jax.train.checkpoint import Checkpoints, Restored
 from nested_jax.train.layout import sharding_of
 from nested_jax.train.mirror import Mirror, open_mirror
 from nested_jax.train.plan import Plan
-from nested_jax.train.progress import Display
-from nested_jax.train.record import Evaluator, Record
 from nested_jax.train.state import TrainState, create_state
+from nested_jax.train.watch.progress import Display
+from nested_jax.train.watch.record import Evaluator, Record
 from nested_jax.train.workdir import CONFIG, keep_lines, saved_steps, set_aside_record
 from nested_jax.types import PyTree
 

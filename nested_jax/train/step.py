@@ -14,8 +14,8 @@ from nested_jax.config import Config
 from nested_jax.optim import bad_updates, make_optimizer, make_schedule
 from nested_jax.outer_loss import loss_fn, stream_loss_fn
 from nested_jax.sharding import constrain, divides_rows, on_own_rows
-from nested_jax.train.meter import is_count
 from nested_jax.train.state import TrainState, moved, on_device
+from nested_jax.train.watch.meter import is_count
 from nested_jax.types import Array, Batch, PyTree
 
 Metrics = dict[str, Array]  # flat; float32 scalars of one step

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from nested_jax.config import Config
 from nested_jax.errors import NotWrittenError
-from nested_jax.train.meter import Meter
 from nested_jax.train.plan import taught_levels
+from nested_jax.train.watch.meter import Meter
 
 MAX_BAD_UPDATES = 25  # in a row that are not finite
 DIVERGENCE_MARGIN = 0.5  # nats above ln(vocabulary)

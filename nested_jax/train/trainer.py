@@ -18,15 +18,15 @@ from nested_jax.layers.attention import attention_text
 from nested_jax.sharding import place_batch
 from nested_jax.storage import as_path
 from nested_jax.train import memory
-from nested_jax.train.heartbeat import Heartbeat
 from nested_jax.train.plan import Plan, make_plan
-from nested_jax.train.profile import Profile
-from nested_jax.train.progress import Clock, Display
-from nested_jax.train.record import Evaluator, Summary
 from nested_jax.train.resolve import resolve
 from nested_jax.train.signals import Signals, Stopped
 from nested_jax.train.start import Start, open_start
 from nested_jax.train.warm_start import first_params
+from nested_jax.train.watch.heartbeat import Heartbeat
+from nested_jax.train.watch.profile import Profile
+from nested_jax.train.watch.progress import Clock, Display
+from nested_jax.train.watch.record import Evaluator, Summary
 from nested_jax.train.workdir import CHECKPOINTS, hold_workdir, saved_steps
 
 

@@ -15,8 +15,8 @@ from eval.core.texts import CORPORA
 from eval.tasks.zeroshot_files import SETS
 from nested_jax.config import Config
 from nested_jax.train.plan import make_plan
-from nested_jax.train.progress import Display
 from nested_jax.train.start import open_start
+from nested_jax.train.watch.progress import Display
 from nested_jax.train.workdir import hold_workdir
 
 QUESTIONS = 80

@@ -16,11 +16,8 @@ import nested_jax
 from nested_jax.config import from_config_dict
 from nested_jax.layers.selfmod import self_modifying_spec
 from nested_jax.models.lm import LanguageModel
-from nested_jax.ops.memory_chunked import memory_chunked
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryInputs
-from nested_jax.ops.normalize import l2_normalize
-from nested_jax.ops.self_modifying import (
+from nested_jax.ops.memory.chunked import memory_chunked
+from nested_jax.ops.memory.self_modifying import (
     GateReadout,
     SelfModInputs,
     SelfModSpec,
@@ -28,7 +25,10 @@ from nested_jax.ops.self_modifying import (
     init_self_modifying,
     stretched_sigmoid,
 )
-from nested_jax.ops.self_modifying_chunked import self_modifying_chunked
+from nested_jax.ops.memory.self_modifying_chunked import self_modifying_chunked
+from nested_jax.ops.memory.spec import MemorySpec
+from nested_jax.ops.memory.state import MemoryInputs
+from nested_jax.ops.normalize import l2_normalize
 from nested_jax.types import Array, PyTree
 
 B, T, H, K = 2, 11, 3, 4

@@ -19,9 +19,9 @@ from nested_jax.layers.titans import MemoryWeights, memory_inputs, memory_spec
 from nested_jax.layers.titans_mac import MemoryAsContext
 from nested_jax.models.stream import empty_context, make_call
 from nested_jax.ops.chunking import Rows
-from nested_jax.ops.memory_arch import memory_read
-from nested_jax.ops.memory_reference import memory_reference
-from nested_jax.ops.memory_state import init_state
+from nested_jax.ops.memory.arch import memory_read
+from nested_jax.ops.memory.reference import memory_reference
+from nested_jax.ops.memory.state import init_state
 from nested_jax.ops.normalize import l2_normalize
 from nested_jax.types import Array, PyTree
 

@@ -14,10 +14,10 @@ import numpy as np
 from helpers import assert_close
 
 from nested_jax.ops.chunking import Rows, where_rows
-from nested_jax.ops.memory_arch import matrix_shapes
-from nested_jax.ops.memory_reference import memory_reference
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState
+from nested_jax.ops.memory.arch import matrix_shapes
+from nested_jax.ops.memory.reference import memory_reference
+from nested_jax.ops.memory.spec import MemorySpec
+from nested_jax.ops.memory.state import MemoryInputs, MemoryState
 
 B, CHUNK, K, V, H, F = 2, 3, 4, 5, 6, 7  # pairwise different: no swapped axis passes
 T = 3 * CHUNK + 5

@@ -9,7 +9,7 @@ import pytest
 from helpers import assert_close
 from jax.test_util import check_grads
 
-from nested_jax.ops.chunk_weights import gate_products, momentum_products, suffix_products
+from nested_jax.ops.memory.chunk_weights import gate_products, momentum_products, suffix_products
 
 
 def by_definition(gate: np.ndarray) -> np.ndarray:

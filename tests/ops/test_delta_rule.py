@@ -26,9 +26,9 @@ from memory_cases import (
     value_and_grads,
 )
 
-from nested_jax.ops.delta_rule import delta_rule
-from nested_jax.ops.memory_chunked import memory_chunked
-from nested_jax.ops.memory_spec import MemorySpec
+from nested_jax.ops.memory.chunked import memory_chunked
+from nested_jax.ops.memory.delta_rule import delta_rule
+from nested_jax.ops.memory.spec import MemorySpec
 from nested_jax.types import Array
 
 BLOCK = 4  # T = 14 is three blocks and a rest

@@ -31,10 +31,10 @@ from memory_cases import (
 )
 
 from nested_jax.ops.chunking import Rows
-from nested_jax.ops.memory_chunked import memory_chunked
-from nested_jax.ops.memory_reference import memory_reference
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryState, init_state
+from nested_jax.ops.memory.chunked import memory_chunked
+from nested_jax.ops.memory.reference import memory_reference
+from nested_jax.ops.memory.spec import MemorySpec
+from nested_jax.ops.memory.state import MemoryState, init_state
 
 LINEAR = MemorySpec(arch="linear", rule="titans", momentum=True, chunk=CHUNK)
 MLP = MemorySpec(arch="mlp", depth=2, rule="dgd", momentum=True, chunk=CHUNK)

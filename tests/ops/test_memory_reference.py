@@ -14,12 +14,12 @@ from helpers import assert_close
 from jax.test_util import check_grads
 from memory_cases import CHUNK, B, H, K, make_inputs, make_state, name
 
-from nested_jax.ops.memory_arch import memory_apply, memory_deltas
-from nested_jax.ops.memory_reference import HeadToken, memory_reference, write_token
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState, init_state
-from nested_jax.ops.objectives import OBJECTIVES
-from nested_jax.ops.update_rules import TokenGates
+from nested_jax.ops.memory.arch import memory_apply, memory_deltas
+from nested_jax.ops.memory.objectives import OBJECTIVES
+from nested_jax.ops.memory.reference import HeadToken, memory_reference, write_token
+from nested_jax.ops.memory.spec import MemorySpec
+from nested_jax.ops.memory.state import MemoryInputs, MemoryState, init_state
+from nested_jax.ops.memory.update_rules import TokenGates
 
 BASE = MemorySpec(arch="mlp", depth=2, rule="titans", momentum=True, chunk=CHUNK)
 SPECS = [

@@ -12,9 +12,7 @@ import pytest
 from helpers import assert_close, assert_equal
 
 from nested_jax.ops.chunking import Rows
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.normalize import l2_normalize
-from nested_jax.ops.self_modifying import (
+from nested_jax.ops.memory.self_modifying import (
     GateReadout,
     SelfModInputs,
     SelfModSpec,
@@ -22,8 +20,10 @@ from nested_jax.ops.self_modifying import (
     init_self_modifying,
     stretched_sigmoid,
 )
-from nested_jax.ops.self_modifying_chunked import self_modifying_chunked
-from nested_jax.ops.self_modifying_reference import self_modifying_reference
+from nested_jax.ops.memory.self_modifying_chunked import self_modifying_chunked
+from nested_jax.ops.memory.self_modifying_reference import self_modifying_reference
+from nested_jax.ops.memory.spec import MemorySpec
+from nested_jax.ops.normalize import l2_normalize
 from nested_jax.types import PyTree
 
 B, H, K = 2, 3, 4

@@ -12,7 +12,7 @@ from repo.source import functions, modules, parse
 MOST_LINES = 400  # of a file
 MOST_FUNCTION_LINES = 60
 MOST_ARGUMENTS = 9  # named ones, `self` apart
-MOST_FILES = 26  # of a folder, its __init__ included
+MOST_FILES = 20  # of a folder, its __init__ included
 COPIED_STATEMENTS = 6  # a function body this long stands in one place
 
 

@@ -18,10 +18,10 @@ from nested_jax import machine
 from nested_jax.files import write_json
 from nested_jax.models.flops import count_parameters, flops_per_token
 from nested_jax.models.lm import build_model
-from nested_jax.train.meter import Meter
-from nested_jax.train.progress import Clock, Display
-from nested_jax.train.record import MetricsFile
-from nested_jax.train.trackers import check_trackers, open_trackers
+from nested_jax.train.watch.meter import Meter
+from nested_jax.train.watch.progress import Clock, Display
+from nested_jax.train.watch.record import MetricsFile
+from nested_jax.train.watch.trackers import check_trackers, open_trackers
 from nested_jax.types import ParamInfo
 
 

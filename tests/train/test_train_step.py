@@ -22,9 +22,9 @@ from nested_jax.fit.hlo import parse
 from nested_jax.optim import scale_by_adam, skip_non_finite
 from nested_jax.sharding import batch_sharding, make_mesh
 from nested_jax.train.layout import lay_out
-from nested_jax.train.meter import is_count
 from nested_jax.train.state import TrainState, new_state
 from nested_jax.train.step import Program, join_rows, split_rows, train_step
+from nested_jax.train.watch.meter import is_count
 from nested_jax.types import Batch
 
 B, T, D = 12, 5, 7

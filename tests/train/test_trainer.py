@@ -21,11 +21,11 @@ from nested_jax.config import from_config_dict
 from nested_jax.errors import NotWrittenError
 from nested_jax.train import stop_rules
 from nested_jax.train.checkpoint import load_checkpoint
-from nested_jax.train.meter import Meter
-from nested_jax.train.record import Summary
 from nested_jax.train.signals import Stopped
 from nested_jax.train.stop_rules import Diverged, check_step, check_window
 from nested_jax.train.trainer import train
+from nested_jax.train.watch.meter import Meter
+from nested_jax.train.watch.record import Summary
 from nested_jax.train.workdir import saved_steps
 
 STEPS, EVALS, SAVES = 12, 6, 4  # of the tiny run

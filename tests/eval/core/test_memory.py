@@ -12,8 +12,8 @@ import pytest
 from doubles import tokenizer
 from helpers import assert_equal
 
-from eval.core.memory import Memories, MemorizeOptions, Memorizer
-from eval.core.memory_paths import sequence_change
+from eval.core.memorize.paths import sequence_change
+from eval.core.memorize.write import Memories, MemorizeOptions, Memorizer
 from eval.core.reader import ModelReader
 from eval.core.requests import Request
 from eval.core.scoring import Scorer

@@ -12,8 +12,8 @@ from small_root import untrained
 from tiny import HOPE, synthetic_text, write_data
 
 from eval.__main__ import main
-from eval.core.memory import Memorizer
-from eval.core.memory_options import MemorizeOptions
+from eval.core.memorize.options import MemorizeOptions
+from eval.core.memorize.write import Memorizer
 from eval.core.subject import load_subject
 from eval.tasks.inspect import inspect, never_written
 

@@ -17,7 +17,7 @@ from tiny import (
     write_data,
 )
 
-from eval.core.memory import MemorizeOptions, Memorizer
+from eval.core.memorize.write import MemorizeOptions, Memorizer
 from eval.core.reader import ModelReader
 from eval.core.scoring import Scorer
 from eval.core.subject import Subject

@@ -19,7 +19,7 @@ from eval.core import cli
 from eval.core.cli import Command, commands, options_of, tasks
 from eval.core.datasets import DataRoot
 from eval.core.flags import choose, flag, parse_lengths
-from eval.core.memory_paths import choose_layers, choose_paths, model_paths
+from eval.core.memorize.paths import choose_layers, choose_paths, model_paths
 from eval.core.scoring import Scorer
 from eval.core.stats import bootstrap, mcnemar, mean_stderr, sign_flip, wilson
 from eval.core.subject import Subject

@@ -11,8 +11,8 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.objectives import OBJECTIVES
+from nested_jax.ops.memory.objectives import OBJECTIVES
+from nested_jax.ops.memory.spec import MemorySpec
 from nested_jax.ops.precision import full_precision
 from nested_jax.types import Array
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nested_jax.ops.memory_spec import MemorySpec
+from nested_jax.ops.memory.spec import MemorySpec
 from nested_jax.ops.precision import full_precision
 from nested_jax.types import Array
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-from nested_jax.ops.chunk_scan import (
+from nested_jax.ops.chunking import Rows
+from nested_jax.ops.memory.arch import ACTIVATIONS, Matrices, memory_apply, memory_deltas
+from nested_jax.ops.memory.chunk_scan import (
     Chunk,
     ChunkForm,
     Memory,
@@ -20,8 +22,8 @@ from nested_jax.ops.chunk_scan import (
     memory_after,
     scan_chunks,
 )
-from nested_jax.ops.chunk_weights import ChunkWeights, Mix, chunk_weights
-from nested_jax.ops.chunk_write import (
+from nested_jax.ops.memory.chunk_weights import ChunkWeights, Mix, chunk_weights
+from nested_jax.ops.memory.chunk_write import (
     Scores,
     Writes,
     erase_inverse,
@@ -30,11 +32,9 @@ from nested_jax.ops.chunk_write import (
     recall,
     scores,
 )
-from nested_jax.ops.chunking import Rows
-from nested_jax.ops.delta_rule import delta_rule
-from nested_jax.ops.memory_arch import ACTIVATIONS, Matrices, memory_apply, memory_deltas
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState, cast_inputs, check_call
+from nested_jax.ops.memory.delta_rule import delta_rule
+from nested_jax.ops.memory.spec import MemorySpec
+from nested_jax.ops.memory.state import MemoryInputs, MemoryState, cast_inputs, check_call
 from nested_jax.ops.normalize import l2_normalize
 from nested_jax.ops.precision import full_precision
 from nested_jax.types import Array

@@ -27,14 +27,14 @@ from nested_jax.optim import group_counts
 from nested_jax.storage import scheme, size_of
 from nested_jax.train.fits import Identity, run_meta
 from nested_jax.train.heldout import HeldOut, describe, trigram_baseline
-from nested_jax.train.meter import Meter
 from nested_jax.train.plan import Plan
-from nested_jax.train.progress import Clock, Display
 from nested_jax.train.signals import SAVE
 from nested_jax.train.state import TrainState
 from nested_jax.train.stop_rules import check_step, check_window
 from nested_jax.train.task_scores import TaskScores
-from nested_jax.train.trackers import Tracker, open_trackers
+from nested_jax.train.watch.meter import Meter
+from nested_jax.train.watch.progress import Clock, Display
+from nested_jax.train.watch.trackers import Tracker, open_trackers
 from nested_jax.train.workdir import METRICS, STARTS, SUMMARY
 from nested_jax.types import PyTree
 

@@ -34,9 +34,9 @@ import jax
 import jax.numpy as jnp
 
 from nested_jax.errors import require
-from nested_jax.ops.memory_arch import Matrices, memory_apply
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryState
+from nested_jax.ops.memory.arch import Matrices, memory_apply
+from nested_jax.ops.memory.spec import MemorySpec
+from nested_jax.ops.memory.state import MemoryState
 from nested_jax.ops.normalize import l2_normalize, widen
 from nested_jax.types import Array
 

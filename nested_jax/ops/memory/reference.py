@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from nested_jax.ops.chunking import Rows, where_rows
-from nested_jax.ops.memory_arch import Matrices, memory_apply, memory_forward
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState, cast_inputs, check_call
+from nested_jax.ops.memory.arch import Matrices, memory_apply, memory_forward
+from nested_jax.ops.memory.objectives import OBJECTIVES
+from nested_jax.ops.memory.spec import MemorySpec
+from nested_jax.ops.memory.state import MemoryInputs, MemoryState, cast_inputs, check_call
+from nested_jax.ops.memory.update_rules import RETAIN, TokenGates, increment
 from nested_jax.ops.normalize import l2_normalize
-from nested_jax.ops.objectives import OBJECTIVES
 from nested_jax.ops.precision import full_precision
-from nested_jax.ops.update_rules import RETAIN, TokenGates, increment
 from nested_jax.types import Array
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from nested_jax.errors import require
 from nested_jax.ops.chunking import Rows
-from nested_jax.ops.memory_arch import Matrices
-from nested_jax.ops.memory_spec import MemorySpec
+from nested_jax.ops.memory.arch import Matrices
+from nested_jax.ops.memory.spec import MemorySpec
 from nested_jax.ops.normalize import widen
 from nested_jax.types import Array
 

@@ -8,11 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from nested_jax.ops.chunking import Rows, where_rows
-from nested_jax.ops.memory_arch import memory_apply
-from nested_jax.ops.memory_reference import HeadToken, step_token
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryState, check_rows
-from nested_jax.ops.self_modifying import (
+from nested_jax.ops.memory.arch import memory_apply
+from nested_jax.ops.memory.reference import HeadToken, step_token
+from nested_jax.ops.memory.self_modifying import (
     GateReadout,
     SelfModInputs,
     SelfModSpec,
@@ -21,7 +19,9 @@ from nested_jax.ops.self_modifying import (
     generate,
     make_target,
 )
-from nested_jax.ops.update_rules import TokenGates
+from nested_jax.ops.memory.spec import MemorySpec
+from nested_jax.ops.memory.state import MemoryState, check_rows
+from nested_jax.ops.memory.update_rules import TokenGates
 from nested_jax.types import Array
 
 # The generators of a state lie on axis 2; their phase is one.

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.core.memory_options import MemorizeOptions, memorize_options
-from eval.core.memory_paths import (
+from eval.core.memorize.options import MemorizeOptions, memorize_options
+from eval.core.memorize.paths import (
     SEQUENCE,
     choose_layers,
     choose_paths,

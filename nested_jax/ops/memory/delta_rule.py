@@ -25,14 +25,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from nested_jax.errors import require
-from nested_jax.ops.chunk_scan import Chunk, ChunkForm, Memory, chunk_tokens, scan_chunks
-from nested_jax.ops.chunk_weights import ChunkWeights, chunk_weights
-from nested_jax.ops.chunk_write import Writes, from_sources, mixed, recall, scores
 from nested_jax.ops.chunking import Rows, aligned_grid
-from nested_jax.ops.memory_arch import Matrices
-from nested_jax.ops.memory_spec import MemorySpec
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState, cast_inputs, check_call
-from nested_jax.ops.objectives import CURVATURE
+from nested_jax.ops.memory.arch import Matrices
+from nested_jax.ops.memory.chunk_scan import Chunk, ChunkForm, Memory, chunk_tokens, scan_chunks
+from nested_jax.ops.memory.chunk_weights import ChunkWeights, chunk_weights
+from nested_jax.ops.memory.chunk_write import Writes, from_sources, mixed, recall, scores
+from nested_jax.ops.memory.objectives import CURVATURE
+from nested_jax.ops.memory.spec import MemorySpec
+from nested_jax.ops.memory.state import MemoryInputs, MemoryState, cast_inputs, check_call
 from nested_jax.ops.precision import full_precision
 from nested_jax.ops.unit_triangular import unit_lower_inverse
 from nested_jax.types import Array

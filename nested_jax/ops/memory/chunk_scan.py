@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nested_jax.ops.chunk_weights import ChunkGates
 from nested_jax.ops.chunking import (
     ChunkGrid,
     from_chunks,
@@ -17,8 +16,9 @@ from nested_jax.ops.chunking import (
     to_chunks,
     where_rows,
 )
-from nested_jax.ops.memory_arch import Matrices
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState
+from nested_jax.ops.memory.arch import Matrices
+from nested_jax.ops.memory.chunk_weights import ChunkGates
+from nested_jax.ops.memory.state import MemoryInputs, MemoryState
 from nested_jax.types import Array
 
 

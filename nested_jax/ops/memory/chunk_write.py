@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nested_jax.ops.chunk_weights import ChunkWeights, Mix
+from nested_jax.ops.memory.chunk_weights import ChunkWeights, Mix
 from nested_jax.ops.unit_triangular import unit_lower_inverse
 from nested_jax.types import Array
 

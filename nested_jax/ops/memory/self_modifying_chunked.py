@@ -13,7 +13,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nested_jax.ops.chunk_scan import (
+from nested_jax.ops.chunking import (
+    Rows,
+    from_chunks,
+    remat_scan,
+    split_slots,
+    to_chunks,
+    where_rows,
+)
+from nested_jax.ops.memory.arch import Matrices, memory_apply
+from nested_jax.ops.memory.chunk_scan import (
     Chunk,
     ChunkForm,
     Memory,
@@ -23,24 +32,14 @@ from nested_jax.ops.chunk_scan import (
     memory_after,
     scan_chunks,
 )
-from nested_jax.ops.chunk_weights import ChunkGates, ChunkWeights, chunk_weights
-from nested_jax.ops.chunking import (
-    Rows,
-    from_chunks,
-    remat_scan,
-    split_slots,
-    to_chunks,
-    where_rows,
-)
-from nested_jax.ops.memory_arch import Matrices, memory_apply
-from nested_jax.ops.memory_chunked import (
+from nested_jax.ops.memory.chunk_weights import ChunkGates, ChunkWeights, chunk_weights
+from nested_jax.ops.memory.chunked import (
     Prepared,
     prepare_chunk,
     prepare_writes,
     write_chunk,
 )
-from nested_jax.ops.memory_state import MemoryInputs, MemoryState, check_rows
-from nested_jax.ops.self_modifying import (
+from nested_jax.ops.memory.self_modifying import (
     GateReadout,
     Generated,
     SelfModInputs,
@@ -50,6 +49,7 @@ from nested_jax.ops.self_modifying import (
     generate,
     make_target,
 )
+from nested_jax.ops.memory.state import MemoryInputs, MemoryState, check_rows
 from nested_jax.types import Array
 
 

@@ -38,7 +38,7 @@ def open_trackers(cfg: Config, workdir: Path, step: int, about: Mapping[str, Any
     """Open the trackers of the config; a restart goes on after `step`.
 
     Args:
-      about: of this start, see `train/record.py`; ``run`` is the identity of the run.
+      about: of this start, see `train/watch/record.py`; ``run`` is the identity of the run.
 
     Raises:
       ValueError: one cannot be opened; what its package says.

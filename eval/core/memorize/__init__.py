@@ -1,0 +1,1 @@
+"""Writes at test time: the memories by name, the flags of ``--memorize``, and the writing."""
