@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,14 @@ class Draw:
     how: Sampling = field(default_factory=lambda: Sampling(temperature=0.0))
     seed: int = 0
     first: int = 0
+
+
+class Span(NamedTuple):
+    """Tokens to read, the one after each, and how many of each row count."""
+
+    tokens_BT: Array
+    targets_BT: Array
+    lengths_B: Array
 
 
 class Reader(Protocol):
@@ -129,25 +137,27 @@ class ModelReader:
         with jax.set_mesh(self.mesh):
             return self._take(state, np.asarray(rows, np.int32))
 
-    def run(self, step: Callable[..., Any], state: Any, *arrays: np.ndarray) -> Any:
-        """Return what a compiled step makes of a state, and arrays whose first axis is the rows."""
+    def run(self, step: Callable[..., Any], state: Any, *placed: Any) -> Any:
+        """Return what a compiled step makes of a state and arrays that `put` has placed."""
         with jax.set_mesh(self.mesh):
-            return step(self.params, state, *self.put(*arrays))
+            return step(self.params, state, *placed)
 
     def read(self, state: Any, tokens_BT: np.ndarray, lengths_B: np.ndarray) -> Any:
-        return self.run(self._read, state, tokens_BT, lengths_B)
+        return self.run(self._read, state, *self.put(tokens_BT, lengths_B))
 
     def score(
         self, state: Any, tokens_BT: np.ndarray, targets_BT: np.ndarray, lengths_B: np.ndarray
     ) -> tuple[Any, np.ndarray, np.ndarray]:
-        state, *found = self.run(self._score, state, tokens_BT, targets_BT, lengths_B)
+        span = Span(*self.put(tokens_BT, targets_BT, lengths_B))
+        state, *found = self.run(self._score, state, span)
         nats_BT, likeliest_BT = to_host(found)
         return state, nats_BT, likeliest_BT
 
     def score_last(
         self, state: Any, tokens_BT: np.ndarray, targets_BT: np.ndarray, lengths_B: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        found = self.run(self._score_last, state, tokens_BT, targets_BT, lengths_B)
+        span = Span(*self.put(tokens_BT, targets_BT, lengths_B))
+        found = self.run(self._score_last, state, span)
         nats_BT, likeliest_BT = to_host(found)
         return nats_BT, likeliest_BT
 
@@ -196,13 +206,7 @@ def read_tokens(
 
 
 def score_tokens(
-    model: LanguageModel,
-    symbols: int,
-    params: PyTree,
-    state: PyTree,
-    tokens_BT: Array,
-    targets_BT: Array,
-    lengths_B: Array,
+    model: LanguageModel, symbols: int, params: PyTree, state: PyTree, span: Span
 ) -> tuple[PyTree, Array, Array]:
     """Read tokens with the fast weights as they are; return nats and likeliest, [B, T].
 
@@ -213,26 +217,20 @@ def score_tokens(
         model,
         params,
         state,
-        tokens_BT,
-        targets_BT,
+        span.tokens_BT,
+        span.targets_BT,
         READ,
         measures=("loss", prediction),
-        lengths_B=lengths_B,
+        lengths_B=span.lengths_B,
     )
-    return state, taught.loss_BT, taught.measures[prediction] == targets_BT
+    return state, taught.loss_BT, taught.measures[prediction] == span.targets_BT
 
 
 def score_last_tokens(
-    model: LanguageModel,
-    symbols: int,
-    params: PyTree,
-    state: PyTree,
-    tokens_BT: Array,
-    targets_BT: Array,
-    lengths_B: Array,
+    model: LanguageModel, symbols: int, params: PyTree, state: PyTree, span: Span
 ) -> tuple[Array, Array]:
     """`score_tokens` without the next state, whose caches need not be made."""
-    return score_tokens(model, symbols, params, state, tokens_BT, targets_BT, lengths_B)[1:]
+    return score_tokens(model, symbols, params, state, span)[1:]
 
 
 def decode_tokens(

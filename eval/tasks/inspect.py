@@ -33,7 +33,7 @@ from eval.core.items import ASKED, item_hash
 from eval.core.memorize.options import MemorizeOptions
 from eval.core.memorize.paths import level_name, sequence_change
 from eval.core.memorize.write import Memorizer, blocked_periods, level_writes
-from eval.core.reader import ModelReader
+from eval.core.reader import ModelReader, Span
 from eval.core.requests import pad
 from eval.core.scoring import Scorer
 from eval.core.subject import Subject
@@ -142,7 +142,7 @@ def trace(
         )
         targets, _ = pad([stream[at + 1 : at + 1 + size]], reader.row_multiple, size)
         before = level_writes(state)
-        state, found = reader.run(step, state, inputs, targets, lengths_B)
+        state, found = reader.run(step, state, Span(*reader.put(inputs, targets, lengths_B)))
         found = to_host(found)
         length = int(lengths_B[0])
         parts = (found.loss_BT, found.entropy_BT, found.signal_BT)
@@ -180,11 +180,10 @@ def trace_chunk(
     sequence: bool,
     params: PyTree,
     state: State,
-    tokens_BT: Array,
-    targets_BT: Array,
-    lengths_B: Array,
+    span: Span,
 ) -> tuple[State, Trace]:
     """Read, score and write one chunk; [B, T] of its tokens and [M, B] of the levels."""
+    tokens_BT, targets_BT, lengths_B = span
     asked = ("loss", "entropy")
     after, taught = teach(
         model, params, state, tokens_BT, targets_BT, cfg, measures=asked, lengths_B=lengths_B

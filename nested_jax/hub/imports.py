@@ -53,22 +53,13 @@ def open_folder(folder: Path) -> tuple[PyTree, ModelConfig, Tokenizer]:
       ValueError: files that are missing or damaged, a model that ours cannot be, a tensor that is
         missing, of another shape or left over, no tokenizer, or one that changes texts.
     """
-    params, model, config = _read(folder)
+    tensors, config = read_folder(folder)
+    params, model = layout_of(config).read(tensors, config)
     generation = folder / GENERATION
     said = json.loads(generation.read_text("utf-8")) if generation.is_file() else {}
     ids = {name: value for name, value in said.items() if name.endswith("_token_id")}
     known = {name: value for name, value in config.items() if value is not None}
     return params, model, read_tokenizer(folder, {**ids, **known})
-
-
-def load_folder(folder: Path) -> tuple[PyTree, ModelConfig]:
-    """Return what `open_folder` does of a folder, which may lack a tokenizer."""
-    return _read(folder)[:2]
-
-
-def _read(folder: Path) -> tuple[PyTree, ModelConfig, dict[str, Any]]:
-    tensors, config = read_folder(folder)
-    return *layout_of(config).read(tensors, config), config
 
 
 def experiment(model: ModelConfig, tokenizer: Tokenizer) -> Config:

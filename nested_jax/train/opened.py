@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from nested_jax.config import Config
 from nested_jax.data.synthetic import rows as synthetic
 from nested_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -72,11 +70,6 @@ class Opened:
     def never(self) -> tuple[int, ...]:
         """The control tokens that are never written: all but the end of a text."""
         return () if self.tokenizer is None else self.tokenizer.never_written
-
-    @property
-    def allowed_ids_S(self) -> np.ndarray:
-        """bool [model.vocab_size]: the ids below `symbols`."""
-        return np.arange(self.cfg.model.vocab_size) < self.symbols
 
 
 def open_checkpoint(path: str | Path) -> Opened:

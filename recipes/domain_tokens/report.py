@@ -11,7 +11,6 @@ from eval.core.stats import mcnemar, wilson
 from nested_jax.data.records import read_object
 
 GROUPS = ("mul_table", "mul_multidigit", "addition")
-SCORED = (("pretrain", "probes"), ("tulu", "probes"), ("gsm8k", "probes"))
 Found = Mapping[str, Mapping[str, Any]]
 
 

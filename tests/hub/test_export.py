@@ -14,7 +14,7 @@ from helpers import assert_close, assert_equal
 
 from nested_jax.config import ModelConfig
 from nested_jax.hub.export import flat, main, unflat
-from nested_jax.hub.imports import load_folder
+from nested_jax.hub.imports import open_folder
 from nested_jax.hub.llama import from_llama, llama_config, to_llama
 from nested_jax.hub.oracle import oracle_logits
 from nested_jax.models.lm import build_model
@@ -100,4 +100,4 @@ def test_bad_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["--checkpoint", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "wants a new folder" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"has no config\.json"):
-        load_folder(tmp_path)
+        open_folder(tmp_path)

@@ -27,7 +27,7 @@ from eval.core.memorize.paths import (
     model_paths,
     sequence_change,
 )
-from eval.core.reader import ModelReader
+from eval.core.reader import ModelReader, Span
 from eval.core.requests import PIECE, bucket, pad, pieces
 from eval.core.scoring import Scorer
 from eval.core.subject import Subject
@@ -218,11 +218,11 @@ class Memorizer:
         """
         with jax.set_mesh(self.reader.mesh):
             before = level_writes(state)
-            arrays = self.reader.put(tokens_BT, targets_BT, lengths_B)
-            after, nats_BT, written = self._learn(self.reader.params, state, *arrays)
+            span = Span(*self.reader.put(tokens_BT, targets_BT, lengths_B))
+            after, nats_BT, written = self._learn(self.reader.params, state, span)
             for _ in range(self.options.steps - 1):
                 again = state._replace(fast=after.fast)
-                after, _, written = self._learn(self.reader.params, again, *arrays)
+                after, _, written = self._learn(self.reader.params, again, span)
         texts = [range(n) for n in lengths_B if n]
         self.count(texts, written, before, np.zeros_like(before))
         return after, to_host(nats_BT), np.zeros(nats_BT.shape, bool)
@@ -379,11 +379,10 @@ def learn_tokens(
     sequence: bool,
     params: PyTree,
     state: State,
-    tokens_BT: Array,
-    targets_BT: Array,
-    lengths_B: Array,
+    span: Span,
 ) -> tuple[State, Array, Written]:
     """Score tokens in the inner loop; return nats [B, T] and what was written so far."""
+    tokens_BT, targets_BT, lengths_B = span
     after, taught = teach(model, params, state, tokens_BT, targets_BT, cfg, lengths_B=lengths_B)
     written = measure(model, params, after, sequence)
     blocked_MB = blocked_periods(model, state.fast, after.fast, lengths_B)
