@@ -21,11 +21,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import statistics
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +92,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", help="a data.source; default: the sample recipe's mixture")
     parser.add_argument("--seeds", type=int, help="how many (2 with --quick, else 3)")
     parser.add_argument("--size", help="of the configurations (smoke with --quick, else pilot)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--jobs", type=int, help="at once (2 with --quick, else 1)")
     flags = parser.parse_args(arguments)
     flags.out = flags.out or Path("runs/recipe-pilot-quick" if flags.quick else "runs/recipe-pilot")
     flags.seeds = (2 if flags.quick else 3) if flags.seeds is None else flags.seeds
+    flags.jobs = (2 if flags.quick else 1) if flags.jobs is None else flags.jobs
     flags.size = flags.size or ("smoke" if flags.quick else "pilot")
     require(flags.seeds >= 1, "--seeds", flags.seeds, "wants 1 or more")
     require(flags.jobs >= 1, "--jobs", flags.jobs, "wants 1 or more")
@@ -112,9 +115,15 @@ def run(flags: argparse.Namespace, extra: list[str]) -> int:
     comparison = matched(flags.size, more)
     results = run_grid(comparison, out, range(flags.seeds), more, flags.jobs)
     words = TASKS["quick" if flags.quick else "full"]
-    scores: dict[str, dict[int, dict[str, float]]] = {}
-    for variant, runs in results.items():
-        scores[variant] = {seed: scored(out / place(variant, seed), words) for seed in runs}
+    # What the first seed compiles serves the others, and later steps of this command.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    scores: dict[str, dict[int, dict[str, float]]] = {variant: {} for variant in results}
+    each = [(variant, seed) for seed in range(flags.seeds) for variant in results]
+    with ThreadPoolExecutor(flags.jobs) as pool:
+        found = pool.map(lambda one: scored(out / place(*one), words), each)
+        for (variant, seed), numbers in zip(each, found, strict=True):
+            scores[variant][seed] = numbers
     write_comparison(out, results, scores, shlex.join(sys.argv[1:]))
     names = {variant: f"{slug(variant)}={out / place(variant, 0)}" for variant in results}
     finish(["report", *names.values(), "--out", str(out / "report.html")], out / "report.html")

@@ -24,7 +24,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,6 +87,7 @@ class Reading:
     text_key: str = "text"
     unit: str = "file"  # of plain text: line, paragraph, file
     held_out: float = HELD_OUT
+    flag: str = "--segments"  # that names the places, in messages
 
 
 def documents(root: DataRoot, segment: str, split: str) -> Documents:
@@ -107,18 +108,23 @@ def corpus_file(segment: str, split: str) -> str:
 
 
 def open_segments(
-    flags: argparse.Namespace, root: DataRoot, cfg: Config | None, splits: Iterable[str]
+    flags: argparse.Namespace,
+    root: DataRoot,
+    cfg: Config | None,
+    splits: Iterable[str],
+    flag: str = "--segments",
 ) -> list[Segment]:
     """Return the segments of --segments, in their order, each once.
 
     Args:
       cfg: of the checkpoint, for the segments of its data; None has none.
       splits: that are read; one that a place of the user's lacks is said here, before any work.
+      flag: what messages call it.
     Raises:
       ValueError: a name that stands for nothing, a place without text, two segments of one name.
     """
     require(flags.held_out < 0.5, "--held-out", flags.held_out, "wants a share below 0.5")
-    reading = Reading(flags.text_key, flags.unit, flags.held_out)
+    reading = Reading(flags.text_key, flags.unit, flags.held_out, flag)
     found: list[Segment] = []
     for word in [part.strip() for part in flags.segments.split(",") if part.strip()] or [""]:
         more = opened(word, root, cfg, reading)
@@ -127,9 +133,8 @@ def open_segments(
             next(segment.read(split))
         found += [segment for segment in more if places or segment.name not in names(found)]
     twice = [name for name in names(found) if names(found).count(name) > 1]
-    require(
-        not twice, "--segments", flags.segments, f"two are called {twice[:1]}; wants NAME=PLACE"
-    )
+    want = f"two are called {twice[:1]}; wants NAME=PLACE"
+    require(not twice, flag, flags.segments, want)
     return found
 
 
@@ -146,9 +151,9 @@ def opened(word: str, root: DataRoot, cfg: Config | None, reading: Reading) -> l
     found = at_place(place, reading)
     if not found and not equals:
         found = of_run(word, cfg)
-    require(bool(found), "--segments", word, WANTS)
+    require(bool(found), reading.flag, word, WANTS)
     if equals:
-        require(len(found) == 1, "--segments", word, f"holds {len(found)} segments; wants PLACE")
+        require(len(found) == 1, reading.flag, word, f"holds {len(found)} segments; wants PLACE")
         found = [found[0]._replace(name=name)]
     return found
 
@@ -263,7 +268,7 @@ def of_entry(where: str, row: dict[str, str], path: Path, reading: Reading) -> S
     place = path.parent / Path(row.get("path") or row["shards_dir"]).expanduser()
     unit = row.get("unit", reading.unit)
     require(unit in UNITS, f"{where}.unit", unit, f"wants one of {', '.join(UNITS)}")
-    own = Reading(row.get("text_key", reading.text_key), unit, reading.held_out)
+    own = replace(reading, text_key=row.get("text_key", reading.text_key), unit=unit)
     found = at_place(str(place), own)
     want = f"no text at {place}" if not found else "holds several segments; name one, as in a:web"
     require(len(found) == 1, where, row, want)
@@ -304,11 +309,13 @@ def of_text(path: Path, reading: Reading) -> Segment:
             for key, text in rows_of(path, split, reading):
                 held = True
                 yield key, text
-        why = f"no text in {len(files)} files" if split == ALL else (
+        if not held and split != ALL:
+            next(read(ALL))  # raises where there is no text at all
+        why = f"no text in {len(files)} file(s)" if split == ALL else (
             f"has no document of the split {split}; wants files, folders or rows named after a "
             "split, a larger --held-out, or the split all"
         )  # fmt: skip
-        require(held, "--segments", str(path), why)
+        require(held, reading.flag, str(path), why)
 
     return Segment(name, read)
 

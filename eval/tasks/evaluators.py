@@ -1,7 +1,8 @@
 """Evaluators that run inside training: ``train.eval_tasks=("piqa", "repeat:512,2048")``.
 
 A set of zero-shot questions, `repeat`, or any task of ``python -m eval`` with its flags, as in
-``"perplexity --segments run --max-tokens 4096"``.
+``"perplexity --segments run --max-tokens 4096"``. Of several processes each reads the texts and
+makes the same calls; the model stays spread over them.
 """
 
 from __future__ import annotations

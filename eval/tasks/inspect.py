@@ -66,7 +66,7 @@ class Trace(NamedTuple):
 
 def evaluate(subject: Subject, flags: argparse.Namespace) -> Findings:
     named = argparse.Namespace(**{**vars(flags), "segments": flags.text})
-    segment = open_segments(named, data_root(flags), subject.cfg, (flags.split,))[0]
+    segment = open_segments(named, data_root(flags), subject.cfg, (flags.split,), "--text")[0]
     name, tokens = a_document(subject, segment, flags.split, flags.max_tokens)
     detail = inspect(subject, tokens)
     columns = {key: np.asarray(detail["tokens"][key]) for key in NUMBERS if key in detail["tokens"]}

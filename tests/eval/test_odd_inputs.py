@@ -145,7 +145,14 @@ COMMANDS = [
     ("compare --results ODD/list.json ODD/empty", "is no result of a task"),
     ("perplexity --checkpoint RUN --segments ODD/empty", "no text there"),
     ("perplexity --checkpoint RUN --segments ODD/nosuch.txt", "nosuch.txt': wants all, or some"),
-    ("perplexity --checkpoint RUN --segments ODD/empty.json", "has no document of the split test"),
+    (
+        "perplexity --checkpoint RUN --segments ODD/empty.json",
+        "--segments='{odd}/empty.json': no text in 1 file(s)",
+    ),
+    (
+        "inspect --checkpoint RUN --text ODD/empty.json",
+        "--text='{odd}/empty.json': no text in 1 file(s)",
+    ),
     ("perplexity --checkpoint RUN --segments ODD/file --held-out 0.7", "--held-out=0.7: wants"),
     ("classification --checkpoint RUN --segments ODD/empty", "no text there"),
     ("summary ODD/empty.json", "empty.json: not JSON"),
