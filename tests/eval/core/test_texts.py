@@ -126,7 +126,7 @@ BAD = [
     ("", {}, "--segments='': wants all"),
     ("run", {}, "--segments='run': wants all"),
     ("PLACE/nosuch", {}, "wants all, or some of"),
-    ("PLACE/empty.txt", {}, "empty.txt': has no document of the split test"),
+    ("PLACE/empty.txt", {}, "empty.txt': no text in 1 file(s)"),
     ("PLACE/odd.jsonl", {}, "text_column='text' is not there; the record has columns body"),
     ("PLACE/odd.jsonl", {"text_key": "body"}, "odd.jsonl:2: 'body' is int, wants a string"),
     ("PLACE/split.jsonl", {}, "split.jsonl:1: split='later': wants a name of train, valid, test"),
