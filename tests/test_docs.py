@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from docs_commands import LEFT_OUT, at_test_size, blocks, commands, left_out, run, workspace
+from docs_commands import (
+    LEFT_OUT,
+    at_test_size,
+    blocks,
+    commands,
+    left_out,
+    makers,
+    run,
+    workspace,
+)
 from quick_compile import ROOT
 from tiny import environment
 
@@ -34,40 +43,85 @@ def test_the_examples_run_as_pasted(page: str, tmp_path: Path) -> None:
         assert ended.returncode == 0, ended.stderr
 
 
+class Page:
+    """The commands of a page: each runs once, after those that make the folders that it reads."""
+
+    def __init__(self, page: str, folder: Path, ended: dict[str, str]) -> None:
+        self.needs, self.missing = makers(commands((ROOT / page).read_text()), folder)
+        self.folder = folder
+        self.ended = ended  # what each command has printed as it failed, or nothing
+
+    def run(self, command: str) -> None:
+        for earlier in self.needs[command]:
+            self.run(earlier)
+        small = at_test_size(command).removeprefix(".venv/bin/")
+        if small not in self.ended and not left_out(command):
+            ended = run(small, self.folder)
+            failed = f"{ended.returncode}\n{ended.stderr[-900:]}" if ended.returncode else ""
+            self.ended[small] = failed
+        assert not self.ended.get(small), f"{small}: {self.ended[small]}"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Page]:
+    """The pages, in one folder: what both of them run is run once."""
+    folder, ended = workspace(tmp_path_factory.mktemp("pages")), dict[str, str]()
+    return {page: Page(page, folder, ended) for page in PAGES}
+
+
+OF_PAGES = [
+    pytest.param(page, command, id=f"{page}-{' '.join(command.split()[1:])[:60]}")
+    for page in PAGES
+    for command in dict.fromkeys(commands((ROOT / page).read_text()))
+    if not left_out(command)
+]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(("page", "command"), OF_PAGES)
+def test_every_command_runs_at_test_size(pages: dict[str, Page], page: str, command: str) -> None:
+    pages[page].run(command)
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_runs_at_test_size(page: str, tmp_path: Path) -> None:
-    """In the order of the page, in one folder: a command may use what an earlier one has made."""
-    folder, failed = workspace(tmp_path), []
-    first = run("python launch.py --config configs/pilot.py:test", folder)
-    assert first.returncode == 0, first.stderr
-    for command in commands((ROOT / page).read_text()):
-        if not left_out(command):
-            ended = run(at_test_size(command), folder)
-            if ended.returncode:
-                failed.append(f"{at_test_size(command)}: {ended.returncode}\n{ended.stderr[-600:]}")
-    assert not failed, "\n\n".join(failed)
+def test_a_command_reads_what_an_earlier_one_has_made(pages: dict[str, Page], page: str) -> None:
+    assert pages[page].missing == []
+    assert sum(bool(earlier) for earlier in pages[page].needs.values()) >= 3
+
+
+def test_a_folder_that_nobody_makes_is_found(tmp_path: Path) -> None:
+    train = "python launch.py --config configs/pilot.py:smoke"
+    ask = "python -m eval niah --checkpoint runs/pilot-smoke"
+    assert makers([train, ask], workspace(tmp_path)) == ({train: [], ask: [train]}, [])
+    for page, missing in {
+        (ask, train): "runs/pilot-smoke",
+        (train, "python -m eval report runs/pilot-smoke runs/b --out c.html"): "runs/b",
+        ("python launch.py --config configs/pilot.py --config.data.source=a/b.json",): "a/b.json",
+        ("python -m nested_jax.data sample --manifest texts --out a",): "texts",
+        ("python -m eval curves runs/a --out runs/a",): "runs/a",
+    }.items():
+        assert [text.partition(",")[0] for text in makers(page, tmp_path)[1]] == [missing]
 
 
 @pytest.mark.slow
-def test_a_folder_of_texts_becomes_a_forgetting_matrix_and_a_report(tmp_path: Path) -> None:
-    """The commands of the guide's section, in a folder that has the user's raw texts alone."""
+def test_a_folder_of_texts_becomes_a_forgetting_matrix_and_a_report(
+    pages: dict[str, Page],
+) -> None:
+    """The commands of the guide's section, from the user's raw texts."""
+    page = pages["docs/guide.md"]
     _, found, rest = (ROOT / "docs/guide.md").read_text().partition("## Your own texts")
-    folder, made = workspace(tmp_path), []
-    for command in commands(found + rest.partition("\n## ")[0]):
-        if not left_out(command):
-            ended = run(at_test_size(command), folder)
-            assert ended.returncode == 0, f"{command}\n{ended.stderr[-900:]}"
-            made.append(command)
+    made = list(commands(found + rest.partition("\n#")[0]))
     assert len(made) >= 6
-    (file,) = (folder / "runs/base/eval").glob("continual-*.json")
+    for command in made:
+        page.run(command)
+    (file,) = (page.folder / "runs/base/eval").glob("continual-*.json")
     matrix = json.loads(file.read_text())["metrics"]["matrix"]
     assert matrix["segments"] == ["letters", "notes"]
     assert len(matrix["loss"]) == 3
-    if "report" in made[-1]:
-        page = (folder / "report.html").read_text()
-        assert all(part in page for part in ('id="forgetting"', 'class="text"', 'id="bits"'))
-        assert "letters number" in re.sub("<[^>]+>", "", page)  # a token stands in each mark
+    if not left_out(made[-1]):
+        report = (page.folder / "report.html").read_text()
+        assert all(part in report for part in ('id="forgetting"', 'class="text"', 'id="bits"'))
+        assert "letters number" in re.sub("<[^>]+>", "", report)  # a token stands in each mark
 
 
 def test_commands_are_found_and_made_small() -> None:
@@ -85,10 +139,14 @@ def test_commands_are_found_and_made_small() -> None:
     ]
     assert blocks(page, ("python",)) == ["import a\n"]
     small = {
-        "python launch.py --config configs/pilot.py": "configs/pilot.py:test",
+        "python launch.py --config configs/pilot.py": "configs/pilot.py:test --workdir runs/pilot",
         "python launch.py --config configs/mid.py --workdir a": "configs/mid.py:test --workdir a",
-        "python launch.py --config configs/pilot.py:smoke,block=hope": "pilot.py:test,block=hope",
-        "python launch.py --config configs/pilot.py:block=hope": "pilot.py:test,block=hope",
+        "python launch.py --config configs/pilot.py:smoke,block=hope --workdir a": (
+            "pilot.py:test,block=hope --workdir a"
+        ),
+        "python launch.py --config configs/pilot.py:block=hope": (
+            "pilot.py:test,block=hope --workdir runs/pilot-block=hope"
+        ),
     }
     for command, end in small.items():
         assert at_test_size(command).endswith(end)
