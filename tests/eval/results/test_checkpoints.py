@@ -89,6 +89,7 @@ def test_any_task(trained: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     command = ["checkpoints", "--run", str(run), "--out-dir", str(tmp_path), "--out", str(out)]
     assert main([*command, "--tasks", "passkey", "--steps", "2,6", "--", *PASSKEY]) == 0
+    assert (tmp_path / "curves.png").stat().st_size > 5000
     rows = json.loads(out.read_text())["runs"]["run"]
     assert [row["tasks"]["passkey"]["passkey@160"]["n"] for row in rows] == [2, 2]
 
@@ -118,12 +119,14 @@ def test_a_checkpoint_that_goes_away(
         ),
         (("--tasks", "piqa", "--", "--word", "x"), "'--word': none of piqa has this flag"),
         (("--tasks", "piqa", "--run", "nowhere"), "--run='nowhere': has no checkpoints"),
+        (("--tasks", "piqa", "--run", "RUN"), "wants different names, NAME=RUN"),
     ],
 )
 def test_bad_input(
     trained: tuple[Path, Path], tmp_path: Path, capsys: Any, words: tuple[str, ...], message: str
 ) -> None:
     _, run = trained
+    words = tuple(str(run) if word == "RUN" else word for word in words)
     assert main(["checkpoints", "--run", str(run), "--out-dir", str(tmp_path), *words]) == 2
     assert message in capsys.readouterr().err
 
