@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +16,6 @@ from benchmarks.faults.__main__ import table
 from benchmarks.faults.shim import Operation
 
 RESULT = ROOT / "benchmarks" / "results" / "faults-cpu.jsonl"
-# A kill while the last save removes the one before leaves a part of it: docs/scaling.md.
-KNOWN = re.compile("(unlink|rmdir) /run/checkpoints/N")
 
 
 def faults(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -32,10 +29,10 @@ def faults(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="wants a C compiler")
 def test_a_part_of_all_operations(tmp_path: Path) -> None:
-    rows = faults(tmp_path, "operations", "--every", "25", "--no-errors")
+    rows = faults(tmp_path, "operations", "--every", "9", "--errors", "no")
     assert {row["fault"] for row in rows} == {"kill", "torn write", "machine lost"}
-    assert all(row["recovered"] > 0 for row in rows)
-    assert [each for row in rows for each in row["what"] if not KNOWN.match(each[0])] == []
+    assert all(row["faults"] > 0 for row in rows)
+    assert [row["what"] for row in rows] == [[]] * len(rows)
 
 
 @pytest.mark.slow

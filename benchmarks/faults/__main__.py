@@ -1,8 +1,9 @@
 """Faults at every point: ``python -m benchmarks.faults WHAT [--out FILE]``.
 
     operations    a run with a mirror, and the sharder: every operation that changes a file is
-                  listed; a kill before each (and after the last), the last write torn, the machine
-                  lost (only the mirror is left); then a full disk and an I/O error at each kind
+                  listed. Those of one kind on files that one line of code treats alike are a
+                  class. For each class: a kill before and after it, the write torn, the machine
+                  lost (only the mirror is left), a full disk, an I/O error
     kills         kill -9 at --count random moments of a run of --processes processes
     table FILE    the table of docs/scaling.md, of a file that was written
 
@@ -29,6 +30,7 @@ from typing import Any
 
 from benchmarks.faults import runs, shim
 
+COLUMNS = ("scenario", "fault", "operations", "classes", "faults")
 STEPS = 150  # of a run that is killed
 
 
@@ -44,10 +46,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--count", type=int, default=100, help="of kills")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills")
-    parser.add_argument(
-        "--every", type=int, default=1, help="take each n-th moment, n / 4-th error"
-    )
-    parser.add_argument("--no-errors", action="store_true", help="kills and torn writes alone")
+    parser.add_argument("--every", type=int, default=1, help="take each n-th class")
+    parser.add_argument("--all", action="store_true", help="each operation is a class of its own")
+    parser.add_argument("--errors", choices=["too", "no", "only"], default="too")
     flags = parser.parse_args(arguments)
     if flags.what == "table":
         print("\n".join(table([json.loads(line) for line in flags.file.read_text().splitlines()])))
@@ -86,7 +87,7 @@ def operations(folder: Path, flags: argparse.Namespace) -> Iterator[dict[str, An
     for scenario in ("train", "shard"):
         out = folder / f"{scenario}.jsonl"
         command = [sys.executable, "-m", "benchmarks.faults.scenario", scenario, str(folder)]
-        command += [str(out), str(flags.every), str(int(not flags.no_errors))]
+        command += [str(out), str(flags.every), flags.errors, str(int(flags.all))]
         subprocess.run(command, env=environ, check=True, cwd=runs.ROOT)
         yield from (json.loads(line) for line in out.read_text().splitlines())
 
@@ -188,10 +189,10 @@ def free_port() -> int:
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Return the rows as Markdown."""
-    head = ["what", "fault", "operations", "faults", "same bits after a restart"]
+    head = ["what", "fault", "operations", "classes", "faults", "same bits after a restart"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        cells = [row.get(name, "") for name in ("scenario", "fault", "operations", "faults")]
+        cells = [row.get(name, "") for name in COLUMNS]
         lines.append(f"| {' | '.join(map(str, [*cells, row['recovered']]))} |")
     return lines
 

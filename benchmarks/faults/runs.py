@@ -87,9 +87,13 @@ def environment(folder: Path, devices: int = 1) -> dict[str, str]:
     }
 
 
+def arguments(values: Mapping[str, Any], workdir: Path) -> list[str]:
+    """Return what launch.py is called with."""
+    return ["--config", str(ROOT / SPEC), "--workdir", str(workdir), *flags(values)]
+
+
 def launch(values: Mapping[str, Any], workdir: Path) -> list[str]:
-    command = [sys.executable, str(ROOT / "launch.py"), "--config", str(ROOT / SPEC)]
-    return [*command, "--workdir", str(workdir), *flags(values)]
+    return [sys.executable, str(ROOT / "launch.py"), *arguments(values, workdir)]
 
 
 # --- in one process, again and again -------------------------------------------------------------
@@ -160,4 +164,5 @@ def differences(got: Callable[[], dict[str, Any]], want: Mapping[str, Any]) -> s
         found = got()
     except Exception as error:  # noqa: BLE001  (whatever it is, it is the finding)
         return f"{type(error).__name__}: {error}"
-    return ", ".join(name for name in want if found[name] != want[name])
+    wrong = [name for name in want if found[name] != want[name]]
+    return ", ".join(f"{name}: {str(found[name])[:200]}" for name in wrong)

@@ -1,9 +1,10 @@
 """One scenario, in a process that has the shim: see `benchmarks.faults`.
 
-    python -m benchmarks.faults.scenario train|shard FOLDER OUT EVERY ERRORS
+    python -m benchmarks.faults.scenario train|shard FOLDER OUT EVERY ERRORS ALL
 
 The scenario runs once, watched, with a copy of its folder before every operation. Then each copy
-is what a kill has left, and the scenario runs on it again. All runs but the failing ones share
+is what a kill has left, and the scenario runs on it again: before and after the last operation of
+each class (`Operation.role`), or around every operation. All runs but the failing ones share
 this process, where programs are compiled once; a run that fails has a process of its own, forked
 before JAX has started, because a save that fails leaves threads.
 """
@@ -51,8 +52,7 @@ def train(folder: Path) -> Scenario:
         return runs.fields(folder, 4, str(root / "mirror"))
 
     def run(root: Path) -> int:
-        arguments = ["--config", str(runs.ROOT / runs.SPEC), "--workdir", str(root / "run")]
-        return launch.main([*arguments, *runs.flags(values(root))])
+        return launch.main(runs.arguments(values(root), root / "run"))
 
     def outcome(root: Path) -> dict[str, Any]:
         return runs.outcome(root / "run") | {"mirror": runs.outcome(root / "mirror")}
@@ -85,8 +85,9 @@ def shard(folder: Path) -> Scenario:
 class Sweep:
     """The faults of one scenario, and what came of them."""
 
-    def __init__(self, name: str, scenario: Scenario, folder: Path, every: int) -> None:
-        self.name, self.scenario, self.folder, self.every = name, scenario, folder, every
+    def __init__(self, name: str, scenario: Scenario, folder: Path, every: int, all_: bool) -> None:
+        self.name, self.scenario, self.folder = name, scenario, folder
+        self.every, self.all = every, all_
         self.root = folder / name / "root"
         self.root.mkdir(parents=True)
         self.copies = folder / name / "copies"
@@ -107,7 +108,7 @@ class Sweep:
                 descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 os.dup2(descriptor, 1)
                 os.dup2(descriptor, 2)
-                shim.arm(root, log, number, error, copies, self.every)
+                shim.arm(root, log, number, error, copies)
                 status = self.scenario.run(root)
             except SystemExit as left:
                 status = int(left.code or 0)
@@ -171,7 +172,7 @@ class Sweep:
             "scenario": self.name,
             "fault": fault,
             "operations": len(self.listed),
-            "kinds": len({operation.kind for operation in self.listed}),
+            "classes": len({operation.role for operation in self.listed}),
             "faults": len(found),
             "recovered": len(found) - len(lost),
             "lost": len(lost),
@@ -180,12 +181,16 @@ class Sweep:
 
     # --- the kinds of fault ---
 
+    def chosen(self, *what: str) -> list[Operation]:
+        """Return the last operation of every class; of these kinds, if any are named."""
+        classes = {(o.number if self.all else o.role): o for o in self.listed}
+        return [o for o in list(classes.values())[:: self.every] if not what or o.what in what]
+
     def moments(self) -> Iterator[tuple[str, Path]]:
-        """Yield every moment between two operations: what comes next, and what a kill leaves."""
-        for copy in sorted(self.copies.iterdir()):
-            number = int(copy.name)
-            last = number > len(self.listed)
-            yield "the end" if last else self.listed[number - 1].kind, copy
+        """Yield the moments before and after each chosen operation, and what a kill leaves then."""
+        for operation in self.chosen():
+            for when, number in (("before", operation.number), ("after", operation.number + 1)):
+                yield f"{when} {operation.kind}", self.copies / f"{number:06d}"
 
     def kills(self) -> list[tuple[str, str]]:
         return [(kind, self.recover(copy)) for kind, copy in self.moments()]
@@ -199,10 +204,8 @@ class Sweep:
     def torn(self) -> list[tuple[str, str]]:
         """Cut each write in half: what a loss of power may leave of what was not synchronized."""
         found = []
-        for operation in self.listed:
+        for operation in self.chosen("write"):
             copy = self.copies / f"{operation.number + 1:06d}"
-            if operation.what != "write" or operation.size < 2 or not copy.exists():
-                continue
 
             def cut(root: Path, operation: Operation = operation) -> None:
                 file = root / operation.path.lstrip("/")
@@ -212,19 +215,10 @@ class Sweep:
             found.append((operation.kind, self.recover(copy, cut)))
         return found
 
-    def chosen(self) -> list[Operation]:
-        """Return the first and the last operation of every kind that can fail."""
-        kinds: dict[str, list[Operation]] = {}
-        for operation in self.listed:
-            if operation.what in FAILING:
-                kinds.setdefault(operation.kind, []).append(operation)
-        both = [each for same in kinds.values() for each in {same[0], same[-1]}]
-        return sorted(both)[:: max(1, self.every // 4)]
-
     def failed(self, error: int) -> list[tuple[Path, str, int, str]]:
         """Let one operation after another fail; return what each run has left and said."""
         left = []
-        for operation in self.chosen():
+        for operation in self.chosen(*FAILING):
             root, log = self.folder / self.name / "f" / "root", self.folder / self.name / "f.log"
             shutil.rmtree(root, ignore_errors=True)
             root.mkdir(parents=True)
@@ -251,16 +245,16 @@ class Sweep:
 
 
 def main(arguments: list[str]) -> int:
-    name, folder, out, every, errors = arguments
+    name, folder, out, every, errors, all_ = arguments
     scenario = {"train": train, "shard": shard}[name](Path(folder))
-    sweep = Sweep(name, scenario, Path(folder), int(every))
+    sweep = Sweep(name, scenario, Path(folder), int(every), bool(int(all_)))
     sweep.watch()
-    left = {e: sweep.failed(e) for e in ERRORS} if int(errors) else {}
+    left = {e: sweep.failed(e) for e in ERRORS} if errors != "no" else {}
     # From here on JAX runs in this process, and it does not fork any more.
     runs.compile_once()
     sweep.ready()
-    kinds = {"torn write": sweep.torn, "kill": sweep.kills}
-    if name == "train":
+    kinds = {"torn write": sweep.torn, "kill": sweep.kills} if errors != "only" else {}
+    if kinds and name == "train":
         kinds["machine lost"] = sweep.lost_machines
     for error, ended in left.items():
         kinds[errno.errorcode[error]] = partial(sweep.judge, ended)

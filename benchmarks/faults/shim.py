@@ -17,6 +17,15 @@ NORMAL = [  # what differs from run to run in a name, in turn
     (r"(?<=_)\d+", "N"),
     (r"orbax-checkpoint-tmp[-.\w]*", "orbax-checkpoint-tmp"),
 ]
+ROLES = [  # files that one line of code writes, copies or deletes alike
+    (r"(?<=/)(params|opt|carry)(?=/|\.orbax|$)", "ARRAYS"),
+    (r"(?<=/)(data|meta)(?=/|\.orbax|$)", "JSON"),
+    (r"(?<=^/mirror/checkpoints/N/).*?(?=(\.N\.partial)?$)", "FILE"),
+    (r"(?<=^/mirror/)[^/]+?\.(json|jsonl|model)(?=(\.N\.partial)?$)", "RECORD"),
+    (r"(?<=^/run/checkpoints/\.N\.deleted/).*", "FILE"),
+    (r"(?<=^/run/)(config|summary|tokenizer|starts)\.(jsonl?|model)(?=(\.N\.partial)?$)", "RECORD"),
+    (r"(?<=^/shards/)(index\.json|tokenizer\.model)", "FILE"),
+]
 
 
 class Operation(NamedTuple):
@@ -31,10 +40,18 @@ class Operation(NamedTuple):
     @property
     def kind(self) -> str:
         """The operation without what differs from run to run."""
-        path = self.path
-        for pattern, name in NORMAL:
-            path = re.sub(pattern, name, path)
-        return f"{self.what} {path}"
+        return f"{self.what} {replaced(self.path, NORMAL)}"
+
+    @property
+    def role(self) -> str:
+        """The class of the operation: its kind, and one name for files that are treated alike."""
+        return f"{self.what} {replaced(replaced(self.path, NORMAL), ROLES)}"
+
+
+def replaced(path: str, patterns: list[tuple[str, str]]) -> str:
+    for pattern, name in patterns:
+        path = re.sub(pattern, name, path)
+    return path
 
 
 def build(folder: Path) -> Path:
@@ -50,15 +67,13 @@ def read_log(file: Path) -> list[Operation]:
     return [Operation(int(n), what, path, int(o), int(s)) for n, what, path, o, s in rows]
 
 
-def arm(
-    root: Path, log: Path, number: int, error: int, copies: Path | None = None, every: int = 1
-) -> None:
+def arm(root: Path, log: Path, number: int, error: int, copies: Path | None = None) -> None:
     """Watch a folder from now on, in a process that has the library; number 0 fails nothing.
 
     Args:
-      copies: where a copy goes before each `every`-th operation; None makes none.
+      copies: where a copy goes before each operation; None makes none.
     """
     library = ctypes.CDLL(None)
     to = os.fsencode(copies) if copies is not None else None
-    at = ctypes.c_long(every), ctypes.c_long(number)
+    at = ctypes.c_long(1), ctypes.c_long(number)
     library.faults_arm(os.fsencode(root), os.fsencode(log), to, *at, ctypes.c_int(error))

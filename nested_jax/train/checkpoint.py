@@ -3,8 +3,7 @@
 A step's folder holds the items ``params``, ``opt``, ``carry`` (where the run keeps streams),
 ``data`` (the input pipeline's position) and ``meta`` (configuration, tokenizer hash, versions, the
 host's counters). Orbax commits a folder whole or not at all, but a bit that flips in it later goes
-unnoticed; so ``meta`` also records a fingerprint of every array, and the two JSON items seal
-themselves. Both are checked on reading.
+unnoticed; so ``meta`` has fingerprints of all arrays, and JSON items seals: reading checks both.
 """
 
 from __future__ import annotations
@@ -72,13 +71,9 @@ class Checkpoints:
         held: Collection[int] = (),
     ) -> None:
         self.folder = (workdir if scheme(workdir) else workdir.absolute()) / CHECKPOINTS
-        self.report = report
-        keep: list[Any] = [ocp.checkpoint_managers.LatestN(train.keep_latest)]
-        keep.append(Chosen(lambda steps: {*self._best(train.keep_best, steps), *held}))
-        if train.keep_every:
-            keep.append(ocp.checkpoint_managers.EveryNSteps(train.keep_every))
+        self.report, self._train = report, train
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(keep),
+            preservation_policy=Chosen(lambda steps: {*self._kept(steps), *held}),
             enable_async_checkpointing=train.async_save,
             cleanup_tmp_directories=True,
         )
@@ -86,10 +81,9 @@ class Checkpoints:
         manager._checkpoint_deleter = Deleter(self.folder, manager._checkpoint_deleter)
         self._broken = False  # a save has failed
         self.scores: dict[int, float] = {}  # held-out loss by step, of the checkpoints that know it
-        if train.keep_best:
-            for step in saved_steps(self.folder):
-                with suppress(DamagedError):
-                    self._note(saved_meta(self.folder / str(step)))
+        for step in saved_steps(self.folder) if train.keep_best else []:
+            with suppress(DamagedError):
+                self._note(saved_meta(self.folder / str(step)))
 
     def save(self, state: TrainState, data: dict[str, Any], meta: dict[str, Any]) -> None:
         """Start writing the checkpoint of ``state.step``; arrays may be donated on return.
@@ -114,9 +108,12 @@ class Checkpoints:
         if valid.get("step", -1) == meta["step"] and math.isfinite(loss):
             self.scores[meta["step"]] = loss
 
-    def _best(self, count: int, steps: Sequence[int]) -> list[int]:
-        known = [step for step in steps if step in self.scores]
-        return sorted(known, key=lambda step: (self.scores[step], step))[:count]
+    def _kept(self, steps: Sequence[int]) -> set[int]:
+        """Return those that the configuration wants to keep, of steps in order."""
+        train = self._train
+        every = [s for s in steps if train.keep_every and s % train.keep_every == 0]
+        best = sorted((self.scores[s], s) for s in steps if s in self.scores)[: train.keep_best]
+        return {*steps[-train.keep_latest :], *every, *(step for _, step in best)}
 
     def poll(self) -> None:
         """Raise `CheckpointError` if a save in the background has failed; else return at once."""
@@ -133,6 +130,12 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (ValueError, OSError, RuntimeError) as error:
             raise self._failed(error) from error
+
+    def trim(self) -> None:
+        """Wait, and delete what only the mirror held: the run is over."""
+        self.wait()
+        steps = saved_steps(self.folder)
+        self._manager._checkpoint_deleter.delete_steps(sorted({*steps} - self._kept(steps)))
 
     def close(self) -> None:
         """Wait, unless a save has failed: Orbax would wait minutes for what it left of that one."""
@@ -219,9 +222,8 @@ class Chosen(ocp.checkpoint_managers.PreservationPolicy):
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         del context
-        steps = [info.step for info in checkpoints]
-        chosen = self.choose(steps)
-        return [step in chosen for step in steps]
+        chosen = self.choose([info.step for info in checkpoints])
+        return [info.step in chosen for info in checkpoints]
 
 
 # --- reading and writing -------------------------------------------------------------------------
@@ -238,9 +240,9 @@ def with_empty(abstract: PyTree, carry: PyTree) -> PyTree:
     """Return `carry` with the empty arrays that `array_items` left out."""
 
     def fill(want: jax.ShapeDtypeStruct, got: Any) -> Any:
-        if want.size:
-            return got
-        return jax.device_put(jnp.zeros(want.shape, want.dtype), want.sharding)
+        return (
+            got if want.size else jax.device_put(jnp.zeros(want.shape, want.dtype), want.sharding)
+        )
 
     return jax.tree.map(fill, abstract, carry)
 
@@ -284,8 +286,7 @@ def damage() -> Iterator[None]:
         # Orbax reports a part of an array that tensorstore cannot read as a bare Exception.
         if not isinstance(error, DAMAGE) and type(error) is not Exception:
             raise
-        text = str(error).strip().splitlines()
-        said = text[0][:300] if text else ""
+        said = (str(error).strip().splitlines() or [""])[0][:300]
         raise DamagedError(f"{type(error).__name__}: {said}") from error
 
 

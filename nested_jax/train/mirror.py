@@ -49,7 +49,7 @@ class Mirror:
         self.store = Store(url, NAME)
         self.done: set[int] = set()  # steps that are whole in the mirror
         self.holding: set[int] = set()  # steps that are being copied: the run keeps them
-        self.begun: set[int] = set()  # steps of which there are files, by an earlier start
+        self.begun: set[int] = set()  # steps of which there are files
         self.record: dict[str, tuple[int, int]] = {}  # size and time of the files copied
         self.run = ""  # the run that is mirrored
         self._end = threading.Event()
@@ -183,6 +183,7 @@ class Mirror:
         new = [step for step in reversed(steps) if step not in self.done]
         for step in new:
             self.holding.add(step)
+            self.begun.add(step)
             try:
                 self._copy_checkpoint(step)
             except (FileNotFoundError, DamagedError):
@@ -192,8 +193,9 @@ class Mirror:
                 self.holding.discard(step)
         if log and not new:
             self._copy_record()
-        if self.done & set(steps):
-            self._remove((self.done | self.begun) - set(steps))
+        left = set(saved_steps(self.workdir / CHECKPOINTS))  # some may have gone meanwhile
+        if self.done & left:
+            self._remove((self.done | self.begun) - left)
         return bool(new) or log
 
     def _copy_checkpoint(self, step: int) -> None:

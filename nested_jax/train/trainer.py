@@ -119,7 +119,7 @@ def run(
         record.log(step)
     if not record.scored(step):  # train.steps was lowered to a checkpoint
         record.evaluate(step, state)
-    checkpoints.wait()
+    checkpoints.trim()
     return record.summarize(step)
 
 

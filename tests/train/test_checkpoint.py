@@ -282,6 +282,18 @@ def test_latest_and_every_are_kept(tmp_path: Path, said: list[str]) -> None:
     assert saved_steps(checkpoints.folder) == [4, 6, 7]
 
 
+def test_what_a_mirror_held_goes_at_the_end_of_a_run(tmp_path: Path, said: list[str]) -> None:
+    held = {2}
+    checkpoints = Checkpoints(tmp_path, TrainConfig(keep_latest=1, keep_every=3), said.append, held)
+    for step in range(1, 5):
+        checkpoints.save(make_state(step=step), {}, meta(step))
+    checkpoints.wait()
+    assert saved_steps(checkpoints.folder) == [2, 3, 4]
+    checkpoints.trim()
+    assert saved_steps(checkpoints.folder) == [3, 4]
+    checkpoints.close()
+
+
 def test_a_deletion_that_is_cut_short_leaves_no_checkpoint(
     tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

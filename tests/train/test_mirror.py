@@ -142,6 +142,23 @@ def test_a_service_that_fails_is_tried_again_and_the_end_says_what_is_missing(
         mirror.close()
 
 
+def test_a_checkpoint_that_is_deleted_while_it_is_copied_leaves_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
+    mirror, put = Mirror(run, str(tmp_path / "mirror"), print), Store.put
+
+    def put_and_delete(store: Store, file: Path, name: str) -> Any:
+        found = put(store, file, name)
+        if name.startswith("checkpoints/6/"):
+            shutil.rmtree(run / "checkpoints" / "6", ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(Store, "put", put_and_delete)
+    mirror.copy()
+    assert {path.name for path in (tmp_path / "mirror/checkpoints").iterdir()} == {"8", "8.json"}
+
+
 def test_a_mirror_inside_the_workdir_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.mirror=.*wants a place outside of"):
         check_mirror(config(data, tmp_path / "run" / "mirror"), tmp_path / "run")
