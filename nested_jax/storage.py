@@ -170,6 +170,14 @@ class Store:
                 for folder in Path(name).parents[:-1]:
                     Path(self.path(str(folder))).rmdir()
 
+    def prune(self, folder: str) -> None:
+        """Remove the folders below one that hold no file: of a deletion that was cut short."""
+        if self.is_local:
+            inside = sorted(Path(self.path(folder)).rglob("*"), reverse=True)
+            for path in inside:
+                with suppress(OSError):
+                    path.rmdir()
+
     def sha256(self, name: str) -> str | None:
         """Return the hash of what is there, read back; None where there is no such file."""
         digest = hashlib.sha256()

@@ -149,6 +149,7 @@ class Mirror:
             elif name.endswith(PARTIAL):
                 self.store.delete(name)
         self.begun -= self.done
+        self.store.prune(CHECKPOINTS)
         self._thread.start()
 
     def _check_run(self, step: int, found: object, run: object) -> None:

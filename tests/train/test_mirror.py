@@ -159,6 +159,17 @@ def test_a_checkpoint_that_is_deleted_while_it_is_copied_leaves_nothing(
     assert {path.name for path in (tmp_path / "mirror/checkpoints").iterdir()} == {"8", "8.json"}
 
 
+def test_folders_without_a_file_go_when_a_run_starts(finished: Path, tmp_path: Path) -> None:
+    """A kill between the last file of a checkpoint and its folders leaves them."""
+    there = copied(finished, tmp_path)
+    kept = sorted(there.rglob("*"))
+    (there / "checkpoints" / "2" / "params" / "d").mkdir(parents=True)
+    mirror = Mirror(finished / "run", str(there), print)
+    mirror.begin(json.loads((there / "checkpoints" / "8.json").read_text())["run"])
+    mirror.close()
+    assert sorted(there.rglob("*")) == kept
+
+
 def test_a_mirror_inside_the_workdir_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.mirror=.*wants a place outside of"):
         check_mirror(config(data, tmp_path / "run" / "mirror"), tmp_path / "run")
