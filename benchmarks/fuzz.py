@@ -6,7 +6,8 @@
     --out FILE     JSON lines to add to
 
 Each trains two steps, ends, and goes on for a third with finite losses; or it is refused with exit
-status 2 and a line that names a field. Exit status 1 if one does neither.
+status 2 and a line that names a field (as it starts; or as it goes on, where the number of steps
+decides a field). Exit status 1 if one does neither.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ SIZES: dict[str, tuple[Any, ...]] = {
 FIXED = ("seed", "data", "mesh", "train.steps", "train.init_from", "train.mirror", "train.wandb")
 FIXED += ("train.tensorboard", "train.profile_steps", "train.eval_tasks", "model.vocab_size")
 FIXED += ("train.save_every", "train.log_every", "model.size", "model.block")
+# What a refusal names: a field that is wrong, or one whose value follows from the number of steps.
+FIELD = r"launch\.py: error: .*\b[a-z0-9_]+(\.[a-z0-9_]+)*="
+CHANGE = r"launch\.py: error: .*\bconfig(\.[a-z0-9_]+)+: \S+ -> \S+"
+NAMED = ("trained", "refused", "refused as it goes on")
 BASE = {
     "model.dim": 16,
     "model.layers": 2,
@@ -173,9 +178,10 @@ def outcome(chosen: dict[str, Any], folder: Path, base: dict[str, Any]) -> tuple
             where = traceback.extract_tb(error.__traceback__)[-1]
             return "traceback", f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
         words = said.getvalue().strip()
-        if status == 2 and steps == 2:
-            named = re.search(r"launch\.py: error: .*\b[a-z_]+(\.[a-z_]+)*=", words)
-            return ("refused" if named else "refused without a field"), words
+        if status == 2:
+            named = re.search(FIELD if steps == 2 else CHANGE, words)
+            refused = "refused" if steps == 2 else "refused as it goes on"
+            return (refused if named else f"{refused}, without a field"), words
         if status:
             return f"status {status}", words
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -211,13 +217,13 @@ def main(arguments: list[str]) -> int:
             if flags.out is not None:
                 with open(flags.out, "a") as file:
                     file.write(line + "\n")
-            if what not in ("trained", "refused"):
+            if what not in NAMED:
                 print(line, flush=True)
             if number % 20 == 19:
                 jax.clear_caches()
                 gc.collect()
     print(json.dumps(dict(counts)))
-    return int(bool(set(counts) - {"trained", "refused"}))
+    return int(bool(set(counts) - set(NAMED)))
 
 
 if __name__ == "__main__":
