@@ -199,11 +199,14 @@ def finished(file: Path, subject: Subject, flags: argparse.Namespace) -> dict[st
         return None
     if result.get("options") != options:
         return None
-    changed = changed_files(result["files"]) if "files" in result else ["what it read is not known"]
-    if changed:
-        print(f"{file.stem}: run again, its texts have changed: {', '.join(changed)}", flush=True)
-        return None
-    return result
+    read = result.get("files")
+    changed = changed_files(read) if isinstance(read, dict) else []
+    why = f"its texts have changed: {', '.join(changed)}" if changed else ""
+    if not isinstance(read, dict):
+        why = "its result does not say which texts it read"
+    if why:
+        print(f"{file.stem}: run again, {why}", flush=True)
+    return None if why else result
 
 
 FLAGS = (
