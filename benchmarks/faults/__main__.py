@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
 import random
 import shutil
@@ -28,10 +30,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import launch
 from benchmarks.faults import runs, shim
 
 COLUMNS = ("scenario", "fault", "operations", "classes", "faults")
 STEPS = 150  # of a run that is killed
+# A process that has imported everything and started nothing, of which those of a run are copies:
+# importing takes longer than the steps between two kills.
+FORKS = multiprocessing.get_context("forkserver")
 
 
 def main(arguments: list[str]) -> int:
@@ -48,6 +54,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills")
     parser.add_argument("--every", type=int, default=1, help="take each n-th class")
     parser.add_argument("--all", action="store_true", help="each operation is a class of its own")
+    parser.add_argument("--scenario", choices=["train", "shard"], help="one alone of operations")
     parser.add_argument("--errors", choices=["too", "no", "only"], default="too")
     flags = parser.parse_args(arguments)
     if flags.what == "table":
@@ -84,7 +91,7 @@ def operations(folder: Path, flags: argparse.Namespace) -> Iterator[dict[str, An
     # The library has to be there from the start of a process, under a name without spaces.
     library = shim.build(Path(tempfile.mkdtemp(prefix="shim")))
     environ = {**runs.environment(folder), "LD_PRELOAD": str(library)}
-    for scenario in ("train", "shard"):
+    for scenario in ("train", "shard") if flags.scenario is None else (flags.scenario,):
         out = folder / f"{scenario}.jsonl"
         command = [sys.executable, "-m", "benchmarks.faults.scenario", scenario, str(folder)]
         command += [str(out), str(flags.every), flags.errors, str(int(flags.all))]
@@ -101,17 +108,19 @@ def kills(folder: Path, flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
     A run that has come to its end between kills is compared, and the next one begins.
     """
     values = runs.fields(folder, STEPS) | {"train.eval_every": 50}
-    environ, rng = runs.environment(folder), random.Random(flags.seed)
+    rng = random.Random(flags.seed)
     run, want = folder / "run", folder / "want"
-    start(values, want, environ, flags.processes, None)
+    os.environ |= runs.environment(folder)
+    FORKS.set_forkserver_preload(["launch", "nested_jax.train.trainer"])
+    start(values, want, flags.processes, None)
     expected, lost, done, ended = runs.outcome(want), [], 0, 0
     while done < flags.count or run.exists():
         left = done < flags.count
         before = (run / "metrics.jsonl").read_bytes().count(b"\n") if run.exists() else 0
         moment = (before + rng.choice([0, 0, 1, 2, 3, 5]), rng.random() * 0.05, rng)
-        done += start(values, run, environ, flags.processes, moment if left else None)
+        done += start(values, run, flags.processes, moment if left else None)
         if (run / "summary.json").exists():
-            start(values, run, environ, flags.processes, None)  # killed after its last file
+            start(values, run, flags.processes, None)  # killed after its last file
             ended += 1
             found = runs.differences(partial(runs.outcome, run), expected)
             lost += [found] if found else []
@@ -132,30 +141,24 @@ def kills(folder: Path, flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def start(
     values: dict[str, Any],
     workdir: Path,
-    environ: dict[str, str],
     count: int,
     moment: tuple[int, float, random.Random] | None,
 ) -> bool:
     """Start a run of several processes; kill one or all of them at the moment. Was it killed?"""
-    command = runs.launch(values, workdir)
-    if count > 1:
-        command += ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(count)]
-    log = open(workdir.with_suffix(".log"), "ab")  # noqa: SIM115
+    log = workdir.with_suffix(".log")
+    port = free_port()
     processes = [
-        subprocess.Popen(
-            [*command, *(["--process-id", str(i)] if count > 1 else [])],
-            env=environ,
-            cwd=runs.ROOT,
-            stdout=log,
-            stderr=log,
-        )
+        FORKS.Process(target=launched, args=(runs.arguments(values, workdir), log, port, count, i))
         for i in range(count)
     ]
-    log.close()
+    for process in processes:
+        process.start()
     if moment is None:
-        status = [process.wait() for process in processes]
+        for process in processes:
+            process.join()
+        status = [process.exitcode for process in processes]
         if any(status):
-            raise RuntimeError(f"{status}: {workdir.with_suffix('.log').read_text()[-2000:]}")
+            raise RuntimeError(f"{status}: {log.read_text()[-2000:]}")
         return False
     lines, delay, rng = moment
     file = workdir / "metrics.jsonl"
@@ -163,10 +166,10 @@ def start(
     if rng.random() < 0.1:
         time.sleep(rng.random() * 3)  # while it starts, too
     else:
-        while all(process.poll() is None for process in processes) and not ready():
+        while all(process.is_alive() for process in processes) and not ready():
             time.sleep(0.005)
         time.sleep(delay)
-    killed = any(process.poll() is None for process in processes)
+    killed = any(process.is_alive() for process in processes)
     victims = processes if rng.random() < 0.5 else [rng.choice(processes)]
     for process in victims:
         process.kill()
@@ -174,8 +177,19 @@ def start(
         time.sleep(0.2)  # the other one notices, or hangs as it would until the scheduler ends it
     for process in processes:
         process.kill()
-        process.wait()
+        process.join()
     return killed
+
+
+def launched(arguments: list[str], log: Path, port: int, count: int, index: int) -> None:
+    """Be process `index` of a run, as `launch.py` starts it."""
+    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    if count > 1:
+        arguments += ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(count)]
+        arguments += ["--process-id", str(index)]
+    sys.exit(launch.main(arguments))
 
 
 def free_port() -> int:
