@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -265,16 +264,6 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
 ) -> None:
     """Two kills at moments when some save is under way."""
     kills(undisturbed, tmp_path / "run", [(5, 0.0), (25, 0.005)])
-
-
-@pytest.mark.slow
-def test_many_kills(tmp_path: Path, data: Path) -> None:
-    steps = {"train.steps": 400, "train.save_every": 2, "train.eval_every": 50}
-    config = write_config(tmp_path, data, steps)
-    finish(config, tmp_path / "undisturbed")
-    rng = random.Random(5)
-    moments = [(lines, rng.random() * 0.05) for lines in range(0, 400, 40)]
-    kills((config, tmp_path / "undisturbed"), tmp_path / "run", moments)
 
 
 FILL_THE_DISK = """

@@ -30,7 +30,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import launch
 from benchmarks.faults import runs, shim
 
 COLUMNS = ("scenario", "fault", "operations", "classes", "faults")
@@ -77,10 +76,6 @@ def emit(row: dict[str, Any], out: Path | None) -> None:
     if out is not None:
         with open(out, "a") as file:
             file.write(text + "\n")
-
-
-def finish(command: list[str], environ: dict[str, str]) -> None:
-    subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL, cwd=runs.ROOT)
 
 
 # --- every operation -----------------------------------------------------------------------------
@@ -147,10 +142,8 @@ def start(
     """Start a run of several processes; kill one or all of them at the moment. Was it killed?"""
     log = workdir.with_suffix(".log")
     port = free_port()
-    processes = [
-        FORKS.Process(target=launched, args=(runs.arguments(values, workdir), log, port, count, i))
-        for i in range(count)
-    ]
+    given = (runs.arguments(values, workdir), log, port, count)
+    processes = [FORKS.Process(target=runs.launched, args=(*given, i)) for i in range(count)]
     for process in processes:
         process.start()
     if moment is None:
@@ -179,17 +172,6 @@ def start(
         process.kill()
         process.join()
     return killed
-
-
-def launched(arguments: list[str], log: Path, port: int, count: int, index: int) -> None:
-    """Be process `index` of a run, as `launch.py` starts it."""
-    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    if count > 1:
-        arguments += ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(count)]
-        arguments += ["--process-id", str(index)]
-    sys.exit(launch.main(arguments))
 
 
 def free_port() -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import launch
 from nested_jax.config import Config, load_config
 from nested_jax.machine import quiet_libraries
 from nested_jax.train import plan as plans
@@ -92,8 +93,15 @@ def arguments(values: Mapping[str, Any], workdir: Path) -> list[str]:
     return ["--config", str(ROOT / SPEC), "--workdir", str(workdir), *flags(values)]
 
 
-def launch(values: Mapping[str, Any], workdir: Path) -> list[str]:
-    return [sys.executable, str(ROOT / "launch.py"), *arguments(values, workdir)]
+def launched(arguments: list[str], log: Path, port: int, count: int, index: int) -> None:
+    """Be process `index` of a run, as `launch.py` starts it."""
+    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    if count > 1:
+        arguments += ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(count)]
+        arguments += ["--process-id", str(index)]
+    sys.exit(launch.main(arguments))
 
 
 # --- in one process, again and again -------------------------------------------------------------

@@ -71,7 +71,8 @@ def make_optimizer(cfg: OptimConfig, steps: int, info: PyTree) -> optax.Gradient
     """
     groups = group_tree(cfg, info)
     labels = jax.tree.map(_label, groups, is_leaf=_is_group)
-    present = {g for g in jax.tree.leaves(groups, is_leaf=_is_group) if g is not None}
+    labelled = jax.tree.leaves(groups, is_leaf=_is_group)
+    present = list(dict.fromkeys(g for g in labelled if g is not None))  # the same in every process
     require(
         bool(present), "optim.param_policy", cfg.param_policy, "selects no parameter of this model"
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import assert_close, assert_equal
-from tiny import HOPE, tiny_config
+from tiny import HOPE, tiny_config, write_config
 
 from nested_jax.config import MeshConfig
 from nested_jax.fit.cost import estimate
@@ -160,3 +163,30 @@ def test_the_state_is_donated_and_two_steps_trace_once() -> None:
     assert len(traces) == 1
     assert all(x.is_deleted() for x in jax.tree.leaves((first, second)))
     assert jax.tree.map(jax.typeof, third) == jax.tree.map(jax.typeof, state())
+
+
+LOWERED = """
+import sys
+from nested_jax.config import load_config
+from nested_jax.sharding import make_mesh
+from nested_jax.train.layout import lay_out
+
+cfg = load_config(sys.argv[1], {})
+sys.stdout.write(lay_out(cfg, make_mesh(cfg.mesh)).lower_train().as_text())
+"""
+
+
+def test_a_step_is_the_same_program_in_every_process(tmp_path: Path) -> None:
+    """Python orders its sets anew in each process; compiled code is found by the program's text."""
+    config = write_config(tmp_path, tmp_path, {**HOPE, "optim.name": "muon"})
+    texts = [
+        subprocess.run(
+            [sys.executable, "-c", LOWERED, str(config)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert texts[0] == texts[1]
+    assert b"stablehlo" in texts[0]
