@@ -53,21 +53,22 @@ MODELS = {
     "Transformer": ("configs/transformer.py:{size}",),
 }
 QUICK = (
-    "--config.train.steps=40",
-    "--config.train.eval_every=40",
-    "--config.train.save_every=40",
+    "--config.train.steps=32",
+    "--config.train.eval_every=32",
+    "--config.train.save_every=32",
     "--config.optim.warmup_steps=8",
 )
 REFERENCE = "Titans (memory alone)"
 TOLERANCE = 0.02  # of parameters
 TASKS = {  # with the run's own text: nothing has to be fetched
     "quick": (
-        "perplexity --segments run --max-tokens 8192 --doc-tokens 1024 --memorize",
-        "passkey --haystack stdlib --context-lengths 128,256 --samples-per-length 20",
-        "continual --segments run --write-tokens 1024 --score-tokens 1024",
+        "perplexity --segments run --max-tokens 4096 --doc-tokens 1024 --memorize",
+        "repeat --segments run --distances 512 --passages 8 --memorize",
+        "continual --segments run --write-tokens 512 --score-tokens 512",
     ),
     "full": (
         "perplexity --segments run --memorize",
+        "repeat --segments run --memorize",
         "niah --haystack stdlib --context-lengths 512,1024,1920",
         "passkey --haystack stdlib --context-lengths 512,1024,1920",
         "continual --segments run",
@@ -87,7 +88,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--quick", action="store_true", help="the size smoke, 40 steps, two seeds")
+    parser.add_argument("--quick", action="store_true", help="the size smoke, 32 steps, two seeds")
     parser.add_argument("--out", type=Path, help="default runs/recipe-pilot, or -quick")
     parser.add_argument("--data", help="a data.source; default: the sample recipe's mixture")
     parser.add_argument("--seeds", type=int, help="how many (2 with --quick, else 3)")

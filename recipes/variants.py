@@ -236,10 +236,19 @@ def not_comparable(results: Mapping[str, Mapping[int, Result]]) -> list[str]:
 
 
 def task_numbers(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the mean over groups of each measure of a task's result."""
+    """Return the mean over groups of each measure of a task's result, also with writes.
+
+    Of gain, bits per byte and loss, the first that a group has stands for it.
+    """
     found: dict[str, list[float]] = {}
-    for group in result["metrics"].values():
-        for name in ("acc", "acc_norm", "accuracy", "loss", "bits_per_byte"):
+
+    def add(group: Mapping[str, Any], end: str) -> None:
+        one_of = [name for name in ("gain", "bits_per_byte", "loss") if name in group][:1]
+        for name in ("acc", "acc_norm", "accuracy", "forgetting", *one_of):
             if isinstance(group.get(name), (int, float)):
-                found.setdefault(f"{result['task']} {name}", []).append(float(group[name]))
+                found.setdefault(f"{result['task']} {name}{end}", []).append(float(group[name]))
+
+    for group in result["metrics"].values():
+        add(group, "")
+        add(group.get("memorized", {}), ", writing")
     return {name: statistics.fmean(values) for name, values in found.items()}

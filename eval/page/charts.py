@@ -33,9 +33,10 @@ def lines(
     x: dict[str, Any], y: dict[str, Any], dash: str = "", points: bool = False
 ) -> dict[str, Any]:
     """Return lines of the runs, dashed by another field."""
-    encoding = {"x": x, "y": y, "color": field("run", kind="nominal")}
+    stroke = {"legend": {"symbolType": "stroke"}}
+    encoding = {"x": x, "y": y, "color": field("run", kind="nominal", **stroke)}
     if dash:
-        encoding["strokeDash"] = field(dash, kind="nominal")
+        encoding["strokeDash"] = field(dash, kind="nominal", **stroke)
     return {"mark": {"type": "line", "point": points, "tooltip": True}, "encoding": encoding}
 
 
@@ -60,6 +61,11 @@ def cells(x: str, y: str, value: str, title: str, limits: tuple[float, float]) -
             },
         ],
     }
+    return panels(body)
+
+
+def panels(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a chart for each panel of the rows, one below the other."""
     facet = {"field": "panel", "type": "nominal", "title": None, "sort": None}
     return {"facet": facet, "columns": 1, "spec": body}
 
@@ -78,6 +84,7 @@ def charts(shown: Sequence[Shown]) -> list[Chart]:
         loss(shown),
         bits(shown),
         *memories(shown),
+        passages(shown),
         positions(shown),
         written(shown),
         needles(shown),
@@ -113,7 +120,12 @@ def loss(shown: Sequence[Shown]) -> Chart:
                     for line in found
                 ]
             )
-    spec = lines(field("step"), field("loss", "nats per token"), "of")
+    curves = lines(field("step"), field("loss", "nats per token"), "of")
+    few = lines(field("step"), field("loss", "nats per token"))
+    few["mark"] = {"type": "point", "filled": True, "tooltip": True}
+    few["encoding"]["color"]["legend"] = None  # the lines have it
+    few["transform"] = [{"filter": "datum.of == 'held out'"}]  # one alone is no line
+    spec = {"layer": [curves, few]}
     note = "Nats per token; the held-out loss is of a fixed text."
     return Chart("loss", "Loss", note, rows, spec)
 
@@ -143,6 +155,8 @@ def bits(shown: Sequence[Shown]) -> Chart:
         }
         spec = {"layer": [spec, rule]}
         each = ", ".join(f"{value:.4f} ({name})" for name, value in known.items())
+        if len({f"{value:.4f}" for value in known.values()}) == 1 and len(known) == len(shown):
+            each = f"{next(iter(known.values())):.4f}"
         note += f"Dashed: a byte trigram model of the same text, {each}."
     else:
         note += "No run has recorded the line of the trigram model."
@@ -182,6 +196,38 @@ def memories(shown: Sequence[Shown]) -> Iterator[Chart]:
 
 
 # --- of one text ---------------------------------------------------------------------------------
+
+
+def passages(shown: Sequence[Shown]) -> Chart:
+    """What a passage costs less when it comes again, by the distance (`eval repeat`)."""
+    rows: list[Row] = []
+    for run in shown:
+        for name, group in run.results.get("repeat", {}).get("metrics", {}).items():
+            text, _, distance = name.rpartition("@")
+            for memory, found in (("never written", group), ("written", group.get("memorized"))):
+                if found:
+                    rows.append(
+                        {
+                            "panel": f"text: {text}",
+                            "run": run.name,
+                            "distance": int(distance),
+                            "memory": memory,
+                            "gain": found["gain"],
+                            "low": found["gain_interval"][0],
+                            "high": found["gain_interval"][1],
+                        }
+                    )
+    distance = field("distance", "tokens between", kind="ordinal")
+    gain = field("gain", "bits per token saved")
+    bars = lines(distance, field("low", "bits per token saved"), "memory")
+    bars["encoding"]["y2"] = {"field": "high"}
+    bars["mark"] = {"type": "rule"}
+    body = {"width": 260, "layer": [lines(distance, gain, "memory", True), bars]}
+    note = (
+        "What the second reading of a passage saves against a control that has not read it, "
+        "by the distance between the readings; bars are 95 % over passages."
+    )
+    return Chart("repeat", "A passage again", note, rows, panels(body))
 
 
 def positions(shown: Sequence[Shown]) -> Chart:

@@ -180,6 +180,7 @@ def absent(shown: Sequence[Shown], drawn: Sequence[Chart]) -> str:
     have = {chart.key for chart in drawn}
     run = shown[0].workdir
     how = {
+        "repeat": f"python -m eval repeat --checkpoint {run} --memorize",
         "needles": f"python -m eval niah --checkpoint {run} --context-lengths 256,512",
         "forgetting": f"python -m eval continual --checkpoint {run} --segments LIST.yaml",
     }

@@ -106,8 +106,8 @@ def test_a_real_sweep_with_a_task(
     words += ["--task", f"perplexity --segments {tmp_path}/data --split valid"]
     assert sweep.main([*words, "--out", str(tmp_path / "sweep")]) == 0
     text = capsys.readouterr().out
-    assert "perplexity loss" in text
+    assert "perplexity bits_per_byte" in text
     assert "one seed" in text
     found = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    losses = [row["values"]["perplexity loss"][0] for row in found["settings"]]
+    losses = [row["values"]["perplexity bits_per_byte"][0] for row in found["settings"]]
     assert len(set(losses)) == 2

@@ -56,7 +56,11 @@ def run(folder: Path, rate: float, written: bool) -> Path:
         {"id": str(i), "group": "s1@256", "depth": i / 9, "correct": i % 2 == 0} for i in range(10)
     ]
     matrix = {"stages": ["before", "a"], "segments": ["a", "b"], "loss": [[3.0, 3.5], [2.5, 3.75]]}
+    saved = {"gain": 0.0, "gain_interval": [-0.125, 0.125]}
+    wrote = {d: {"gain": 2.0 - d / 256, "gain_interval": [0.5, 2.5]} for d in (128, 256)}
+    again = {f"run@{d}": {**saved, "memorized": wrote[d]} for d in wrote}
     for name, more in (
+        ("repeat", {"metrics": again}),
         ("inspect", {"detail": detail}),
         ("niah", {"items": items}),
         ("continual", {"metrics": {"matrix": matrix}}),
@@ -108,7 +112,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 NONE: dict[str, Any] = {"values": []}
 CHARTS = ("loss", "bits", "writes", "blocked", "change")  # of training
-CHARTS += ("positions", "written", "needles", "forgetting")
+CHARTS += ("repeat", "positions", "written", "needles", "forgetting")
 
 
 @pytest.mark.skipif(not VEGA, reason="wants the extra eval")
@@ -125,7 +129,7 @@ def test_a_page_has_every_section_as_charts_and_as_tables(page: Path) -> None:
     assert 'class="g" style="--a:0.21" title="0: loss without 4.000, loss 3.500, gain 0.500' in text
     assert 'class="l" style="--a:0.11"' in text
     assert "&lt;/script&gt;</i>" in text
-    assert "2.7411 (low)" in text
+    assert "model of the same text, 2.7411." in text
     assert re.search(r"<td>optim.learning_rate</td><td>0.01</td><td>0.05</td>", text)
     loss = {
         (row["run"], row["step"], row["of"]): row["loss"]
@@ -134,7 +138,14 @@ def test_a_page_has_every_section_as_charts_and_as_tables(page: Path) -> None:
     assert loss["high", 20, "training"] == 4 - 20 * 0.05
     assert loss["high", 20, "held out"] == 3.0
     assert {row["run"] for row in found.specs[2]["data"]["values"]} == {"low", "high"}
-    bands = {row["depth"]: row["answered"] for row in found.specs[7]["data"]["values"]}
+    saved = {
+        (row["distance"], row["memory"]): row["gain"]
+        for row in found.specs[5]["data"]["values"]
+        if row["run"] == "low"
+    }
+    assert saved == {(128, "never written"): 0, (128, "written"): 1.5,
+                     (256, "never written"): 0, (256, "written"): 1.0}  # fmt: skip
+    bands = {row["depth"]: row["answered"] for row in found.specs[8]["data"]["values"]}
     assert len(bands) == 5
     assert bands["from 0 %"] == 0.5
 
