@@ -33,7 +33,7 @@ def lines(
     x: dict[str, Any], y: dict[str, Any], dash: str = "", points: bool = False
 ) -> dict[str, Any]:
     """Return lines of the runs, dashed by another field."""
-    stroke = {"legend": {"symbolType": "stroke"}}
+    stroke: dict[str, Any] = {"legend": {"symbolType": "stroke"}}
     encoding = {"x": x, "y": y, "color": field("run", kind="nominal", **stroke)}
     if dash:
         encoding["strokeDash"] = field(dash, kind="nominal", **stroke)
