@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from quick_compile import ROOT
 
 from benchmarks import fuzz
 from benchmarks.faults.runs import write_text
@@ -36,3 +40,17 @@ def test_configurations_train_and_go_on_or_name_a_field(tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
         what, said = fuzz.outcome(chosen, tmp_path / str(number), base)
         assert what in ("trained", "refused"), (said, chosen)
+
+
+def test_the_page_has_the_counts_of_the_committed_outcomes() -> None:
+    """All 300 ran; the sentence of docs/scaling.md is of these lines."""
+    lines = (ROOT / "benchmarks" / "results" / "fuzz-cpu.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["number"] for row in rows] == list(range(300))
+    assert {row["config"]["model.block"] for row in rows} == set(BLOCKS)
+    counts = Counter(row["outcome"] for row in rows)
+    assert set(counts) == {"trained", "refused", "refused as it goes on"}
+    said = " ".join((ROOT / "docs" / "scaling.md").read_text().split())
+    assert f"{counts['trained']} trained, {counts['refused']} were refused as they started" in said
+    losses = [json.loads(row["said"]) for row in rows if row["outcome"] == "trained"]
+    assert all(len(one) == 3 and all(map(math.isfinite, one)) for one in losses)
