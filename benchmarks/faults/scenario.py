@@ -32,6 +32,7 @@ import launch
 from benchmarks.faults import runs, shim
 from benchmarks.faults.shim import Operation
 from nested_jax.data.__main__ import main as data_command
+from nested_jax.data.pipeline import prepare
 from nested_jax.files import folder_sha256
 
 ERRORS = (errno.ENOSPC, errno.EIO)
@@ -61,8 +62,10 @@ def train(folder: Path) -> Scenario:
 
 
 def shard(folder: Path) -> Scenario:
+    prepare(runs.configuration(runs.fields(folder, 4)).data, lambda _: None)
+    tokenizer = next((folder / "cache").rglob("tokenizer.model"))
+
     def arguments(root: Path) -> list[str]:
-        tokenizer = next((folder / "cache").rglob("tokenizer.model"))
         text = str(folder / "text" / "train.txt")
         flags = ["shard", "--dataset", text, "--tokenizer-path", str(tokenizer), "--name", "text"]
         return [*flags, "--output-dir", str(root / "shards"), "--workers", "1"]
