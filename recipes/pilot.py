@@ -88,7 +88,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--quick", action="store_true", help="24 steps of the size smoke, two seeds, tasks of one")
+    quick = "24 steps of the size smoke, two seeds, tasks of the first"
+    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--out", type=Path, help="default runs/recipe-pilot, or -quick")
     parser.add_argument("--data", help="a data.source; default: the sample recipe's mixture")
     parser.add_argument("--seeds", type=int, help="how many (2 with --quick, else 3)")
