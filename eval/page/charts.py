@@ -32,12 +32,19 @@ def field(name: str, title: str = "", kind: str = "quantitative", **more: Any) -
 def lines(
     x: dict[str, Any], y: dict[str, Any], dash: str = "", points: bool = False
 ) -> dict[str, Any]:
-    """Return lines of the runs, dashed by another field."""
+    """Return lines of the runs, dashed by another field; with a point at each value, if asked."""
     stroke: dict[str, Any] = {"legend": {"symbolType": "stroke"}}
     encoding = {"x": x, "y": y, "color": field("run", kind="nominal", **stroke)}
     if dash:
         encoding["strokeDash"] = field(dash, kind="nominal", **stroke)
-    return {"mark": {"type": "line", "point": points, "tooltip": True}, "encoding": encoding}
+    drawn = {"mark": {"type": "line", "tooltip": True}, "encoding": encoding}
+    return {"layer": [drawn, dots(x, y)]} if points else drawn
+
+
+def dots(x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of the runs as points, without a legend: the lines have it."""
+    encoding = {"x": x, "y": y, "color": {**field("run", kind="nominal"), "legend": None}}
+    return {"mark": {"type": "point", "filled": True, "tooltip": True}, "encoding": encoding}
 
 
 def cells(x: str, y: str, value: str, title: str, limits: tuple[float, float]) -> dict[str, Any]:
@@ -121,9 +128,7 @@ def loss(shown: Sequence[Shown]) -> Chart:
                 ]
             )
     curves = lines(field("step"), field("loss", "nats per token"), "of")
-    few = lines(field("step"), field("loss", "nats per token"))
-    few["mark"] = {"type": "point", "filled": True, "tooltip": True}
-    few["encoding"]["color"]["legend"] = None  # the lines have it
+    few = dots(field("step"), field("loss", "nats per token"))
     few["transform"] = [{"filter": "datum.of == 'held out'"}]  # one alone is no line
     spec = {"layer": [curves, few]}
     note = "Nats per token; the held-out loss is of a fixed text."
