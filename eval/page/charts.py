@@ -12,6 +12,7 @@ Row = dict[str, Any]
 MOST = 400  # points of a line
 BIN = 64  # tokens of a point of the loss by position
 BANDS = 5  # of depth
+STROKE: dict[str, Any] = {"legend": {"symbolType": "stroke"}}
 
 
 class Chart(NamedTuple):
@@ -33,17 +34,16 @@ def lines(
     x: dict[str, Any], y: dict[str, Any], dash: str = "", points: bool = False
 ) -> dict[str, Any]:
     """Return lines of the runs, dashed by another field; with a point at each value, if asked."""
-    stroke: dict[str, Any] = {"legend": {"symbolType": "stroke"}}
-    encoding = {"x": x, "y": y, "color": field("run", kind="nominal", **stroke)}
+    encoding = {"x": x, "y": y, "color": field("run", kind="nominal", **STROKE)}
     if dash:
-        encoding["strokeDash"] = field(dash, kind="nominal", **stroke)
+        encoding["strokeDash"] = field(dash, kind="nominal", **STROKE)
     drawn = {"mark": {"type": "line", "tooltip": True}, "encoding": encoding}
     return {"layer": [drawn, dots(x, y)]} if points else drawn
 
 
 def dots(x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of the runs as points, without a legend: the lines have it."""
-    encoding = {"x": x, "y": y, "color": {**field("run", kind="nominal"), "legend": None}}
+    """Return the values of the runs as points, with the legend of the lines."""
+    encoding = {"x": x, "y": y, "color": field("run", kind="nominal", **STROKE)}
     return {"mark": {"type": "point", "filled": True, "tooltip": True}, "encoding": encoding}
 
 
