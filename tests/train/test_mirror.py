@@ -170,6 +170,21 @@ def test_folders_without_a_file_go_when_a_run_starts(finished: Path, tmp_path: P
     assert sorted(there.rglob("*")) == kept
 
 
+def test_a_half_copied_file_goes_when_a_run_starts(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    """Another process wrote it, and was killed: beside whole files it would be read as one."""
+    shutil.copytree(finished / "run", tmp_path / "run")
+    mirror = copied(finished, tmp_path)
+    (mirror / "checkpoints/8.json").unlink()
+    half = mirror / "checkpoints/8/params/array_metadatas/process_0.1.partial"
+    assert half.parent.is_dir()
+    half.write_text("{")
+    train(config(data, mirror), tmp_path / "run")
+    assert not half.exists()
+    assert_equal(load_checkpoint(mirror)[0], load_checkpoint(finished / "run")[0])
+
+
 def test_a_mirror_inside_the_workdir_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.mirror=.*wants a place outside of"):
         check_mirror(config(data, tmp_path / "run" / "mirror"), tmp_path / "run")
