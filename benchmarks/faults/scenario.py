@@ -172,7 +172,7 @@ class Sweep:
     def row(self, fault: str, found: list[tuple[str, str]]) -> dict[str, Any]:
         lost = [(where, what) for where, what in found if what]
         return {
-            "scenario": self.name,
+            "scenario": f"{self.name}, every operation" if self.all else self.name,
             "fault": fault,
             "operations": len(self.listed),
             "classes": len({operation.role for operation in self.listed}),
