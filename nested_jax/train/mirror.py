@@ -146,9 +146,7 @@ class Mirror:
             parts = name.split("/")
             if parts[0] == CHECKPOINTS and len(parts) > 2 and parts[1].isdigit():
                 self.begun.add(int(parts[1]))
-            if name.endswith(
-                PARTIAL
-            ):  # Orbax would read it as an array's, where it lies beside them
+            if name.endswith(PARTIAL):  # beside whole files Orbax would read it as one
                 self.store.delete(name)
         self.begun -= self.done
         self.store.prune(CHECKPOINTS)
