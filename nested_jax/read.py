@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nested_jax.config import Config, TeachConfig
+from nested_jax.config import Config, ModelConfig, TeachConfig
 from nested_jax.errors import NotWrittenError, require
 from nested_jax.hub.texts import documents
 from nested_jax.machine import quiet_libraries
@@ -173,12 +173,7 @@ def read(
     teaching = written(cfg.teach)
     step = jax.jit(partial(teach, model, cfg=teaching), donate_argnums=1)
     close = jax.jit(partial(flush, model, cfg=teaching))
-    size, room = max(PIECE // teaching.chunk, 1) * teaching.chunk, 1
-    if uses_slots(model.cfg):
-        room = model.cfg.max_len
-        want = f"wants at least a chunk of teach.chunk={teaching.chunk} tokens"
-        require(room >= teaching.chunk, "model.max_len", room, want)
-        size = min(size, room // teaching.chunk * teaching.chunk)
+    size, room = piece_size(model.cfg, teaching)
     init = jax.jit(lambda p: model.init_state(p, len(texts), room))
     state = init(params)
     if memory is not None:
@@ -202,6 +197,21 @@ def read(
     state = close(params, state)
     writes = np.stack([np.asarray(level.writes_B) for level in state.fast])
     return Learned(learned(model, params, state), [np.concatenate(p) for p in parts], writes)
+
+
+def piece_size(cfg: ModelConfig, teaching: TeachConfig) -> tuple[int, int]:
+    """Return the tokens of a piece, whole chunks, and those that full attention has room for.
+
+    Raises:
+      ValueError: less room than a chunk.
+    """
+    size = max(PIECE // teaching.chunk, 1) * teaching.chunk
+    if not uses_slots(cfg):
+        return size, 1
+    room = cfg.max_len
+    want = f"wants at least a chunk of teach.chunk={teaching.chunk} tokens"
+    require(room >= teaching.chunk, "model.max_len", room, want)
+    return min(size, room // teaching.chunk * teaching.chunk), room
 
 
 def check_loss(model: LanguageModel, nats: np.ndarray, seen: int) -> None:

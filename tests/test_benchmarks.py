@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.retrofit.__main__ import RECORDS
+from benchmarks.retrofit.measure import SEGMENTS
+from benchmarks.retrofit.models import ROOT, require_same
+from benchmarks.retrofit.tables import tables
 from nested_jax.ops.memory.chunked import memory_chunked
 from nested_jax.ops.memory.spec import MemorySpec
 from nested_jax.types import ParamInfo
@@ -53,13 +57,40 @@ def test_models_are_brought_to_equal_parameters(benchmark: Any) -> None:
         blocks.equal_config({"block": "transformer", "layers": 40}, 64, wanted)
 
 
-def test_the_page_has_the_tables_of_the_records(benchmark: Any) -> None:
-    root = Path(__file__).resolve().parent.parent
-    retrofit = benchmark("retrofit")
-    records = [json.loads(line) for line in retrofit.RECORDS.read_text().splitlines()]
-    page = (root / "docs" / "proof" / "retrofit.md").read_text()
+def test_the_page_has_the_tables_of_the_records() -> None:
+    records = [json.loads(line) for line in RECORDS.read_text().splitlines()]
+    page = (ROOT / "docs" / "proof" / "retrofit.md").read_text()
     assert len(records) > 4
-    assert retrofit.tables(records).strip() in page
+    assert tables(records).strip() in page
+
+
+def test_retrofitted_models_were_compared_on_equal_text() -> None:
+    """Rows that are read, of all seeds; what was trained on and scored, within a seed."""
+    records = [json.loads(line) for line in RECORDS.read_text().splitlines()]
+    rows: dict[str, set[str]] = {}
+    for record in records:
+        if "corpus" in record:
+            rows.setdefault(record["corpus"], set()).add(record["read"]["rows_sha256"])
+        else:
+            require_same(record["trained"])
+    assert set(rows) == set(SEGMENTS)
+    assert all(len(hashes) == 1 for hashes in rows.values())
+
+
+def test_models_that_read_other_text_are_not_compared() -> None:
+    same = {"valid_text_sha256": "a", "train_order_sha256": "b"}
+    require_same({"longer": same, "rates": same})
+    with pytest.raises(SystemExit, match="train_order_sha256 differs: longer b, rates c"):
+        require_same({"longer": same, "rates": {**same, "train_order_sha256": "c"}})
+
+
+def test_the_page_has_the_tables_of_what_reading_costs(benchmark: Any) -> None:
+    reading = benchmark("reading")
+    page, lines = reading.PAGE.read_text(), reading.read(reading.RESULTS)
+    assert {line["model"] for line in lines} >= set(reading.MODELS)
+    assert reading.with_tables(page, lines) == page
+    lines[0]["plan"]["estimated_us_per_token"]["writing"] = 77.0
+    assert "77.00 us" in reading.with_tables(page, lines)
 
 
 def test_every_model_runs_once_a_round_and_the_first_round_is_not_counted(benchmark: Any) -> None:

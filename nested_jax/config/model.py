@@ -138,6 +138,10 @@ class ModelConfig(Block):
     window: Size = 0  # sliding attention window in tokens; 0 is full causal attention
     max_len: Count = 2048  # tokens that full attention can hold, positions of `gpt2`
     rope_theta: Positive = 10_000.0  # base of the rotary frequencies
+    # Llama 3.1's change of them: factor, its factors of low and of high frequencies, tokens that
+    # the model was first trained on; () for none.
+    rope_scaling: tuple[Positive, ...] = ()
+    qkv_bias: bool = False  # of queries, keys and values, as Qwen2 has them
     qk_norm: bool = False  # L2-normalised queries and keys with a learned temperature a head
     norm_eps: Small = 1e-6  # of every norm; GPT-2 was trained with 1e-5
     tie_embeddings: bool = True  # the head is the transposed embedding
@@ -154,6 +158,7 @@ class ModelConfig(Block):
     def check(self) -> None:
         self._check_heads()
         self._check_gpt2()
+        self._check_rope()
         want = self.unfused
         self.require(self.attention != "cudnn" or not want, "attention", want)
         each = max(len(self.cms.inner_lr) // len(self.cms.periods), 1)
@@ -178,9 +183,15 @@ class ModelConfig(Block):
         if not self.kind.gpt2:
             return
         self.require(self.window == 0, "window", "GPT-2 has full attention; wants 0")
-        self.require(not self.qk_norm, "qk_norm", "GPT-2 has none; wants False")
+        for name in ("qk_norm", "qkv_bias", "rope_scaling"):
+            self.require(not getattr(self, name), name, "is not GPT-2's; leave it out")
         want = f"GPT-2 has as many as query heads; wants 0 or {self.heads}"
         self.require(self.num_kv_heads == self.heads, "kv_heads", want)
+
+    def _check_rope(self) -> None:
+        want = "wants (factor, low, high, tokens) with low below high, as in (32, 1, 4, 8192)"
+        right = len(self.rope_scaling) == 4 and self.rope_scaling[1] < self.rope_scaling[2]
+        self.require(right or not self.rope_scaling, "rope_scaling", want)
 
     def _check_chunks(self) -> None:
         chunk, other = self.memory.chunk, self.memory.generator_chunk

@@ -8,6 +8,9 @@
                                of this machine
     --devices N --hosts M      cards in all, and machines that they are in
     --search                   find the largest microbatch that fits
+    --readers N                instead of training, what `python -m nested_jax.read` runs for N
+                               readers on one card: memory, and time per token with and without
+                               writes; --config is then config.json of a retrofitted workdir
     --json                     one JSON object per plan instead of lines
 
 Memory is XLA's own count. Times are estimates by a model of the card. Exit status: 0 it fits, 1 it
@@ -28,7 +31,8 @@ from nested_jax.config import Config, load_config, parse_overrides
 from nested_jax.errors import raised_here, require
 from nested_jax.fit.gpus import GPU, GPUS, absent_devices, gpu_named
 from nested_jax.fit.plan import Fit, compile_fit
-from nested_jax.fit.report import as_json, as_text
+from nested_jax.fit.reading import compile_reading
+from nested_jax.fit.report import as_json, as_text, reading_json, reading_text
 from nested_jax.machine import quiet_libraries
 from nested_jax.sharding import check_rows, make_mesh
 from nested_jax.train.layout import lay_out
@@ -41,6 +45,8 @@ def main(arguments: list[str]) -> int:
         flags, overrides = parse(arguments)
         cfg = load_config(flags.config, parse_overrides(overrides))
         gpu, devices = cards(flags)
+        if flags.readers is not None:
+            return reading(flags, cfg, gpu, devices)
         if flags.search:
             fit = search(cfg, gpu, devices)
         else:
@@ -52,6 +58,14 @@ def main(arguments: list[str]) -> int:
         return 2
     text = json.dumps(as_json(flags.config, fit)) if flags.json else as_text(flags.config, fit)
     sys.stdout.write(text + "\n")
+    return 0 if fit.fits else 1
+
+
+def reading(flags: argparse.Namespace, cfg: Config, gpu: GPU, devices: Any) -> int:
+    require(not flags.search, "--search", "given", "is of training; leave --readers out")
+    fit = compile_reading(cfg, gpu, make_mesh(cfg.mesh, devices), flags.readers)
+    said = json.dumps(reading_json(flags.config, fit)) if flags.json else None
+    sys.stdout.write((said or reading_text(flags.config, fit)) + "\n")
     return 0 if fit.fits else 1
 
 
@@ -67,6 +81,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--hosts", type=int, default=1)
     parser.add_argument("--search", action="store_true")
+    parser.add_argument("--readers", type=int)
     parser.add_argument("--json", action="store_true")
     return parser.parse_known_args(arguments)
 

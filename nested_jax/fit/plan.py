@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,8 +85,8 @@ class Fit:
 def compile_fit(layout: Layout, gpu: GPU) -> Fit:
     """Compile the training and the evaluation step of a layout; nothing runs."""
     with jax.set_mesh(layout.mesh):
-        train = _need(lambda: keep_moments_on_host(layout.lower_train(), layout), gpu)
-        evaluation = _need(layout.lower_eval, gpu)
+        train = need(lambda: keep_moments_on_host(layout.lower_train(), layout), gpu)
+        evaluation = need(layout.lower_eval, gpu)
     return Fit(
         gpu,
         dict(layout.mesh.shape),
@@ -126,9 +127,10 @@ def _name(operation: Any) -> str:
     return ir.StringAttr(names["sym_name"]).value if "sym_name" in names else ""
 
 
-def _need(lower: Any, gpu: GPU) -> Need:
+def need(lower: Callable[[], jax.stages.Lowered], gpu: GPU) -> Need:
+    """Compile what `lower` returns, and say what it needs of a device."""
     start = time.perf_counter()
-    compiled = lower().compile()
+    compiled: Any = lower().compile()
     seconds = time.perf_counter() - start
     module = parse(compiled.as_text())
     needs = compiled.memory_analysis()

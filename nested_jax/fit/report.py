@@ -6,6 +6,7 @@ from typing import Any
 
 from nested_jax import machine
 from nested_jax.fit.plan import Fit, Need
+from nested_jax.fit.reading import ReadingFit
 from nested_jax.train.memory import advice
 
 TOP = 8  # source lines and buffers that are printed
@@ -32,14 +33,14 @@ def as_json(spec: str, fit: Fit) -> dict[str, Any]:
         "estimated_tokens_per_s": round(fit.tokens_per_s),
         "estimated_mfu": round(fit.mfu, 4),
         "floor_s": round(fit.flops / (fit.gpu.peak_bf16 * fit.devices), 4),
-        "train": _need_json(fit.train),
-        "evaluation": _need_json(fit.evaluation),
+        "train": need_json(fit.train),
+        "evaluation": need_json(fit.evaluation),
         "versions": machine.versions(),
         "git_commit": machine.git_commit(),
     }
 
 
-def _need_json(need: Need) -> dict[str, Any]:
+def need_json(need: Need) -> dict[str, Any]:
     cost = need.estimate
     return {
         "peak_bytes": need.peak_bytes,
@@ -97,4 +98,52 @@ def as_text(spec: str, fit: Fit) -> str:
     ]
     if not fit.fits:
         lines.append("  what would make it fit: " + "; ".join(advice(cfg)))
+    return "\n".join(lines)
+
+
+def reading_json(spec: str, fit: ReadingFit) -> dict[str, Any]:
+    """Return what reading needs as plain data."""
+    return {
+        "config": spec,
+        "gpu": fit.gpu.name,
+        "readers": fit.readers,
+        "tokens_at_once": fit.tokens,
+        "attention": fit.attention,
+        "parameters": fit.parameters,
+        "parameter_bytes": fit.parameter_bytes,
+        "memory_bytes_per_reader": fit.memory_bytes,
+        "state_bytes_per_reader": fit.state_bytes,
+        "fits": fit.fits,
+        "memory_share": round(fit.share, 4),
+        "usable_bytes": fit.gpu.usable_bytes,
+        "estimated_us_per_token": {
+            "writing": round(1e6 * fit.per_token(fit.writing), 4),
+            "silent": round(1e6 * fit.per_token(fit.silent), 4),
+        },
+        "writing": need_json(fit.writing),
+        "silent": need_json(fit.silent),
+        "versions": machine.versions(),
+        "git_commit": machine.git_commit(),
+    }
+
+
+def reading_text(spec: str, fit: ReadingFit) -> str:
+    """Return what reading needs as lines to read."""
+    size = machine.human_bytes
+    verdict = "fits" if fit.fits else "does NOT fit"
+    lines = [
+        f"{spec}, {fit.readers} reader(s) on one {fit.gpu.name}: {verdict}; "
+        f"{size(fit.writing.peak_bytes)} of {size(fit.gpu.usable_bytes)} usable "
+        f"({100 * fit.share:.0f} %)",
+        f"  {fit.parameters / 1e6:,.1f} M parameters, {size(fit.parameter_bytes)}; {fit.tokens:,} "
+        f"tokens of each reader at once; {fit.attention}",
+        f"  memory of a reader {size(fit.memory_bytes)}; with its context {size(fit.state_bytes)}",
+    ]
+    for name, one in (("with writes", fit.writing), ("without", fit.silent)):
+        cost = one.estimate
+        lines.append(
+            f"  {name}: peak {size(one.peak_bytes)}; estimated, a model of the card and no "
+            f"measurement: {1e6 * fit.per_token(one):.2f} us per token, {cost.kernels:,} kernels, "
+            f"bound by {cost.bound}; compiled in {one.compile_s:.0f} s"
+        )
     return "\n".join(lines)

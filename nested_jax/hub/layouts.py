@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from nested_jax.config import ModelConfig
 from nested_jax.errors import require
 from nested_jax.hub.gpt2 import from_gpt2, gpt2_config, to_gpt2
-from nested_jax.hub.llama import from_llama, llama_config, to_llama
+from nested_jax.hub.llama import CLASSES, from_llama, llama_config, to_llama
 from nested_jax.hub.tensors import Tensors
 from nested_jax.types import PyTree
 
@@ -23,7 +24,10 @@ class Layout(NamedTuple):
 
 LAYOUTS = {
     "gpt2": Layout(gpt2_config, to_gpt2, from_gpt2),
-    "llama": Layout(llama_config, to_llama, from_llama),
+    **{
+        kind: Layout(partial(llama_config, kind=kind), partial(to_llama, kind=kind), from_llama)
+        for kind in CLASSES
+    },
 }
 
 

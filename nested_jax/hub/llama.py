@@ -1,5 +1,7 @@
 """The `transformer` block in the layout of Hugging Face's `LlamaForCausalLM`, and back.
 
+`Qwen2ForCausalLM` is the same with biases of queries, keys and values (`model.qkv_bias`).
+
 Both are pre-norm RMSNorm, rotary positions on the pairs (i, i + K/2), SwiGLU; ours scales
 embeddings by sqrt(D), which goes into (comes out of) the table, so that the head is kept apart.
 """
@@ -23,21 +25,41 @@ CONSTANT = "rotary_emb.inv_freq"  # old files hold the frequencies
 NORMS = {"norm": "input_layernorm.weight", "mlp_norm": "post_attention_layernorm.weight"}
 MLP = {"gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight"}
 HEADS = {name: f"self_attn.{name}_proj.weight" for name in ("q", "k", "v", "o")}
+BIASES = {f"{name}_bias": f"self_attn.{name}_proj.bias" for name in ("q", "k", "v")}
+CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}  # qwen2: with those biases
+SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# Fields whose other values are another function, and the value that is ours.
+WANTED = {
+    "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    "qwen2": {"hidden_act": "silu", "use_sliding_window": False},
+}
 
 
-def check_llama(cfg: ModelConfig) -> None:
-    """Raise for a model that the Llama layout cannot hold."""
-    require(cfg.block == "transformer", "model.block", cfg.block, "Llama holds a 'transformer'")
-    require(not cfg.qk_norm, "model.qk_norm", cfg.qk_norm, "Llama has no qk-norm")
-    require(cfg.window == 0, "model.window", cfg.window, "Llama has full attention, a window of 0")
+def kind_of(cfg: ModelConfig) -> str:
+    return "qwen2" if cfg.qkv_bias else "llama"
 
 
-def llama_config(cfg: ModelConfig) -> dict[str, Any]:
-    """Return the `config.json` of the Llama model."""
-    check_llama(cfg)
+def check_llama(cfg: ModelConfig, kind: str) -> None:
+    """Raise for a model that the layout of a kind cannot hold."""
+    require(cfg.block == "transformer", "model.block", cfg.block, f"{kind} holds a 'transformer'")
+    require(not cfg.qk_norm, "model.qk_norm", cfg.qk_norm, f"{kind} has no qk-norm")
+    require(
+        cfg.window == 0, "model.window", cfg.window, f"{kind} has full attention, a window of 0"
+    )
+    want = f"the layout {kind_of(cfg)} holds it"
+    require(kind == kind_of(cfg), "model.qkv_bias", cfg.qkv_bias, want)
+
+
+def llama_config(cfg: ModelConfig, kind: str = "llama") -> dict[str, Any]:
+    """Return the `config.json` of a model of Llama's layout, or of Qwen2's."""
+    check_llama(cfg, kind)
+    rope = {"rope_type": "default", "rope_theta": cfg.rope_theta}
+    if cfg.rope_scaling:
+        rope |= {"rope_type": "llama3", **dict(zip(SCALING, cfg.rope_scaling, strict=True))}
+        rope[SCALING[-1]] = int(cfg.rope_scaling[-1])
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [CLASSES[kind]],
+        "model_type": kind,
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.dim,
         "intermediate_size": cfg.mlp_width,
@@ -45,25 +67,23 @@ def llama_config(cfg: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": cfg.heads,
         "num_key_value_heads": cfg.num_kv_heads,
         "head_dim": cfg.head_width,
-        "hidden_act": "silu",
         "max_position_embeddings": cfg.max_len,
         "rms_norm_eps": cfg.norm_eps,
         "rope_theta": cfg.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
-        "attention_bias": False,
-        "mlp_bias": False,
+        "rope_parameters": rope,
         "tie_word_embeddings": False,
         "dtype": "float32",
+        **WANTED[kind],
     }
 
 
-def to_llama(params: PyTree, cfg: ModelConfig) -> Tensors:
-    """Return the tensors of `LlamaForCausalLM` by name, float32.
+def to_llama(params: PyTree, cfg: ModelConfig, kind: str = "llama") -> Tensors:
+    """Return the tensors of `LlamaForCausalLM`, or of `Qwen2ForCausalLM`, by name, float32.
 
     Raises:
-      ValueError: another block, qk-norm or a window.
+      ValueError: another block, qk-norm or a window; biases in Llama, or none in Qwen2.
     """
-    check_llama(cfg)
+    check_llama(cfg, kind)
     embed = np.asarray(params["embed"])
     tensors = {
         TABLE: embed * math.sqrt(cfg.dim),
@@ -81,32 +101,30 @@ def to_llama(params: PyTree, cfg: ModelConfig) -> Tensors:
             weight = np.asarray(blocks["mixer"][ours][layer])
             rows = weight.shape[0] if ours != "o" else weight.shape[0] * weight.shape[1]
             tensors[at + theirs] = weight.reshape(rows, -1).T
+        for ours, theirs in BIASES.items() if cfg.qkv_bias else ():
+            tensors[at + theirs] = np.asarray(blocks["mixer"][ours][layer]).reshape(-1)
     return {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
 
 
 def from_llama(
     tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
 ) -> tuple[PyTree, ModelConfig]:
-    """Return the parameters, and the model's configuration, of a `LlamaForCausalLM`.
+    """Return the parameters, and the model's configuration, of a Llama or a Qwen2.
 
     Raises:
-      ValueError: another kind of model, biases, scaled rotary positions, a tensor that is missing.
+      ValueError: another kind of model, other biases, rotary positions that are scaled in another
+        way than Llama 3.1's, a tensor that is missing.
     """
     kind = config.get("model_type")
-    require(kind == "llama", "model_type", kind, "wants 'llama'")
-    for name in ("attention_bias", "mlp_bias"):
-        require(not config.get(name), name, config.get(name), "our projections have no bias")
-    act = config.get("hidden_act", "silu")
-    require(act == "silu", "hidden_act", act, "wants 'silu'")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    scaling = rope.get("rope_type", "default")
-    require(scaling == "default", "rope_type", scaling, "wants 'default': positions as they are")
+    require(kind in CLASSES, "model_type", kind, f"wants {' or '.join(map(repr, CLASSES))}")
+    for name, want in WANTED[str(kind)].items():
+        require(config.get(name) in (want, None), name, config.get(name), f"wants {want!r}")
     for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
         require(name in config, name, None, "config.json has to say it")
     heads = config["num_attention_heads"]
     cfg = ModelConfig(
         block="transformer",
-        size="llama",
+        size=str(kind),
         vocab_size=config["vocab_size"],
         dim=config["hidden_size"],
         layers=config["num_hidden_layers"],
@@ -114,7 +132,8 @@ def from_llama(
         kv_heads=config.get("num_key_value_heads") or heads,
         mlp_hidden=config["intermediate_size"],
         max_len=config.get("max_position_embeddings", 2048),
-        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
+        **_rope(config),
+        qkv_bias=kind == "qwen2",
         norm_eps=config.get("rms_norm_eps", 1e-6),
         tie_embeddings=False,
     )
@@ -123,6 +142,18 @@ def from_llama(
     require(width == cfg.head_width, "head_dim", width, want)
     tied = bool(config.get("tie_word_embeddings", False))
     return read_llama(tensors, cfg, tied), cfg
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the rotary positions; older folders say the base beside them."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    require(kind in ("default", "llama3"), "rope_type", kind, "wants 'default' or 'llama3'")
+    missing = [name for name in SCALING if kind == "llama3" and name not in rope]
+    require(not missing, "rope_scaling", rope, f"wants {', '.join(missing)}")
+    scaling = tuple(float(rope[name]) for name in SCALING) if kind == "llama3" else ()
+    theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
+    return {"rope_theta": float(theta), "rope_scaling": scaling}
 
 
 def read_llama(tensors: Mapping[str, np.ndarray], cfg: ModelConfig, tied: bool) -> PyTree:
@@ -138,11 +169,13 @@ def read_llama(tensors: Mapping[str, np.ndarray], cfg: ModelConfig, tied: bool) 
         return np.stack([get(BLOCK.format(layer=i) + name).T for i in range(cfg.layers)])
 
     count = {"q": cfg.heads, "k": cfg.num_kv_heads, "v": cfg.num_kv_heads}
-    mixer = {
+    mixer: dict[str, Any] = {
         name: stack(HEADS[name]).reshape(cfg.layers, cfg.dim, heads, cfg.head_width)
         for name, heads in count.items()
     }
     mixer["o"] = stack(HEADS["o"]).reshape(cfg.layers, cfg.heads, cfg.head_width, cfg.dim)
+    for ours, theirs in BIASES.items() if cfg.qkv_bias else ():
+        mixer[ours] = stack(theirs).reshape(cfg.layers, count[ours[0]], cfg.head_width)
     return {
         "embed": get(TABLE) / np.float32(math.sqrt(cfg.dim)),
         "head": get("lm_head.weight"),
@@ -162,13 +195,12 @@ def _shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
     layer = {HEADS[name]: (count, d) for name, count in rows.items()}
     layer |= {HEADS["o"]: (d, cfg.heads * width), MLP["down"]: (d, f)}
     layer |= {MLP[name]: (f, d) for name in ("gate", "up")}
+    biases = {theirs: (rows[ours[0]],) for ours, theirs in BIASES.items() if cfg.qkv_bias}
+    vectors = {**dict.fromkeys(NORMS.values(), (d,)), **biases}
     shapes: dict[str, tuple[int, ...]] = {
         BLOCK.format(layer=i) + name: shape
         for i in range(cfg.layers)
-        for name, shape in layer.items()
-    }
-    shapes |= {
-        BLOCK.format(layer=i) + name: (d,) for i in range(cfg.layers) for name in NORMS.values()
+        for name, shape in {**layer, **vectors}.items()
     }
     tables = (TABLE, "lm_head.weight")
     return {**shapes, **dict.fromkeys(tables, (cfg.vocab_size, d)), "model.norm.weight": (d,)}

@@ -1,4 +1,4 @@
-"""Hugging Face's two models in plain numpy, from the tensors and the `config.json` of a folder.
+"""Hugging Face's models in plain numpy, from the tensors and the `config.json` of a folder.
 
 Nothing here is shared with our models: `export --check` and the tests compare them with this.
 """
@@ -16,7 +16,7 @@ Tensors = Mapping[str, np.ndarray]
 def oracle_logits(tensors: Tensors, config: Mapping[str, Any], tokens_BT: np.ndarray) -> np.ndarray:
     """Return the logits of a folder's model for rows of tokens, float64 [B, T, S]."""
     wide = {name: np.asarray(x, np.float64) for name, x in tensors.items()}
-    logits = {"gpt2": gpt2_logits, "llama": llama_logits}[config["model_type"]]
+    logits = gpt2_logits if config["model_type"] == "gpt2" else llama_logits
     return np.stack([logits(wide, config, tokens_T) for tokens_T in tokens_BT])
 
 
@@ -46,7 +46,10 @@ def gpt2_logits(w: Tensors, config: Mapping[str, Any], tokens_T: np.ndarray) -> 
 
 
 def llama_logits(w: Tensors, config: Mapping[str, Any], tokens_T: np.ndarray) -> np.ndarray:
-    """`LlamaForCausalLM`: tensors named `model.layers.0.self_attn.q_proj.weight`, [out, in]."""
+    """`LlamaForCausalLM`: tensors named `model.layers.0.self_attn.q_proj.weight`, [out, in].
+
+    `Qwen2ForCausalLM` has biases beside them.
+    """
     eps, heads = config["rms_norm_eps"], config["num_attention_heads"]
     groups, theta = config["num_key_value_heads"], config["rope_theta"]
 
@@ -55,7 +58,8 @@ def llama_logits(w: Tensors, config: Mapping[str, Any], tokens_T: np.ndarray) ->
 
     def rotate(x_HTK: np.ndarray) -> np.ndarray:
         half = x_HTK.shape[-1] // 2
-        angle = np.arange(x_HTK.shape[1])[:, None] * theta ** (-np.arange(half) / half)
+        frequency = scaled(theta ** (-np.arange(half) / half), config["rope_parameters"])
+        angle = np.arange(x_HTK.shape[1])[:, None] * frequency
         angle = np.concatenate([angle, angle], axis=-1)
         turned = np.concatenate([-x_HTK[..., half:], x_HTK[..., :half]], axis=-1)
         return x_HTK * np.cos(angle) + turned * np.sin(angle)
@@ -64,7 +68,10 @@ def llama_logits(w: Tensors, config: Mapping[str, Any], tokens_T: np.ndarray) ->
     for i in range(config["num_hidden_layers"]):
         at = f"model.layers.{i}"
         x = norm(h, f"{at}.input_layernorm")
-        q, k, v = (x @ w[f"{at}.self_attn.{n}_proj.weight"].T for n in "qkv")
+        q, k, v = (
+            x @ w[f"{at}.self_attn.{n}_proj.weight"].T + w.get(f"{at}.self_attn.{n}_proj.bias", 0.0)
+            for n in "qkv"
+        )
         q, k, v = (
             y.reshape(len(y), n, -1).swapaxes(0, 1)
             for y, n in ((q, heads), (k, groups), (v, groups))
@@ -76,6 +83,24 @@ def llama_logits(w: Tensors, config: Mapping[str, Any], tokens_T: np.ndarray) ->
         h = h + (gate / (1 + np.exp(-gate)) * up) @ w[f"{at}.mlp.down_proj.weight"].T
     tied = config.get("tie_word_embeddings", False)
     return norm(h, "model.norm") @ w["model.embed_tokens.weight" if tied else "lm_head.weight"].T
+
+
+def scaled(frequency: np.ndarray, rope: Mapping[str, Any]) -> np.ndarray:
+    """Return rotary frequencies as `_compute_llama3_parameters` has them, case by case."""
+    if rope["rope_type"] == "default":
+        return frequency
+    factor, low, high = (rope[n] for n in ("factor", "low_freq_factor", "high_freq_factor"))
+    tokens, found = rope["original_max_position_embeddings"], []
+    for f in frequency:
+        wavelength = 2 * np.pi / f
+        if wavelength < tokens / high:
+            found.append(f)
+        elif wavelength > tokens / low:
+            found.append(f / factor)
+        else:
+            smooth = (tokens / wavelength - low) / (high - low)
+            found.append((1 - smooth) * f / factor + smooth * f)
+    return np.asarray(found)
 
 
 def attend(q_HTK: np.ndarray, k_HTK: np.ndarray, v_HTK: np.ndarray) -> np.ndarray:

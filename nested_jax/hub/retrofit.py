@@ -91,8 +91,7 @@ def retrofit_config(cfg: Config, periods: str, layers: str) -> Config:
         chunk=times[0],
         layers=None if written == suffix else written,
     )
-    # The inner loop differentiates twice, which the kernel of cuDNN cannot.
-    changed = replace(model, block=model.kind.taught, cms=cms, attention="xla")
+    changed = replace(model, block=model.kind.taught, cms=cms)
     return replace(cfg, model=changed, teach=teach)
 
 

@@ -86,7 +86,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
         require(eos is not None, "eos_token_id", None, "config.json does not say how a text ends")
         bos = _one(config.get("bos_token_id"), eos)
         pad = _one(config.get("pad_token_id"), eos)
-        model = with_ids((folder / JSON).read_text("utf-8"), bos, eos, pad)
+        model = with_ids(_without_nfc(data, (folder / JSON).read_text("utf-8")), bos, eos, pad)
         try:
             return ByteBPE(model)
         except (RuntimeError, ValueError) as error:
@@ -97,6 +97,16 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     alone = all(file.is_file() for file in files) and not (folder / "added_tokens.json").exists()
     require(alone, "folder", str(folder), want)
     return _from_pairs(*files)
+
+
+def _without_nfc(data: dict[str, Any], text: str) -> str:
+    """Leave out the normal form C of Qwen2: text that has it gets the same ids, other text its own.
+
+    With it, other text would not be given back.
+    """
+    if (data.get("normalizer") or {}).get("type") != "NFC":
+        return text
+    return json.dumps({**data, "normalizer": None}, ensure_ascii=False)
 
 
 def _one(value: Any, otherwise: Any) -> Any:

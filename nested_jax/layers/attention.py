@@ -112,10 +112,14 @@ def attention_weights(layer: Layer, cfg: ModelConfig) -> AttentionWeights:
             "persistent", (cfg.persistent_tokens, d), (None, None), kind="vector", init=normal(1.0)
         )
     weights = AttentionWeights(q_DHK, k_DGK, v_DGK, o_HKD, temperature_H, persistent_PD)
-    return weights._replace(biases=_biases(layer, cfg)) if cfg.kind.gpt2 else weights
+    return weights._replace(biases=_biases(layer, cfg))
 
 
 def _biases(layer: Layer, cfg: ModelConfig) -> AttentionBiases:
+    """Declare GPT-2's biases, or those of queries, keys and values, or none."""
+    if not (cfg.kind.gpt2 or cfg.qkv_bias):
+        return AttentionBiases()
+
     def zeros(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Array:
         return layer.weight(name, shape, axes, kind="vector", init=constant(0.0))
 
@@ -124,7 +128,7 @@ def _biases(layer: Layer, cfg: ModelConfig) -> AttentionBiases:
         zeros("q_bias", query, ("heads", "head_width")),
         zeros("k_bias", keys, ("kv_heads", "head_width")),
         zeros("v_bias", keys, ("kv_heads", "head_width")),
-        zeros("o_bias", (cfg.dim,), ("norm",)),
+        zeros("o_bias", (cfg.dim,), ("norm",)) if cfg.kind.gpt2 else None,
     )
 
 
@@ -214,8 +218,8 @@ class Attention(Layer):
         k_BTGK, v_BTGK = keys_values(self.weights, x_BTD)
         prefix = persistent_prefix(self.weights, q_BTHK)
         if not cfg.kind.gpt2:  # whose positions are added to the embeddings
-            q_BTHK = rotary(q_BTHK, call.position_BT, cfg.rope_theta)
-            k_BTGK = rotary(k_BTGK, call.position_BT, cfg.rope_theta)
+            q_BTHK = rotary(q_BTHK, call.position_BT, cfg)
+            k_BTGK = rotary(k_BTGK, call.position_BT, cfg)
         state, k_BUGK, v_BUGK = self._remember(state, k_BTGK, v_BTGK, call)
         y_BTHK = self._attend(call)(
             kernel(cfg, call), q_BTHK, k_BUGK, v_BUGK, call.mask, score_scale(cfg), prefix

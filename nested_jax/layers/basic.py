@@ -185,11 +185,26 @@ def norm_of(cfg: ModelConfig, name: str | None = None) -> RMSNorm:
     return (LayerNorm if cfg.kind.gpt2 else RMSNorm)(cfg.dim, cfg.norm_eps, name=name)
 
 
-def rotary(x_BTHK: Array, position_BT: Array, theta: float) -> Array:
+def rotary_frequencies(cfg: ModelConfig, half: int, dtype: Any) -> Array:
+    """Return the radians per token of each pair, [half].
+
+    Scaled as in Llama 3.1 (Grattafiori et al. 2024): those that turn fewer than `low` times in the
+    rows of the first training are divided by the factor, those that turn more than `high` times
+    stay, and between them the two are mixed linearly.
+    """
+    frequency_K = cfg.rope_theta ** (-jnp.arange(half, dtype=dtype) / half)
+    if not cfg.rope_scaling:
+        return frequency_K
+    factor, low, high, tokens = cfg.rope_scaling
+    turns_K = frequency_K * (tokens / (2 * math.pi))
+    kept_K = jnp.clip((turns_K - low) / (high - low), 0.0, 1.0)
+    return frequency_K * (kept_K + (1.0 - kept_K) / factor)
+
+
+def rotary(x_BTHK: Array, position_BT: Array, cfg: ModelConfig) -> Array:
     """Rotate pairs (i, i + K/2) by position · theta^(-2i/K) (Su et al. 2021), in float32."""
-    half = x_BTHK.shape[-1] // 2
     x = widen(x_BTHK)
-    frequency_K = theta ** (-jnp.arange(half, dtype=x.dtype) / half)
+    frequency_K = rotary_frequencies(cfg, x.shape[-1] // 2, x.dtype)
     angle_BTK = position_BT.astype(x.dtype)[..., None] * frequency_K[None, None, :]
     cos, sin = jnp.cos(angle_BTK)[:, :, None, :], jnp.sin(angle_BTK)[:, :, None, :]
     a, b = jnp.split(x, 2, axis=-1)

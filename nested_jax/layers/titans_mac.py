@@ -325,7 +325,7 @@ def cached(
 ) -> AttentionState:
     """Return the cache with the piece's keys, which get their rotary positions, and values."""
     k_BWGK, v_BWGK = keys_and_values
-    k_BWGK = rotary(k_BWGK, slot_BW, cfg.rope_theta)
+    k_BWGK = rotary(k_BWGK, slot_BW, cfg)
     if piece.lengths_B is None:  # a whole segment
         return AttentionState(k_BWGK, v_BWGK)
     assert cache is not None
@@ -346,7 +346,7 @@ def attend(
     earlier_BWU = slots_U[None, None, :] <= slot_BW[:, :, None]
     k_BUGK, v_BUGK = (jnp.concatenate(pair, 1) for pair in zip(retrieved, tokens, strict=True))
     y_BWHK = KERNELS[cfg.attention](
-        rotary(q_BWHK, slot_BW, cfg.rope_theta),
+        rotary(q_BWHK, slot_BW, cfg),
         k_BUGK,
         v_BUGK,
         jnp.concatenate([earlier_BWU, earlier_BWU], axis=-1),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from typing import Any
 
 import jax
 import pytest
 from quick_compile import ROOT
 
-from nested_jax.config import load_config
+from nested_jax.config import Config, DataConfig, ModelConfig, load_config
 from nested_jax.fit import __main__ as command
 from nested_jax.fit.cost import Estimate
 from nested_jax.fit.gpus import GPUS
 from nested_jax.fit.plan import Fit, Need
-from nested_jax.fit.report import as_json, as_text
+from nested_jax.fit.reading import compile_reading
+from nested_jax.fit.report import as_json, as_text, reading_json, reading_text
+from nested_jax.hub.retrofit import retrofit_config
 from nested_jax.sharding import make_mesh
 from nested_jax.train.layout import lay_out
 
@@ -83,6 +86,43 @@ def test_the_microbatches_of_a_plan_are_those_of_its_mesh() -> None:
     line = as_json("pilot.py", planned(10**9))
     assert (line["devices"], line["device_rows"], line["grad_accum"]) == (4, 16, 4)
     assert line["mesh"] == {"data": 1, "fsdp": 4, "model": 1}
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def reader(**changes: Any) -> Config:
+    model = ModelConfig(
+        block="transformer", vocab_size=64, dim=16, layers=2, heads=2, mlp_hidden=24, window=8
+    )
+    cfg = retrofit_config(Config(model=model, data=DataConfig(seq_len=32)), "8", "1")
+    return replace(cfg, model=replace(cfg.model, cms=replace(cfg.model.cms, **changes)))
+
+
+def test_what_reading_needs() -> None:
+    """A reader's memory is the delta of the written block; low ranks need less of it."""
+    mesh = make_mesh(Config().mesh, jax.devices()[:1])
+    full, low = (compile_reading(reader(fast_rank=n), GPUS["h200"], mesh, 3) for n in (0, 2))
+    delta = 4 * 3 * 16 * 24  # float32, of gate, up and down
+    assert delta <= full.memory_bytes < full.state_bytes
+    assert low.memory_bytes < full.memory_bytes
+    assert full.parameter_bytes == 4 * full.parameters
+    assert full.writing.estimate.kernels > full.silent.estimate.kernels
+    text, data = reading_text("a.json", full), reading_json("a.json", full)
+    assert text.startswith("a.json, 3 reader(s) on one NVIDIA H200: fits")
+    assert data["estimated_us_per_token"]["writing"] == round(1e6 * full.per_token(full.writing), 4)
+    assert data["memory_bytes_per_reader"] == full.memory_bytes
+
+
+def test_what_cannot_read_is_refused() -> None:
+    mesh, gpu = make_mesh(Config().mesh, jax.devices()[:1]), GPUS["h200"]
+    with pytest.raises(ValueError, match="--readers=0: wants 1 or more"):
+        compile_reading(reader(), gpu, mesh, 0)
+    with pytest.raises(ValueError, match="has no CMS levels"):
+        compile_reading(Config(), gpu, mesh, 1)
+    with pytest.raises(ValueError, match="--devices=2: wants 1"):
+        compile_reading(reader(), gpu, make_mesh(Config().mesh, jax.devices()[:2]), 1)
+    assert command.main(["--config", PILOT, "--gpu", "h900", "--readers", "1"]) == 2
 
 
 # --- the committed plans --------------------------------------------------------------------------

@@ -70,9 +70,12 @@ def test_the_oracle_is_the_same_model(params: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type='gpt2': wants 'llama'"),
+        ({"model_type": "gpt2"}, "model_type='gpt2': wants 'llama' or 'qwen2'"),
+        ({"model_type": "qwen2"}, r"q_proj\.bias.*is not among"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window=True"),
         ({"attention_bias": True}, "attention_bias=True"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type='llama3'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn'"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "wants factor, low_freq_factor"),
         ({"head_dim": 7}, r"head_dim=7: wants hidden_size / heads = 6"),
         ({"num_hidden_layers": 2}, r"tensor='model\.layers\.2\..*has no place"),
         ({"vocab_size": 30}, r"has shape \[31, 24\], config\.json says \[30, 24\]"),
@@ -85,7 +88,9 @@ def test_what_is_no_such_llama(params: Any, change: dict[str, Any], message: str
 
 
 @pytest.mark.parametrize(
-    "change", [{"block": "hope"}, {"qk_norm": True}, {"window": 8}], ids=lambda c: next(iter(c))
+    "change",
+    [{"block": "hope"}, {"qk_norm": True}, {"window": 8}, {"qkv_bias": True}],
+    ids=lambda c: next(iter(c)),
 )
 def test_what_llama_cannot_hold(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"model.{next(iter(change))}="):

@@ -33,14 +33,21 @@ TEXTS = [(ROOT / name).read_text() for name in ("CONTRIBUTING.md", "LICENSE", "l
 SIZE = {"vocab_size": 480, "dim": 20, "layers": 2, "heads": 5, "mlp_hidden": 28, "max_len": 48}
 MODELS = {
     "gpt2": ModelConfig(block="gpt2", norm_eps=1e-5, **SIZE),
-    "llama": ModelConfig(block="transformer", kv_heads=1, rope_theta=500.0, **SIZE),
+    "llama": ModelConfig(
+        block="transformer",
+        kv_heads=1,
+        rope_theta=500.0,
+        rope_scaling=(8.0, 1.0, 4.0, 16.0),  # one frequency is mixed, the other divided
+        **SIZE,
+    ),
+    "qwen2": ModelConfig(block="transformer", kv_heads=1, qkv_bias=True, **SIZE),
 }
-SYMBOL = {"gpt2": "<MUL_6_9_54>", "llama": "<mul_1_1>"}  # an added token
+SYMBOL = {"gpt2": "<MUL_6_9_54>", "llama": "<mul_1_1>", "qwen2": "<mul_1_1>"}  # an added token
 layouts = pytest.mark.parametrize("layout", MODELS)
 
 
 def tokenizer_for(layout: str) -> Tokenizer:
-    if layout == "llama":
+    if layout != "gpt2":
         return train_tokenizer(TEXTS, 470, symbols=(SYMBOL[layout],))
     pytest.importorskip("tokenizers.models")
     return train_byte_bpe(TEXTS, 470, symbols=(SYMBOL[layout],))
@@ -175,6 +182,22 @@ def folder(runs: dict[str, Path], tmp_path: Path) -> Path:
     return tmp_path / "folder"
 
 
+def test_a_tokenizer_with_normal_form_c_is_read_without_it(folder: Path) -> None:
+    """As Qwen2's: text in this form gets the ids of the library, other text is given back."""
+    pytest.importorskip("tokenizers.models")
+    from tokenizers import Tokenizer as Library
+
+    (folder / "tokenizer.model").unlink()
+    file = folder / "tokenizer.json"
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps({**data, "normalizer": {"type": "NFC"}}))
+    _, _, tokenizer = open_folder(folder)
+    whole, apart = "na\u00efve caf\u00e9", "nai\u0308ve cafe\u0301"
+    library = Library.from_file(str(file))
+    assert tokenizer.encode(whole) == library.encode(whole, add_special_tokens=False).ids
+    assert tokenizer.decode(tokenizer.encode(apart)) == apart
+
+
 def test_sharded_half_precision_files_are_read(folder: Path) -> None:
     """Files by an index, bfloat16, names without prefix: what the hub has."""
     want, _ = read_folder(folder)
@@ -235,8 +258,8 @@ def test_a_tokenizer_of_hugging_face_is_taken_as_it_is(folder: Path) -> None:
         open_folder(folder)
     (folder / "config.json").write_text(json.dumps(config))
     data = json.loads((folder / "tokenizer.json").read_text())
-    (folder / "tokenizer.json").write_text(json.dumps(data | {"normalizer": {"type": "NFC"}}))
-    with pytest.raises(ValueError, match="normalizer='NFC': changes the text"):
+    (folder / "tokenizer.json").write_text(json.dumps(data | {"normalizer": {"type": "NFKC"}}))
+    with pytest.raises(ValueError, match="normalizer='NFKC': changes the text"):
         open_folder(folder)
 
 
@@ -277,7 +300,11 @@ def test_tensors_that_do_not_fit_are_named(
     [
         (WEIGHTS, "no tensors", "is no safetensors file"),
         ("config.json", "{", "config.json': is not JSON"),
-        ("config.json", '{"model_type": "bloom"}', "model_type='bloom': wants one of gpt2, llama"),
+        (
+            "config.json",
+            '{"model_type": "bloom"}',
+            "model_type='bloom': wants one of gpt2, llama, qwen2",
+        ),
         ("config.json", '{"model_type": "gpt2"}', "vocab_size=None: config.json has to say it"),
     ],
 )
@@ -305,7 +332,7 @@ def test_nothing_that_exists_is_replaced(
     command = ["--checkpoint", str(runs["gpt2"]), "--out"]
     assert export.main([*command, str(folder)]) == 2
     assert export.main([*command, str(folder / "new"), "--check"]) == 2
-    assert "--check='native': wants --layout gpt2 or llama" in capsys.readouterr().err
+    assert "--check='native': wants --layout gpt2 or llama or qwen2" in capsys.readouterr().err
     assert export.main([*command, str(folder / "new"), "--layout", "llama"]) == 2
     assert "model.block='gpt2'" in capsys.readouterr().err
     assert not (folder / "new").exists()

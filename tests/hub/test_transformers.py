@@ -64,7 +64,7 @@ def test_their_random_model_is_ours_and_theirs_again(
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="30KB")
     assert (tmp_path / "theirs" / INDEX).is_file()
     assert write_tokenizer(tmp_path / "theirs", opened.text_tokenizer, 48)
-    if layout == "llama":  # whose tokenizer.json is no byte-level BPE: ours lies beside it
+    if layout != "gpt2":  # whose tokenizer.json is no byte-level BPE: ours lies beside it
         (tmp_path / "theirs" / "tokenizer.model").write_bytes(opened.text_tokenizer.model)
     assert hub(["import", str(tmp_path / "theirs"), "--workdir", str(tmp_path / "run")]) == 0
     again = open_checkpoint(tmp_path / "run")
@@ -88,7 +88,8 @@ def test_their_random_model_is_ours_and_theirs_again(
 def random_model(layout: str, tokenizer: Tokenizer) -> Any:
     """Return a model of transformers, all of whose parameters are random, biases included."""
     torch.manual_seed(0)
-    kind = {"gpt2": transformers.GPT2Config, "llama": transformers.LlamaConfig}[layout]
+    names = {"gpt2": "GPT2Config", "llama": "LlamaConfig", "qwen2": "Qwen2Config"}
+    kind = getattr(transformers, names[layout])
     ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_id") for n in ("bos", "eos", "pad")}
     config = kind(**LAYOUTS[layout].config(MODELS[layout]), **ids)
     model = transformers.AutoModelForCausalLM.from_config(config)

@@ -55,7 +55,7 @@ def project(w_DHK: Array, x_BTD: Array) -> Array:
 def attend_by_hand(p: PyTree, cfg: ModelConfig, x_BTD: Array, h_BTD: Array) -> Array:
     """One segment: every token over the persistent tokens and h_s, x_s of s <= t, one by one."""
     slots = jnp.broadcast_to(jnp.arange(x_BTD.shape[1])[None], x_BTD.shape[:2])
-    place = lambda w, z: rotary(jnp.einsum("btd,dhk->bthk", z, w), slots, cfg.rope_theta)  # noqa: E731
+    place = lambda w, z: rotary(jnp.einsum("btd,dhk->bthk", z, w), slots, cfg)  # noqa: E731
     straight = jnp.einsum("btd,dhk->bthk", x_BTD, p["q"])
     turned = place(p["q"], x_BTD)
     value = lambda z: jnp.einsum("...d,dhk->...hk", z, p["v"])  # noqa: E731

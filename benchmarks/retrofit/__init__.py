@@ -1,0 +1,1 @@
+"""What writing is worth to trained Transformers that never learned to write."""
