@@ -236,7 +236,7 @@ def plan_row(line: dict[str, Any]) -> list[str]:
         every(line),
         str(way["readers"]),
         f"{plan['memory_bytes_per_reader'] / MIB:,.1f} MiB",
-        f"{plan['writing']['peak_bytes'] / GIB:.1f} GiB",
+        f"{plan['writing']['peak_bytes'] / GIB:.1f} GiB" + ("" if plan["fits"] else ", too much"),
         f"{times['writing']:.2f} us",
         f"{times['silent']:.2f} us",
     ]

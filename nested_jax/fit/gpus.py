@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 from jax.experimental import topologies
 
 from nested_jax.errors import import_extra, require
@@ -118,7 +119,8 @@ def gpu_named(name: str) -> GPU:
 def absent_devices(gpu: GPU, devices: int, hosts: int) -> Sequence[Any]:
     """Return descriptions of `devices` cards over `hosts` hosts, to compile for.
 
-    Nothing can run on them.
+    Nothing can run on them. The process computes on its CPU from here on: looked for beside it, a
+    GPU that is missing would keep the compiler from being loaded.
 
     Raises:
       ValueError: the extra that brings the compiler for GPUs is missing; sizes that do not divide.
@@ -131,6 +133,9 @@ def absent_devices(gpu: GPU, devices: int, hosts: int) -> Sequence[Any]:
         f"wants a divisor of --devices={devices}",
     )
     import_extra("jax_cuda13_plugin", "cuda13", "to compile for a GPU that is not here")
+    config: Any = jax.config
+    if not config.jax_platforms:
+        config.update("jax_platforms", "cpu")
     described = topologies.get_topology_desc(
         platform="cuda",
         topology_name="",

@@ -17,6 +17,7 @@ Exit status: 0 done, 2 bad input.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from dataclasses import replace
@@ -83,6 +84,9 @@ def retrofit_config(cfg: Config, periods: str, layers: str) -> Config:
     written = fast_layers(layers, model.layers)
     times = tuple(map(int, periods.split(",")))
     count = model.layers - written[0]
+    align = math.lcm(cfg.align, times[0])  # of documents in rows, where the reader is trained on
+    want = f"wants a first period that divides the run's data.seq_len={cfg.data.seq_len}"
+    require(cfg.data.seq_len % align == 0, "--periods", periods, want)
     cms = CMSConfig(periods=times, fast_layers=count, slow_levels="first", **SAFE)
     suffix = tuple(range(written[0], model.layers))
     teach = replace(
@@ -92,7 +96,8 @@ def retrofit_config(cfg: Config, periods: str, layers: str) -> Config:
         layers=None if written == suffix else written,
     )
     changed = replace(model, block=model.kind.taught, cms=cms)
-    return replace(cfg, model=changed, teach=teach)
+    data = cfg.data if align == cfg.align else replace(cfg.data, align=align)
+    return replace(cfg, model=changed, teach=teach, data=data)
 
 
 def fast_layers(text: str, layers: int) -> tuple[int, ...]:

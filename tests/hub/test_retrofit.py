@@ -160,13 +160,19 @@ def test_layers_are_counted_from_the_end_or_named() -> None:
         ),
         ({}, "4,", "--periods='4,': wants tokens"),
         ({}, "4,6", "6 is no multiple of 4"),
-        ({}, "3", r"data\.align=16: must be a multiple of teach.chunk=3"),
+        ({}, "3", "--periods='3': wants a first period that divides the run's data.seq_len=16"),
     ],
 )
 def test_what_cannot_be_retrofitted_is_named(change: Any, periods: str, message: str) -> None:
     cfg = replace(CFG, model=replace(CFG.model, **change))
     with pytest.raises(ValueError, match=message):
         retrofit_config(cfg, periods, "1")
+
+
+def test_documents_start_where_a_longer_period_does() -> None:
+    """Of rows of 512 tokens they start at multiples of 64, and of 256 with such a period."""
+    base = replace(CFG, data=replace(CFG.data, seq_len=512))
+    assert [retrofit_config(base, p, "1").align for p in ("64", "256", "32,256")] == [64, 256, 64]
 
 
 @pytest.fixture(scope="module")
