@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 from nested_jax.config import ModelConfig
 from nested_jax.errors import require
 from nested_jax.hub.gpt2 import from_gpt2, gpt2_config, to_gpt2
-from nested_jax.hub.llama import CLASSES, from_llama, llama_config, to_llama
+from nested_jax.hub.llama import KINDS, from_llama, llama_config, to_llama
 from nested_jax.hub.tensors import Tensors
 from nested_jax.types import PyTree
 
@@ -24,10 +23,7 @@ class Layout(NamedTuple):
 
 LAYOUTS = {
     "gpt2": Layout(gpt2_config, to_gpt2, from_gpt2),
-    **{
-        kind: Layout(partial(llama_config, kind=kind), partial(to_llama, kind=kind), from_llama)
-        for kind in CLASSES
-    },
+    "llama": Layout(llama_config, to_llama, from_llama),
 }
 
 
@@ -38,5 +34,6 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
       ValueError: another kind of model.
     """
     kind = config.get("model_type")
-    require(kind in LAYOUTS, "model_type", kind, f"wants one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[str(kind)]
+    readers = LAYOUTS | dict.fromkeys(KINDS, LAYOUTS["llama"])
+    require(kind in readers, "model_type", kind, f"wants one of {', '.join(readers)}")
+    return readers[str(kind)]

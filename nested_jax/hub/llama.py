@@ -1,6 +1,8 @@
 """The `transformer` block in the layout of Hugging Face's `LlamaForCausalLM`, and back.
 
-`Qwen2ForCausalLM` is the same with biases of queries, keys and values (`model.qkv_bias`).
+`Qwen2ForCausalLM` has biases of queries, keys and values beside it (`model.qkv_bias`) and is read
+too. It is written as a Llama with biases, that of the output zero: transformers reads every folder
+of Qwen2 with Qwen2's own tokenizer.
 
 Both are pre-norm RMSNorm, rotary positions on the pairs (i, i + K/2), SwiGLU; ours scales
 embeddings by sqrt(D), which goes into (comes out of) the table, so that the head is kept apart.
@@ -26,40 +28,33 @@ NORMS = {"norm": "input_layernorm.weight", "mlp_norm": "post_attention_layernorm
 MLP = {"gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight"}
 HEADS = {name: f"self_attn.{name}_proj.weight" for name in ("q", "k", "v", "o")}
 BIASES = {f"{name}_bias": f"self_attn.{name}_proj.bias" for name in ("q", "k", "v")}
-CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}  # qwen2: with those biases
+ZERO_BIAS = "self_attn.o_proj.bias"  # a Llama with biases has it, our block has not
+KINDS = ("llama", "qwen2")  # that are read
 SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # Fields whose other values are another function, and the value that is ours.
 WANTED = {
-    "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    "llama": {"hidden_act": "silu", "mlp_bias": False},
     "qwen2": {"hidden_act": "silu", "use_sliding_window": False},
 }
 
 
-def kind_of(cfg: ModelConfig) -> str:
-    return "qwen2" if cfg.qkv_bias else "llama"
+def check_llama(cfg: ModelConfig) -> None:
+    """Raise for a model that the Llama layout cannot hold."""
+    require(cfg.block == "transformer", "model.block", cfg.block, "Llama holds a 'transformer'")
+    require(not cfg.qk_norm, "model.qk_norm", cfg.qk_norm, "Llama has no qk-norm")
+    require(cfg.window == 0, "model.window", cfg.window, "Llama has full attention, a window of 0")
 
 
-def check_llama(cfg: ModelConfig, kind: str) -> None:
-    """Raise for a model that the layout of a kind cannot hold."""
-    require(cfg.block == "transformer", "model.block", cfg.block, f"{kind} holds a 'transformer'")
-    require(not cfg.qk_norm, "model.qk_norm", cfg.qk_norm, f"{kind} has no qk-norm")
-    require(
-        cfg.window == 0, "model.window", cfg.window, f"{kind} has full attention, a window of 0"
-    )
-    want = f"the layout {kind_of(cfg)} holds it"
-    require(kind == kind_of(cfg), "model.qkv_bias", cfg.qkv_bias, want)
-
-
-def llama_config(cfg: ModelConfig, kind: str = "llama") -> dict[str, Any]:
-    """Return the `config.json` of a model of Llama's layout, or of Qwen2's."""
-    check_llama(cfg, kind)
+def llama_config(cfg: ModelConfig) -> dict[str, Any]:
+    """Return the `config.json` of the Llama model."""
+    check_llama(cfg)
     rope = {"rope_type": "default", "rope_theta": cfg.rope_theta}
     if cfg.rope_scaling:
         rope |= {"rope_type": "llama3", **dict(zip(SCALING, cfg.rope_scaling, strict=True))}
         rope[SCALING[-1]] = int(cfg.rope_scaling[-1])
     return {
-        "architectures": [CLASSES[kind]],
-        "model_type": kind,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.dim,
         "intermediate_size": cfg.mlp_width,
@@ -71,19 +66,20 @@ def llama_config(cfg: ModelConfig, kind: str = "llama") -> dict[str, Any]:
         "rms_norm_eps": cfg.norm_eps,
         "rope_theta": cfg.rope_theta,
         "rope_parameters": rope,
+        "attention_bias": cfg.qkv_bias,
+        **WANTED["llama"],
         "tie_word_embeddings": False,
         "dtype": "float32",
-        **WANTED[kind],
     }
 
 
-def to_llama(params: PyTree, cfg: ModelConfig, kind: str = "llama") -> Tensors:
-    """Return the tensors of `LlamaForCausalLM`, or of `Qwen2ForCausalLM`, by name, float32.
+def to_llama(params: PyTree, cfg: ModelConfig) -> Tensors:
+    """Return the tensors of `LlamaForCausalLM` by name, float32.
 
     Raises:
-      ValueError: another block, qk-norm or a window; biases in Llama, or none in Qwen2.
+      ValueError: another block, qk-norm or a window.
     """
-    check_llama(cfg, kind)
+    check_llama(cfg)
     embed = np.asarray(params["embed"])
     tensors = {
         TABLE: embed * math.sqrt(cfg.dim),
@@ -103,6 +99,7 @@ def to_llama(params: PyTree, cfg: ModelConfig, kind: str = "llama") -> Tensors:
             tensors[at + theirs] = weight.reshape(rows, -1).T
         for ours, theirs in BIASES.items() if cfg.qkv_bias else ():
             tensors[at + theirs] = np.asarray(blocks["mixer"][ours][layer]).reshape(-1)
+            tensors[at + ZERO_BIAS] = np.zeros(cfg.dim)
     return {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
 
 
@@ -112,11 +109,11 @@ def from_llama(
     """Return the parameters, and the model's configuration, of a Llama or a Qwen2.
 
     Raises:
-      ValueError: another kind of model, other biases, rotary positions that are scaled in another
-        way than Llama 3.1's, a tensor that is missing.
+      ValueError: another kind of model, biases that ours has not, rotary positions that are scaled
+        in another way than Llama 3.1's, a tensor that is missing.
     """
     kind = config.get("model_type")
-    require(kind in CLASSES, "model_type", kind, f"wants {' or '.join(map(repr, CLASSES))}")
+    require(kind in KINDS, "model_type", kind, f"wants {' or '.join(map(repr, KINDS))}")
     for name, want in WANTED[str(kind)].items():
         require(config.get(name) in (want, None), name, config.get(name), f"wants {want!r}")
     for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
@@ -133,7 +130,7 @@ def from_llama(
         mlp_hidden=config["intermediate_size"],
         max_len=config.get("max_position_embeddings", 2048),
         **_rope(config),
-        qkv_bias=kind == "qwen2",
+        qkv_bias=kind == "qwen2" or bool(config.get("attention_bias")),
         norm_eps=config.get("rms_norm_eps", 1e-6),
         tie_embeddings=False,
     )
@@ -158,6 +155,8 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_llama(tensors: Mapping[str, np.ndarray], cfg: ModelConfig, tied: bool) -> PyTree:
     found = {name: x for name, x in tensors.items() if not name.endswith(CONSTANT)}
+    for name in [name for name in found if cfg.qkv_bias and name.endswith(ZERO_BIAS)]:
+        require(not np.any(found.pop(name)), "tensor", name, "our output has no bias; wants zeros")
     if tied:
         found["lm_head.weight"] = found.get(TABLE, np.empty(0))
     compare_names(found, _shapes(cfg))

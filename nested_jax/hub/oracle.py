@@ -48,7 +48,7 @@ def gpt2_logits(w: Tensors, config: Mapping[str, Any], tokens_T: np.ndarray) -> 
 def llama_logits(w: Tensors, config: Mapping[str, Any], tokens_T: np.ndarray) -> np.ndarray:
     """`LlamaForCausalLM`: tensors named `model.layers.0.self_attn.q_proj.weight`, [out, in].
 
-    `Qwen2ForCausalLM` has biases beside them.
+    With `attention_bias` there are biases beside them, which `Qwen2ForCausalLM` has too.
     """
     eps, heads = config["rms_norm_eps"], config["num_attention_heads"]
     groups, theta = config["num_key_value_heads"], config["rope_theta"]

@@ -14,7 +14,7 @@ from hub.test_folders import MODELS, SYMBOL, layouts, run_of, runs  # noqa: F401
 from nested_jax.data.tokenizers.base import Tokenizer
 from nested_jax.hub import export
 from nested_jax.hub.__main__ import main as hub
-from nested_jax.hub.layouts import LAYOUTS
+from nested_jax.hub.layouts import LAYOUTS, layout_of
 from nested_jax.hub.tensors import INDEX, read_folder
 from nested_jax.hub.tokenizer_files import write_tokenizer
 from nested_jax.models.lm import build_model
@@ -71,11 +71,7 @@ def test_their_random_model_is_ours_and_theirs_again(
     tokens = np.random.default_rng(0).integers(0, 470, (2, 31))
     with torch.no_grad():
         want = theirs(torch.tensor(tokens)).logits.numpy()
-    model = build_model(again.cfg.model)
-    state = model.init_state(again.params, 2, capacity=31)
-    with jax.default_matmul_precision("highest"):
-        got = jax.jit(model.apply)(again.params, state, jnp.asarray(tokens, jnp.int32))[1]
-    assert np.abs(np.asarray(got) - want).max() < 1e-4 * want.std()
+    assert_same_logits(again.cfg.model, again.params, tokens, want)
     export.export(tmp_path / "run", tmp_path / "ours", layout)
     before, after = (read_folder(tmp_path / name)[0] for name in ("theirs", "ours"))
     assert before.keys() == after.keys()
@@ -85,15 +81,43 @@ def test_their_random_model_is_ours_and_theirs_again(
         )
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_other_layouts_of_theirs_are_ours(kind: str, tmp_path: Path) -> None:
+    """Qwen2, whose biases Llama has not, and a plain Llama with a tied table: equal logits."""
+    size = {"vocab_size": 480, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 48}
+    make = {"qwen2": transformers.Qwen2Config, "llama": transformers.LlamaConfig}[kind]
+    theirs = with_noise(make(**size, **heads, tie_word_embeddings=kind == "llama"))
+    theirs.save_pretrained(tmp_path)
+    tensors, config = read_folder(tmp_path)
+    params, cfg = layout_of(config).read(tensors, config)
+    assert cfg.qkv_bias == (kind == "qwen2")
+    tokens = np.random.default_rng(0).integers(0, 470, (2, 31))
+    with torch.no_grad():
+        want = theirs(torch.tensor(tokens)).logits.numpy()
+    assert_same_logits(cfg, jax.tree.map(jnp.asarray, params), tokens, want)
+
+
+def assert_same_logits(cfg: Any, params: Any, tokens: np.ndarray, want: np.ndarray) -> None:
+    model = build_model(cfg)
+    state = model.init_state(params, len(tokens), capacity=tokens.shape[1])
+    with jax.default_matmul_precision("highest"):
+        got = jax.jit(model.apply)(params, state, jnp.asarray(tokens, jnp.int32))[1]
+    assert np.abs(np.asarray(got) - want).max() < 1e-4 * want.std()
+
+
 def random_model(layout: str, tokenizer: Tokenizer) -> Any:
     """Return a model of transformers, all of whose parameters are random, biases included."""
-    torch.manual_seed(0)
-    names = {"gpt2": "GPT2Config", "llama": "LlamaConfig", "qwen2": "Qwen2Config"}
-    kind = getattr(transformers, names[layout])
+    kind = {"gpt2": transformers.GPT2Config, "llama": transformers.LlamaConfig}[layout]
     ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_id") for n in ("bos", "eos", "pad")}
-    config = kind(**LAYOUTS[layout].config(MODELS[layout]), **ids)
+    return with_noise(kind(**LAYOUTS[layout].config(MODELS[layout]), **ids))
+
+
+def with_noise(config: Any) -> Any:
+    torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.3 * torch.randn_like(p))
+        for name, p in model.named_parameters():
+            if not name.endswith("o_proj.bias"):  # which ours has not
+                p.add_(0.3 * torch.randn_like(p))
     return model.eval()
