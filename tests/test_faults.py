@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny import ROOT
 
-from benchmarks.faults.__main__ import table
+from benchmarks.faults.__main__ import main, table
 from benchmarks.faults.shim import Operation
 
 RESULT = ROOT / "benchmarks" / "results" / "faults-cpu.jsonl"
@@ -57,3 +57,10 @@ def test_what_differs_from_run_to_run_is_left_out_of_a_kind() -> None:
     }
     for path, want in names.items():
         assert Operation(1, "write", path, 0, 5).kind == f"write {want}"
+
+
+def test_a_flag_of_another_kind_of_fault_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for what, flags in (("kills", ["--scenario", "shard"]), ("operations", ["--count", "3"])):
+        with pytest.raises(SystemExit):
+            main([what, *flags])
+        assert f"{flags[0]}: belongs to" in capsys.readouterr().err

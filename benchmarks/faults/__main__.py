@@ -32,6 +32,11 @@ from typing import Any
 
 from benchmarks.faults import runs, shim
 
+# Flags of one kind of fault only.
+OWN = {
+    "operations": ("every", "all", "scenario", "errors"),
+    "kills": ("count", "processes", "seed"),
+}
 COLUMNS = ("scenario", "fault", "operations", "classes", "faults")
 STEPS = 150  # of a run that is killed
 # A process that has imported everything and started nothing, of which those of a run are copies:
@@ -56,6 +61,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--scenario", choices=["train", "shard"], help="one alone of operations")
     parser.add_argument("--errors", choices=["too", "no", "only"], default="too")
     flags = parser.parse_args(arguments)
+    for what, names in OWN.items():
+        for name in names if flags.what != what else ():
+            if getattr(flags, name) != parser.get_default(name):
+                parser.error(f"--{name}: belongs to {what}, not to {flags.what}")
     if flags.what == "table":
         print("\n".join(table([json.loads(line) for line in flags.file.read_text().splitlines()])))
         return 0
