@@ -20,6 +20,11 @@ TRAINED = {
     "everything": "everything trained on, no writes",
     "everything_writes": "the same, writing",
 }
+QUARTERS = {
+    "safe": "safe default",
+    "calibrated": "calibrated",
+    "everything_writes": "everything trained on, writing",
+}
 READERS = {"reader": "nothing trained", "everything": "everything trained on"}
 
 
@@ -69,11 +74,11 @@ def changes(records: Sequence[Record], ways: dict[str, str]) -> str:
 def quarters(records: Sequence[Record]) -> str:
     rows = []
     for segment in SEGMENTS:
-        for way in ("safe", "calibrated", "everything_writes"):
+        for way, said in QUARTERS.items():
             found = [r["gains"][way]["quarters"] for r in of(records, segment)]
             if found:
                 columns = [f"{statistics.mean(column):+.3f}" for column in zip(*found, strict=True)]
-                rows.append([segment, (UNTRAINED | TRAINED)[way], *columns])
+                rows.append([segment, said, *columns])
     return markdown_table(("corpus", "read by", "first", "second", "third", "last"), rows)
 
 

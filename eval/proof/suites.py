@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.proof import published
 from eval.proof.plan import Budget, Case, Model, Suite
-from eval.proof.text_suites import ERASE_GATE, REPEAT, TEXT, text
+from eval.proof.text_suites import ERASE_GATE, REPEAT, SEARCH, TEXT, text
 
 SYNTHETIC = "configs/synthetic.py"
 MODELS = {
@@ -318,4 +318,5 @@ SUITES = {
     "ablation": ABLATION,
     "text": TEXT,
     "repeat": REPEAT,
+    "search": SEARCH,
 }

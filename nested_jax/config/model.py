@@ -43,12 +43,15 @@ class MemoryConfig(Block):
     max_rate: Annotated[float, Range(above=0, most=2)] = 1.0  # of a delta write; 2: reflections
     momentum: bool = True  # Titans Eq. 10: past surprise (rules titans and dgd)
     retention: bool = True  # Titans Eq. 13: the forget gate (rules titans and dgd)
-    keep_init: Small = 0.9999  # retention per token at initialisation; 0.99 empties a deep memory
+    # Retention per token at initialisation, one or one per head. 0.99 empties a deep memory;
+    # (0.957, 0.9973, 0.99983, 0.99996) are half-lives of 16 to 16,000 tokens.
+    keep_init: tuple[Small, ...] = (0.9999,)
     conv: Annotated[int, Range(least=2, also=0)] = 4  # width of the causal convolution; 0 is none
     adaptive_k: bool = True  # `hope`: keys come from a memory that is written in context
     adaptive_v: bool = True  # `hope`: values likewise
     adaptive_q: bool = False  # `hope`: queries likewise (NL finds it slightly better without)
     targets: Literal["self", "value"] = "self"  # `hope`: written with unit(M(v)), or with v itself
+    beside: bool = False  # `hope`: the learned start is read beside what is written, which is empty
     persistent: Size = 4  # learned tokens that attention sees first (titans_mac, _mag, _mal)
     segment: Size = 0  # tokens of a segment of titans_mac; 0 takes `chunk`
     write_from: Literal["attended", "input"] = "attended"  # titans_mac: what is written
@@ -60,11 +63,15 @@ class MemoryConfig(Block):
     frozen: bool = False  # ablation: the memory is read and never written
 
     def check(self) -> None:
+        self.require(len(self.keep_init) > 0, "keep_init", "wants one value or more")
         want = f"wants model.memory.rule='dgd', which erases; got {self.rule!r}"
         self.require(not self.erase_gate or self.rule == "dgd", "erase_gate", want)
         for name in ("erase_init", "erase_stretch"):
             want = "wants model.memory.erase_gate=True, which is off"
             self.require(self.erase_gate or not getattr(self, name), name, want)
+        want = "wants linear memories, targets='value' and adaptive_q=False"
+        plain = self.arch == "linear" and self.targets == "value" and not self.adaptive_q
+        self.require(plain or not self.beside, "beside", want)
         want = f"wants a rate below model.memory.max_rate={self.max_rate}"
         self.require(self.inner_lr < self.max_rate, "inner_lr", want)
 
@@ -178,6 +185,10 @@ class ModelConfig(Block):
         want = f"must divide model.dim={self.dim}, or model.memory.head_width must be given"
         divides = self.memory.head_width > 0 or self.dim % self.memory_heads == 0
         self.require(divides, "memory.heads", want)
+        for name in ("keep_init", "erase_init"):
+            want = f"wants at most one for each of the {self.memory_heads} heads"
+            few = len(getattr(self.memory, name)) <= self.memory_heads
+            self.require(few, f"memory.{name}", want)
 
     def _check_gpt2(self) -> None:
         if not self.kind.gpt2:
@@ -200,7 +211,8 @@ class ModelConfig(Block):
         divides = not made or max(chunk, other) % min(chunk, other) == 0
         self.require(divides, "memory.generator_chunk", want)
         want = f"belongs to model.block='hope'; got {self.block!r}"
-        self.require(made or not self.memory.erase_gate, "memory.erase_gate", want)
+        for name in ("erase_gate", "beside"):
+            self.require(made or not getattr(self.memory, name), f"memory.{name}", want)
         want = f"belongs to model.block='titans_mac'; got {self.block!r}"
         mac = "segment" in self.kind.chunks
         self.require(mac or self.memory.write_from == "attended", "memory.write_from", want)

@@ -66,6 +66,7 @@ class OptimConfig(Block):
     # What is trained; only_vectors: norms, gates and rates.
     param_policy: Literal["all", "exclude_memory", "only_memory", "only_vectors"] = "all"
     matrix_learning_rate: Positive = 0.02  # of the hidden matrices, unless name is adamw
+    vector_learning_rate: Amount = 0.0  # of norms, gates and rates; 0 takes learning_rate
     muon_momentum: Share = 0.95
     m3_period: Count = 16  # steps between updates of the slow momentum
     variant: str = "preconditioned"  # of deep_momentum, see optim/deep_momentum.py

@@ -94,7 +94,9 @@ class SelfModifying(Layer):
     The generators read x_t = unit(silu(conv(x W))), one slow projection ("shared"), or those of
     keys and values have one of their own ("own"): in heads, a generator sees K of the D numbers of
     a token, and keys that ask for the token before share them badly with values of this one.
-    Queries, and keys and values that are not adaptive, have slow projections of their own.
+    Queries, and keys and values that are not adaptive, have slow projections of their own. With
+    ``memory.beside`` an answer is that of the learned start, which stays as it is, and that of the
+    memory, which starts empty.
     """
 
     cfg: ModelConfig
@@ -150,7 +152,7 @@ class SelfModifying(Layer):
         rate = vector("rate_readout"), bias("rate_bias", start)
         keep: tuple[Array | None, Array | None] = None, None
         if "keep" in self.spec.generators:
-            keep = vector("keep_readout"), bias("keep_bias", logit(memory.keep_init))
+            keep = vector("keep_readout"), bias("keep_bias", *map(logit, memory.keep_init))
         pace_HG = None
         if memory.generator_pace < 1:
             shape, axes = (heads, len(self.spec.generators)), ("heads", None)
@@ -162,7 +164,10 @@ class SelfModifying(Layer):
         return GateReadout(*rate, *keep, pace_HG, *erase)
 
     def _fresh(self, batch: int) -> SelfModState:
-        return init_self_modifying(self.spec, self.generators0, self.memory0, batch)
+        memory0 = self.memory0
+        if self.cfg.memory.beside:
+            memory0 = tuple(jnp.zeros_like(w) for w in memory0)
+        return init_self_modifying(self.spec, self.generators0, memory0, batch)
 
     def init_state(self, batch: int, capacity: int) -> SelfModifyingState:
         del capacity
@@ -184,6 +189,8 @@ class SelfModifying(Layer):
             rows,
             None if rows.starts_BT is None else fresh,
         )
+        if cfg.memory.beside:
+            y_BTHV = y_BTHV + jnp.einsum("bthk,hkv->bthv", l2_normalize(inputs.q), *self.memory0)
         state = SelfModifyingState(rows.keep_idle(memories, state.memories), tails)
         return state, from_heads(self.out, y_BTHV, x_BTD, cfg.norm_eps)
 

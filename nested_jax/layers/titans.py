@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nested_jax.config import MemoryConfig, ModelConfig
-from nested_jax.layers.basic import Layer, constant, fan_in
+from nested_jax.layers.basic import Layer, constant, fan_in, in_turn
 from nested_jax.layers.call import Call
 from nested_jax.layers.heads import (
     Gate,
@@ -104,7 +104,7 @@ def memory_weights(layer: Layer, cfg: ModelConfig) -> MemoryWeights:
     memory, spec = cfg.memory, memory_spec(cfg.memory)
     keep = momentum = None
     if spec.has_keep and memory.retention:
-        keep = gate(layer, cfg, "keep", constant(logit(memory.keep_init)))
+        keep = gate(layer, cfg, "keep", in_turn(tuple(map(logit, memory.keep_init))))
     if spec.momentum:
         momentum = gate(layer, cfg, "momentum", constant(0.0))
     return MemoryWeights(

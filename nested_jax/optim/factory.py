@@ -45,10 +45,18 @@ class Group(NamedTuple):
     rule: str  # a name of OptimConfig.name
     level: int
     decays: bool
+    own_rate: bool = False  # vectors, where they have a rate of their own
 
     @property
     def label(self) -> str:
-        return f"{self.rule}_level{self.level}" + ("" if self.decays else "_no_decay")
+        name = f"{self.rule}_level{self.level}" + ("" if self.decays else "_no_decay")
+        return name + ("_own_rate" if self.own_rate else "")
+
+    def rate(self, cfg: OptimConfig) -> float:
+        """Return the peak of the learning rate."""
+        if self.own_rate:
+            return cfg.vector_learning_rate
+        return cfg.learning_rate if self.rule == "adamw" else cfg.matrix_learning_rate
 
 
 def make_optimizer(cfg: OptimConfig, steps: int, info: PyTree) -> optax.GradientTransformation:
@@ -57,11 +65,11 @@ def make_optimizer(cfg: OptimConfig, steps: int, info: PyTree) -> optax.Gradient
     In this order: gradients of frozen parameters are dropped; a step that is not finite is skipped
     (`skip_non_finite`); the rest is clipped to one global norm; then each group goes its way.
     Matrices go by ``cfg.name`` at ``matrix_learning_rate``, everything else by AdamW at
-    ``learning_rate``. All of these rules give steps of RMS about 0.2 a element before the rate, as
-    AdamW does. (On 200 steps of a byte model of 2 layers and width 64, the best of a few rates was
-    0.02 for muon, m3 and dgd, 0.005 for delta_momentum and deep_momentum.) Weight decay is
-    decoupled, times the rate, and only on kinds `DECAYED`. A level acts once in its period, see
-    `every`.
+    ``learning_rate``, vectors at ``vector_learning_rate`` if there is one. All of these rules give
+    steps of RMS about 0.2 per element before the rate, as AdamW does. (On 200 steps of a byte model
+    of 2 layers and width 64, the best of a few rates was 0.02 for muon, m3 and dgd, 0.005 for
+    delta_momentum and deep_momentum.) Weight decay is decoupled, times the rate, and only on kinds
+    `DECAYED`. A level acts once in its period, see `every`.
 
     Args:
       steps: optimizer steps of the run.
@@ -98,7 +106,8 @@ def group_tree(cfg: OptimConfig, info: PyTree) -> PyTree:
         if not trained(memory, leaf.kind):
             return None
         rule = cfg.name if leaf.kind == "matrix" else "adamw"
-        return Group(rule, leaf.level, leaf.kind in DECAYED)
+        own_rate = cfg.vector_learning_rate > 0 and leaf.kind == "vector"
+        return Group(rule, leaf.level, leaf.kind in DECAYED, own_rate)
 
     return jax.tree_util.tree_map_with_path(group, info)
 
@@ -142,7 +151,7 @@ def _transform(
     cfg: OptimConfig, group: Group, schedule: optax.Schedule, dims: PyTree | None
 ) -> optax.GradientTransformation:
     period = cfg.periods[min(group.level, len(cfg.periods) - 1)]
-    factor = 1.0 if group.rule == "adamw" else cfg.matrix_learning_rate / cfg.learning_rate
+    factor = group.rate(cfg) / cfg.learning_rate
     rate = level_schedule(schedule, period, cfg.period_mode, factor / period)
     decay = cfg.weight_decay if group.decays else 0.0
     parts = [_rule(cfg, group.rule, dims)]

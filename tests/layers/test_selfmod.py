@@ -105,6 +105,39 @@ def test_a_rate_of_zero_is_the_frozen_backbone() -> None:
     assert float(jnp.abs(logits(model, params, tokens) - logits(frozen, params, tokens)).max()) > 0
 
 
+@pytest.mark.slow
+def test_a_start_beside_what_is_written() -> None:
+    """Frozen, it is the memory that is only read. Written, the two parts add up, and both learn."""
+    beside = {"targets": "value", "beside": True}
+    model, params, tokens = hope(**beside)
+    still, _, _ = hope(**beside, frozen=True)
+    plain, _, _ = hope(targets="value", frozen=True)
+    assert_close(logits(still, params, tokens), logits(plain, params, tokens), 1e-5)
+    assert float(jnp.abs(logits(model, params, tokens) - logits(still, params, tokens)).max()) > 0
+    mixer = dict(params["prefix"]["mixer"])
+    mixer["memory0_0"] = jnp.zeros_like(mixer["memory0_0"])
+    empty = params | {"prefix": params["prefix"] | {"mixer": mixer}}
+    without, _, _ = hope(targets="value")
+    assert_close(logits(model, empty, tokens), logits(without, empty, tokens), 1e-5)
+    loss = lambda p: jnp.sum(jnp.square(model.apply(p, model.init_state(p, B), tokens)[1]))  # noqa: E731
+    learned = jax.jit(jax.grad(loss))(params)["prefix"]["mixer"]
+    assert all(float(jnp.abs(learned[name]).max()) > 0 for name in ("memory0_0", "k0_0", "v0_0"))
+    with pytest.raises(ValueError, match=r"model\.memory\.beside=True: wants linear memories"):
+        hope(beside=True)
+
+
+def test_retention_starts_where_it_is_told() -> None:
+    """One value for each head, over and over; `hope` here has two heads."""
+    for keep in (0.9, (0.9, 0.999)):
+        _, params, _ = hope(keep_init=keep)
+        got = jax.nn.sigmoid(params["prefix"]["mixer"]["keep_bias"][0])
+        assert_close(got, jnp.broadcast_to(jnp.asarray(keep), 2), 1e-5)
+    with pytest.raises(
+        ValueError, match=r"keep_init=\(0.5, 0.6, 0.7\): wants at most one for each"
+    ):
+        hope(keep_init=(0.5, 0.6, 0.7))
+
+
 def test_every_generator_receives_an_outer_gradient() -> None:
     """Through the writes and through what they generate: M_k, M_v, M_eta and M_alpha."""
     model, params, tokens = hope(adaptive_q=True)

@@ -91,6 +91,21 @@ def test_every_matrix_rule_gets_the_matrices_and_adamw_the_rest():
     assert_close(step["blocks"]["scale"], -cfg.learning_rate * np.sign(scale), rtol=1e-5)
 
 
+def test_vectors_may_have_a_rate_of_their_own():
+    base = {"warmup_steps": 0, "schedule": "constant", "weight_decay": 0.0, "clip_norm": 0.0}
+    grads = params_of(INFO, 0.1)
+    usual = one_step(OptimConfig(**base), grads=grads)
+    own = one_step(OptimConfig(vector_learning_rate=0.02, **base), grads=grads)
+
+    def check(leaf, a, b):
+        assert_close(b, (20.0 if leaf.kind == "vector" else 1.0) * a, rtol=1e-5)
+
+    jax.tree.map(check, INFO, usual, own)
+    for rate in (0.0, 1.0):  # checkpoints name the groups
+        labels = group_counts(OptimConfig(vector_learning_rate=rate), INFO)
+        assert any(label.endswith("_own_rate") for label in labels) == (rate > 0)
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_decay_is_decoupled_and_by_kind(name):
     """The difference that a decay makes to a step is -rate * decay * weight, or nothing."""
