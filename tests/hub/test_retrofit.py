@@ -15,13 +15,15 @@ from helpers import assert_close, assert_equal
 from tiny import VOCAB, tiny_config, write_data
 
 import nested_jax
-from nested_jax.config import Config, from_config_dict
+from nested_jax.config import Config, MeshConfig, from_config_dict
 from nested_jax.data.tokenizers.tokenizer import load_tokenizer
 from nested_jax.hub.__main__ import main
 from nested_jax.hub.retrofit import fast_layers, retrofit, retrofit_config
 from nested_jax.hub.workdir import write_workdir
+from nested_jax.models.decode import Sampling, generate
 from nested_jax.models.lm import build_model
 from nested_jax.models.state import reset
+from nested_jax.sharding import batch_sharding, make_mesh, param_shardings
 from nested_jax.train.opened import open_checkpoint
 from nested_jax.train.trainer import train
 
@@ -138,6 +140,37 @@ def test_the_promises_of_the_memory_system_hold(base: Config, cms: dict[str, Any
     gated = replace(cfg.teach, surprise_threshold=1e3)
     shut, _ = nested_jax.teach(model, params, fresh, tokens, targets, gated)
     assert not any(level.writes_B.any() for level in shut.fast)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [CFG, GPT2])
+def test_a_mesh_and_token_by_token_write_the_same(base: Config) -> None:
+    """Rows and parameters on two devices; generated text, adapting as it grows."""
+    cfg, params = made("4,8", "2", base, inner_lr=0.05, trust=0.5)
+    model = build_model(cfg.model)
+    step = jax.jit(partial(nested_jax.teach, model, cfg=cfg.teach))
+    tokens, targets = TEXT[:, :-1], TEXT[:, 1:]
+    whole, taught = step(params, model.init_state(params, 2), tokens, targets)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2), jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, param_shardings(mesh, model.param_info()))
+        apart = step(placed, model.init_state(placed, 2), *place_rows(mesh, tokens, targets))
+    assert_close(apart[1].loss_BT, taught.loss_BT, rtol=1e-4)
+    assert_close(apart[0].fast[0].delta, whole.fast[0].delta, rtol=1e-3, atol=1e-6)
+    learn = lambda s, x, y: step(params, s, x, y)[0]  # noqa: E731
+    prompt, greedy = np.asarray(TEXT[:, :6]), Sampling(temperature=0)
+    made_of = generate(model, params, prompt, 9, jax.random.key(0), greedy, learn=learn, chunk=4)
+    text = jnp.asarray(np.concatenate([prompt, np.stack(list(made_of), axis=1)], axis=1))
+    read, fresh = jax.jit(model.apply), model.init_state(params, 2)
+    for end in range(6, 14):
+        known = jnp.full((2,), end - 1, jnp.int32)
+        state, _ = step(params, fresh, text[:, :-1], text[:, 1:], lengths_B=known)
+        _, logits_B1S = read(params, state, text[:, end - 1 : end])
+        np.testing.assert_array_equal(np.argmax(logits_B1S[:, -1], axis=-1), text[:, end])
+
+
+def place_rows(mesh: Any, *arrays: Any) -> list[Any]:
+    return [jax.device_put(x, batch_sharding(mesh)) for x in arrays]
 
 
 def test_layers_are_counted_from_the_end_or_named() -> None:
