@@ -31,19 +31,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Write a model of Hugging Face as a workdir."""
-    count = import_folder(flags.folder, flags.workdir)
+    count, tokenizer = import_folder(flags.folder, flags.workdir)
     sys.stdout.write(f"{count:,} parameters in {flags.workdir}, from {flags.folder}\n")
+    lacking = sorted(getattr(tokenizer, "lacking", ()))
+    if lacking:
+        sys.stdout.write(
+            f"its tokenizer has no token for the bytes {' '.join(f'{b:02x}' for b in lacking)}: "
+            "characters that have one are read as U+FFFD\n"
+        )
 
 
-def import_folder(folder: Path, workdir: Path) -> int:
-    """Write the model of a folder as a new workdir; return the number of its parameters.
+def import_folder(folder: Path, workdir: Path) -> tuple[int, Tokenizer]:
+    """Write the model of a folder as a new workdir; return its parameters' number and tokenizer.
 
     Raises:
       ValueError: what `open_folder` raises; the workdir exists.
     """
     params, model, tokenizer = open_folder(folder)
     write_workdir(workdir, params, experiment(model, tokenizer), tokenizer, str(folder))
-    return sum(x.size for x in _leaves(params))
+    return sum(x.size for x in _leaves(params)), tokenizer
 
 
 def open_folder(folder: Path) -> tuple[PyTree, ModelConfig, Tokenizer]:

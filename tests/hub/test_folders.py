@@ -16,7 +16,7 @@ from helpers import assert_equal
 
 from nested_jax.config import Config, DataConfig, ModelConfig
 from nested_jax.data.tokenizers.base import Tokenizer
-from nested_jax.data.tokenizers.byte_bpe import END, train_byte_bpe
+from nested_jax.data.tokenizers.byte_bpe import CHARACTERS, END, train_byte_bpe
 from nested_jax.data.tokenizers.tokenizer import train_tokenizer
 from nested_jax.generate import main as generate
 from nested_jax.hub import export
@@ -180,6 +180,29 @@ def test_an_exporter_that_is_wrong_ends_with_1(
 def folder(runs: dict[str, Path], tmp_path: Path) -> Path:
     export.export(run_of(runs, "gpt2"), tmp_path / "folder", "gpt2")
     return tmp_path / "folder"
+
+
+def test_a_vocabulary_may_lack_rare_bytes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As SmolLM2's: a character with such a byte is U+FFFD, and the import says so."""
+    _, _, before = open_folder(folder)
+    (folder / "tokenizer.model").unlink()
+    file = folder / "tokenizer.json"
+    data = json.loads(file.read_text())
+    vocab = data["model"]["vocab"]
+    for byte in (0xC0, 0xF1, 0x05):
+        del vocab[CHARACTERS[byte]]
+    file.write_text(json.dumps(data))
+    workdir = folder.parent / "run"
+    assert hub(["import", str(folder), "--workdir", str(workdir)]) == 0
+    assert "no token for the bytes 05 f1: characters" in capsys.readouterr().out
+    tokenizer = open_checkpoint(workdir).text_tokenizer
+    assert tokenizer.encode_batch(TEXTS) == before.encode_batch(TEXTS)
+    odd = "a \x05 and \U00046131, \U0001f600"
+    assert tokenizer.decode(tokenizer.encode(odd)) == "a \ufffd and \ufffd, \U0001f600"
+    del vocab[CHARACTERS[ord("e")]]
+    file.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"model\.vocab=\[101\]: has no token for these bytes"):
+        open_folder(folder)
 
 
 def test_a_tokenizer_with_normal_form_c_is_read_without_it(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Byte-level BPE as GPT-2 has it (Radford et al. 2019): the published vocabulary, or a trained one.
 
-Every text is bytes, and every byte is a token, so that nothing is unknown. The file holds two JSON
+Every text is bytes, and every byte is a token, so that nothing is unknown. (Some vocabularies of
+others lack rare bytes: a character that has one is read as U+FFFD.) The file holds two JSON
 objects in two lines: which ids end a text and fill a row, and a `tokenizer.json` of Hugging Face.
 Encoding and training are those of the library `tokenizers`. Decoding joins the bytes of the tokens,
 so that symbols that were added survive it and control tokens do not.
@@ -42,11 +43,13 @@ def byte_characters() -> list[str]:
 
 CHARACTERS = byte_characters()
 BYTES = {character: byte for byte, character in enumerate(CHARACTERS)}
+UTF8 = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}  # those are in no text
+USUAL = frozenset((*range(32, 127), *b"\t\n\r", *UNKNOWN))  # without these no text is read
 BYTE_ORDER = sorted(range(256), key=CHARACTERS.__getitem__)  # GPT-2's ids 0 to 255
 
 
 class ByteBPE(Tokenizer):
-    """Text to pieces of bytes; ``decode(encode(text)) == text`` for every text.
+    """Text to pieces of bytes; ``decode(encode(text)) == text`` for every text without `lacking`.
 
     A control token's text in a document, such as ``<|endoftext|>``, stays text.
 
@@ -66,7 +69,7 @@ class ByteBPE(Tokenizer):
             ids, data = json.loads(head)["byte_level_bpe"], json.loads(body)
         except (ValueError, KeyError) as error:
             raise RuntimeError(f"not a byte-level BPE: {error}") from error
-        check_lossless(data)
+        self.lacking = check_bytes(data)
         library = import_library()
         try:
             self._library = library.Tokenizer.from_str(body.decode())
@@ -98,12 +101,20 @@ class ByteBPE(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of every text."""
         ids: list[list[int]] = [[] for _ in texts]
-        owned = ((i, p) for i, text in enumerate(texts) for p in split_text(text, BOUNDARY))
+        known = map(self._known, texts)
+        owned = ((i, p) for i, text in enumerate(known) for p in split_text(text, BOUNDARY))
         while batch := list(itertools.islice(owned, BATCH)):
             found = self._library.encode_batch_fast([p for _, p in batch], add_special_tokens=False)
             for (owner, _), encoding in zip(batch, found, strict=True):
                 ids[owner].extend(encoding.ids)
         return ids
+
+    def _known(self, text: str) -> str:
+        """Return the text with U+FFFD for characters whose bytes have no token."""
+        if not self.lacking or self.lacking.isdisjoint(text.encode()):
+            return text
+        unknown = UNKNOWN.decode()
+        return "".join(c if self.lacking.isdisjoint(c.encode()) else unknown for c in text)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of `ids`; control tokens decode to nothing.
@@ -132,8 +143,12 @@ def import_library() -> Any:
     return importlib.import_module("tokenizers")
 
 
-def check_lossless(data: Mapping[str, Any]) -> None:
-    """Raise unless a `tokenizer.json` is a byte-level BPE that gives every text back."""
+def check_bytes(data: Mapping[str, Any]) -> frozenset[int]:
+    """Raise unless a `tokenizer.json` is a byte-level BPE that changes no usual text.
+
+    Returns:
+      the bytes of UTF-8 that have no token.
+    """
 
     def kinds(name: str) -> set[str]:
         part = data.get(name) or {}
@@ -148,12 +163,13 @@ def check_lossless(data: Mapping[str, Any]) -> None:
         require(
             "ByteLevel" in found, name, found, "wants one with 'ByteLevel': bytes as characters"
         )
-    missing = [byte for byte, c in enumerate(CHARACTERS) if c not in model["vocab"]]
-    want = "has no token for these bytes; wants all 256"
-    require(not missing, "model.vocab", missing[:4], want)
+    missing = frozenset(byte for byte in UTF8 if CHARACTERS[byte] not in model["vocab"])
+    want = "has no token for these bytes; wants all that print, white space, and those of U+FFFD"
+    require(not missing & USUAL, "model.vocab", sorted(missing & USUAL)[:4], want)
     added = {token["content"] for token in data.get("added_tokens", [])}
     odd = [p for p in model["vocab"] if p not in added and not BYTES.keys() >= set(p)]
     require(not odd, "model.vocab", odd[:4], "are no bytes as characters")
+    return missing
 
 
 def make_model(
