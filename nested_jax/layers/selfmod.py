@@ -190,6 +190,7 @@ class SelfModifying(Layer):
             None if rows.starts_BT is None else fresh,
         )
         if cfg.memory.beside:
+            assert inputs.q is not None  # adaptive_q is off
             y_BTHV = y_BTHV + jnp.einsum("bthk,hkv->bthv", l2_normalize(inputs.q), *self.memory0)
         state = SelfModifyingState(rows.keep_idle(memories, state.memories), tails)
         return state, from_heads(self.out, y_BTHV, x_BTD, cfg.norm_eps)
