@@ -97,8 +97,8 @@ TEXT = Suite(
 # The experiment of the README without its evaluator: the task is run afterwards.
 SMOKE = Case("source code", "configs/pilot.py", "smoke", ("train.eval_tasks=()",))
 OFF = ("teach.mode=off",)
-# Each beside `hope, memories frozen` of the text suite. A setting that is not better than that by
-# more than 0.003 bits per byte in seed 0 is dropped; the others run with seeds 1 and 2.
+# A setting that is not better than `hope, memories frozen` by more than 0.003 bits per byte in seed
+# 0 is dropped; the others run with seeds 1 and 2.
 VALUES = ("model.memory.targets=value",)
 SPREAD = "model.memory.keep_init=(0.957,0.9973,0.99983,0.99996)"  # 16, 256, 4,096, 16,384 tokens
 SEARCH = Suite(
