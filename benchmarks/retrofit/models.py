@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from eval.core.same_text import TRAIN_ORDER, VALID_TEXT, Named, require_same
 from nested_jax.train.workdir import SUMMARY
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -18,7 +19,7 @@ OTHER_ROWS = 1000  # added to the seed: nothing is trained on twice in the base'
 # What is trained on with, and at which rate: few numbers move faster than all.
 FURTHER = {"longer": ("base", "all", 1e-3), "rates": ("reader", "only_vectors", 1e-2)}
 FURTHER["everything"] = ("reader", "all", 1e-3)
-SAME = ("valid_text_sha256", "train_order_sha256")
+SAME = (VALID_TEXT, TRAIN_ORDER)
 
 
 @dataclass(eq=False)
@@ -71,10 +72,10 @@ class Models:
         """Return how the three that were trained on ended.
 
         Raises:
-          SystemExit: they were not trained on the same rows, or not scored on the same text.
+          ValueError: they were not trained on the same rows, or not scored on the same text.
         """
         ended = {name: summary(getattr(self, name)) for name in FURTHER}
-        require_same(ended)
+        check_same(ended)
         return {name: {k: one[k] for k in ("valid_loss", *SAME)} for name, one in ended.items()}
 
     def _go_on(self, name: str) -> Path:
@@ -109,12 +110,10 @@ def summary(workdir: Path) -> dict[str, Any]:
     return found
 
 
-def require_same(ended: dict[str, dict[str, Any]]) -> None:
-    """Stop where runs that are compared differ in what they read."""
+def check_same(ended: dict[str, dict[str, Any]]) -> None:
+    """Raise `ValueError` where runs that are compared differ in what they read."""
     for name in SAME:
-        if len({one[name] for one in ended.values()}) > 1:
-            found = ", ".join(f"{run} {one[name][:12]}" for run, one in ended.items())
-            raise SystemExit(f"{name} differs: {found}")
+        require_same("trained on", [Named(run, one) for run, one in ended.items()], name)
 
 
 def call(*arguments: str) -> None:

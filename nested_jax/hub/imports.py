@@ -33,7 +33,7 @@ def run(flags: argparse.Namespace) -> None:
     """Write a model of Hugging Face as a workdir."""
     count, tokenizer = import_folder(flags.folder, flags.workdir)
     sys.stdout.write(f"{count:,} parameters in {flags.workdir}, from {flags.folder}\n")
-    lacking = sorted(getattr(tokenizer, "lacking", ()))
+    lacking = sorted(tokenizer.lacking)
     if lacking:
         sys.stdout.write(
             f"its tokenizer has no token for the bytes {' '.join(f'{b:02x}' for b in lacking)}: "

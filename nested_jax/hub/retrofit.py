@@ -84,10 +84,11 @@ def retrofit_config(cfg: Config, periods: str, layers: str) -> Config:
     written = fast_layers(layers, model.layers)
     times = tuple(map(int, periods.split(",")))
     count = model.layers - written[0]
+    require(min(times) > 0, "--periods", periods, "wants 1 or more tokens each")
+    cms = CMSConfig(periods=times, fast_layers=count, slow_levels="first", **SAFE)
     align = math.lcm(cfg.align, times[0])  # of documents in rows, where the reader is trained on
     want = f"wants a first period that divides the run's data.seq_len={cfg.data.seq_len}"
     require(cfg.data.seq_len % align == 0, "--periods", periods, want)
-    cms = CMSConfig(periods=times, fast_layers=count, slow_levels="first", **SAFE)
     suffix = tuple(range(written[0], model.layers))
     teach = replace(
         cfg.teach,

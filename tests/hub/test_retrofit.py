@@ -193,6 +193,7 @@ def test_layers_are_counted_from_the_end_or_named() -> None:
         ),
         ({}, "4,", "--periods='4,': wants tokens"),
         ({}, "4,6", "6 is no multiple of 4"),
+        ({}, "0,4", "--periods='0,4': wants 1 or more tokens each"),
         ({}, "3", "--periods='3': wants a first period that divides the run's data.seq_len=16"),
     ],
 )

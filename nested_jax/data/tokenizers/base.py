@@ -23,6 +23,7 @@ class Tokenizer(Protocol):
     model: bytes  # of ``tokenizer.model``
     hash: str  # of the model
     vocab_size: int
+    lacking: frozenset[int] = frozenset()  # bytes of UTF-8 that have no token
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, without BOS or EOS."""
