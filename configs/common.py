@@ -30,7 +30,7 @@ SMALL = ("test", "smoke", "text", "char")  # sizes whose text is the embedded on
 # Tokens per row, rows per step (half a million tokens), tokens of the run, peak learning rate, and
 # the most rows that one GPU reads at once: docs/h200.md has the plans that they come from.
 RECIPES: dict[str, tuple[int, int, int, float, int]] = {
-    "pilot": (2048, 256, 3_000_000_000, 1e-3, 16),
+    "pilot": (2048, 256, 3_000_000_000, 1e-3, 32),
     "mid": (4096, 128, 30_000_000_000, 6e-4, 4),
     "target": (8192, 64, 100_000_000_000, 4e-4, 1),
 }

@@ -24,14 +24,14 @@ import jax.numpy as jnp
 
 from nested_jax.config import TeachConfig, check_teach
 from nested_jax.errors import require
-from nested_jax.losses import MEASURES, find_measure, measure
+from nested_jax.losses import MEASURED, MEASURES, find_measure, measure
 from nested_jax.models.lm import LanguageModel
 from nested_jax.models.open_chunk import Chunk, Tokens, held_chunk, lay_out, leave_open
 from nested_jax.models.stacks import run_prefix
 from nested_jax.models.state import OpenChunk, State, detach
 from nested_jax.models.stream import make_call
 from nested_jax.ops.chunking import RowOptions, Rows, from_chunks, remat_scan
-from nested_jax.ops.fast_weights import enter, leave
+from nested_jax.ops.fast_weights import clear, enter, leave
 from nested_jax.teach_chunk import Carry, Measures, Teacher, Written
 from nested_jax.types import Array, PyTree
 
@@ -140,6 +140,10 @@ def _read_and_write(
     # A fresh state has no open period: one of a single chunk is written without being kept.
     one_chunk = [rows.start == "fresh" and p == teacher.cfg.chunk for p in model.cfg.cms.periods]
     fast = tuple(enter(f, pending=not one) for f, one in zip(state.fast, one_chunk, strict=True))
+    starts_NBC = chunks.tokens.starts_BT
+    if rows.start != "fresh" and starts_NBC is not None:
+        # Documents start on chunk boundaries (the data pipeline aligns them).
+        fast = tuple(clear(level, starts_NBC[0, :, 0]) for level in fast)
     carry = Carry(state.open.boundary, state.now, fast)
     if chunks.lengths_B is None:
         carry = Carry(state.now, None, fast)
@@ -172,10 +176,9 @@ def flush(
         return state
     teacher = Teacher(model, params, cfg, cfg.scale if scale is None else scale)
     held = state.open
-    entered = tuple(enter(level) for level in state.fast)
-    carry, chunk = Carry(held.boundary, state.now, entered), held_chunk(held, cfg.chunk)
-    fast, call = teacher.begin(carry, chunk)
-    scored = teacher.score(carry.boundary, fast, chunk.tokens, call)
+    fast = tuple(clear(enter(level), held.start_B) for level in state.fast)
+    carry, chunk = Carry(held.boundary, state.now, fast), held_chunk(held, cfg.chunk)
+    scored = teacher.score(carry.boundary, fast, chunk.tokens, teacher.call(carry, chunk))
     fast, _ = teacher.write(fast, scored, chunk.tokens.weights_BT, held.count_B > 0, flush=True)
     closed = jax.tree.map(jnp.zeros_like, held)._replace(boundary=state.now)
     return state._replace(fast=tuple(map(leave, fast, state.fast)), open=closed)
@@ -194,9 +197,11 @@ def _scan(teacher: Teacher, carry: Carry, chunks: Chunk) -> tuple[Carry, Written
 
 
 def _scan_piece(teacher: Teacher, carry: Carry, chunks: Chunk) -> tuple[Carry, Written]:
-    remat = teacher.cfg.remat
-    body = teacher.step if remat == "none" else jax.checkpoint(teacher.step, prevent_cse=False)
-    carry, written = remat_scan(body, carry, chunks, remat=remat == "sqrt")
+    remat, keep = teacher.cfg.remat, jax.checkpoint_policies.save_only_these_names(MEASURED)
+    body = teacher.step
+    if remat != "none":
+        body = jax.checkpoint(teacher.step, prevent_cse=False, policy=keep)
+    carry, written = remat_scan(body, carry, chunks, remat=remat == "sqrt", keep=keep)
     return carry, written
 
 

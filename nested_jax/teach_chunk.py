@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from nested_jax.config import ModelConfig, TeachConfig
 from nested_jax.layers.call import Call
-from nested_jax.losses import measure
+from nested_jax.losses import measure, measure_and_pull
 from nested_jax.models.lm import LanguageModel
 from nested_jax.models.open_chunk import Chunk, Tokens
 from nested_jax.models.stacks import run_suffix
@@ -68,14 +69,17 @@ class Teacher:
     measures: tuple[str, ...] = ("loss",)
 
     def step(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Written]:
-        """Score one chunk and write what is due."""
-        fast, call = self.begin(carry, chunk)
-        scored = self.score(carry.boundary, fast, chunk.tokens, call)
+        """Score one chunk and write what is due; clear the rows whose document ends with it."""
+        call = self.call(carry, chunk)
+        scored = self.score(carry.boundary, carry.fast, chunk.tokens, call)
         weights_BC, complete_B = chunk.tokens.weights_BT, None
         if chunk.lengths_B is not None:
             complete_B = chunk.lengths_B == weights_BC.shape[1]
         gain_B = self.gain(carry.boundary, scored, chunk.tokens, call)
-        fast, events = self.write(fast, scored, weights_BC, complete_B, gain_B)
+        fast, events = self.write(carry.fast, scored, weights_BC, complete_B, gain_B)
+        if chunk.last_B is not None:
+            # Here, not where the next chunk begins: what writes a fast weight clears it in passing.
+            fast = tuple(clear(level, chunk.last_B) for level in fast)
         if self.cfg.meta_gradient == "stop":
             fast = detach(fast)
         boundary, now = scored.now, None
@@ -87,21 +91,17 @@ class Teacher:
         asked = {name: scored.measures[name] for name in self.measures}
         return Carry(boundary, now, fast), Written(asked, scored.signal_BC, events)
 
-    def begin(self, carry: Carry, chunk: Chunk) -> tuple[tuple[LevelState, ...], Call]:
-        """Clear the fast weights of documents that start, and look where the chunk lies."""
-        starts_BC, fast = chunk.tokens.starts_BT, carry.fast
-        if starts_BC is not None:
-            # Documents start on chunk boundaries (the data pipeline aligns them).
-            fast = tuple(clear(level, starts_BC[:, 0]) for level in fast)
+    def call(self, carry: Carry, chunk: Chunk) -> Call:
+        """Say where the chunk lies."""
         # Whether every teach chunk begins on the chunk grids of the sequence memories.
         aligned = self.cfg.chunk % self.model.cfg.memory_chunk == 0
         rows = Rows.of(
             chunk.tokens.weights_BT,
             lengths_B=chunk.lengths_B,
-            starts_BT=starts_BC,
+            starts_BT=chunk.tokens.starts_BT,
             start="aligned" if aligned else "any",
         )
-        return fast, make_call(self.model.cfg, carry.boundary.context, rows, twice=True)
+        return make_call(self.model.cfg, carry.boundary.context, rows, twice=True)
 
     # --- the gradient of a chunk ---
 
@@ -121,16 +121,30 @@ class Teacher:
             scored = scored._replace(grads=detach(scored.grads))
         return scored._replace(signal_BC=jax.lax.stop_gradient(scored.signal_BC))
 
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """The measures that a chunk takes."""
+        names = dict.fromkeys(("loss", *self.measures))
+        if self.cfg.surprise_metric == "entropy" and self.cfg.surprise_threshold is not None:
+            names["entropy"] = None
+        return tuple(names)
+
     def _head(self, tokens: Tokens, x_BCD: Array) -> tuple[Array, Measures]:
         """Return the summed loss of a chunk, which is what a write descends, and all measures."""
         h_BCD = self.model.final_norm(self.params, x_BCD)
         head_SD, size = self.model.head(self.params), self.model.cfg.loss_chunk
-        names = dict.fromkeys(("loss", *self.measures))
-        if self.cfg.surprise_metric == "entropy" and self.cfg.surprise_threshold is not None:
-            names["entropy"] = None
-        found = measure(h_BCD, head_SD, tokens.targets_BT, size, tuple(names))
+        found = measure(h_BCD, head_SD, tokens.targets_BT, size, self._names)
         loss_BC = found["loss"]
         return jnp.sum(loss_BC * tokens.weights_BT.astype(loss_BC.dtype)), found
+
+    def _head_gradient(self, tokens: Tokens, x_BCD: Array) -> tuple[Array, Measures]:
+        """Return the gradient of `_head` with respect to `x`, in its dtype, and all measures."""
+        h_BCD, pull = jax.vjp(partial(self.model.final_norm, self.params), x_BCD)
+        head_SD, size = self.model.head(self.params), self.model.cfg.loss_chunk
+        found, dh_BCD = measure_and_pull(
+            h_BCD, head_SD, tokens.targets_BT, tokens.weights_BT, size, self._names
+        )
+        return pull(dh_BCD)[0], found
 
     def _exact(
         self, at: StreamPosition, deltas: tuple[PyTree, ...], tokens: Tokens, call: Call
@@ -144,7 +158,7 @@ class Teacher:
         outputs: tuple[Array, Array]
         outputs, pull, now = jax.vjp(blocks, deltas, has_aux=True)
         x_BCD, recall_B = outputs
-        delta_BCD, found = jax.grad(self._head, argnums=1, has_aux=True)(tokens, x_BCD)
+        delta_BCD, found = self._head_gradient(tokens, x_BCD)
         signal_BCD, norm_BC = self.signal(delta_BCD)
         (grads,) = pull((signal_BCD, jnp.ones_like(recall_B)))
         return Scored(now, found, norm_BC, grads)

@@ -12,7 +12,8 @@ import pytest
 from helpers import assert_close
 from jax.extend.core import jaxprs_in_params
 
-from nested_jax.losses import logits_of, measure
+from nested_jax.losses import MEASURED, logits_of, measure, measure_and_pull
+from nested_jax.ops.normalize import state_dtype
 
 B, T, D, S = 2, 11, 5, 17
 
@@ -111,3 +112,98 @@ def test_gradients_of_bfloat16_logits_are_products_of_bfloat16() -> None:
                 yield from operands(sub)
 
     assert set(operands(jax.make_jaxpr(both)(*narrow).jaxpr)) == {jnp.dtype(jnp.bfloat16)}
+
+
+# --- the loss with its gradient ---
+
+NAMES = ("loss", "margin", "entropy", "prediction")
+
+
+def measured_by_autodiff(names: tuple[str, ...], chunk: int, targets: Any) -> Any:
+    """The slow twin: measures, and the gradient of the weighted sum of losses, by `jax.grad`."""
+
+    def measured(h: Any, head: Any, weights: Any) -> Any:
+        def summed(h: Any) -> Any:
+            found = measure(h, head, targets, chunk, names)
+            return jnp.sum(found["loss"] * weights.astype(found["loss"].dtype)), found
+
+        gradient, found = jax.grad(summed, has_aux=True)(h)
+        return found, gradient
+
+    return measured
+
+
+def outer_gradients(measured: Any, *args: Any) -> Any:
+    """Of a function of all measures and of the gradient, which no token is symmetric in."""
+
+    def outer(*args: Any) -> Any:
+        found, gradient = measured(*args)
+        wide = gradient.astype(state_dtype(gradient.dtype.name))
+        each = jnp.cos(jnp.arange(B * T * len(found), dtype=wide.dtype)).reshape(-1, B, T)
+        pairs = zip(found.values(), each, strict=True)
+        parts = [jnp.sum(jnp.sin(x.astype(wide.dtype)) * w) for x, w in pairs]
+        weigh = jnp.sin(jnp.arange(B * T * D, dtype=wide.dtype)).reshape(B, T, D)
+        return sum(parts) + jnp.sum(weigh * jnp.sin(wide))
+
+    return jax.jit(jax.grad(outer, (0, 1, 2)))(*args)
+
+
+@pytest.mark.parametrize("names", [NAMES, ("loss",), ("entropy", "loss")])
+@pytest.mark.parametrize("chunk", [0, 1, 6, 8, 1000])
+def test_the_gradient_of_the_loss_is_that_of_autodiff_and_so_are_its_gradients(
+    names: tuple[str, ...], chunk: int, float64: None
+) -> None:
+    h, head, targets = arrays(jnp.float64)
+    weights = jax.random.uniform(jax.random.key(1), (B, T), jnp.float64).at[0, 3].set(0.0)
+    slow = measured_by_autodiff(names, chunk, targets)
+    fast = lambda h, head, w: measure_and_pull(h, head, targets, w, chunk, names)  # noqa: E731
+    assert_close(jax.jit(fast)(h, head, weights), slow(h, head, weights), rtol=1e-12, atol=1e-14)
+    args = h, head, weights
+    assert_close(outer_gradients(fast, *args), outer_gradients(slow, *args), rtol=1e-10)
+
+
+@pytest.mark.parametrize("chunk", [0, 6])
+def test_in_bfloat16_the_gradient_of_the_loss_is_autodiffs_to_the_bit(chunk: int) -> None:
+    """Its own gradients add the parts of a sum in another order: within the rounding of them."""
+    h, head, targets = arrays(jnp.float32)
+    args = h.astype(jnp.bfloat16), head, jnp.ones((B, T), jnp.float32)
+    slow = measured_by_autodiff(("loss",), chunk, targets)
+    fast = lambda h, head, w: measure_and_pull(h, head, targets, w, chunk)  # noqa: E731
+    assert_close(jax.jit(fast)(*args), jax.jit(slow)(*args), rtol=1e-6)
+    widened = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)  # noqa: E731
+    got, want = (widened(outer_gradients(f, *args)) for f in (fast, slow))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=2**-7 * np.abs(b).max())
+
+
+def products_with_the_head(function: Any, *args: Any) -> int:
+    """How many products have an axis of S symbols in an operand or their result."""
+
+    def count(jaxpr: Any) -> int:
+        total = 0
+        for eqn in jaxpr.eqns:
+            shapes = [x.aval.shape for x in (*eqn.invars, *eqn.outvars) if hasattr(x, "aval")]
+            total += eqn.primitive.name == "dot_general" and any(S in s for s in shapes)
+            total += sum(map(count, jaxprs_in_params(eqn.params)))
+        return total
+
+    return count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+@pytest.mark.parametrize("chunk", [0, 6])
+def test_the_products_with_the_head_are_two_and_five_and_not_made_again(chunk: int) -> None:
+    h, head, targets = arrays(jnp.float32)
+    weights = jnp.ones((B, T), jnp.float32)
+    keep = jax.checkpoint_policies.save_only_these_names(MEASURED)
+
+    def outer(h: Any, head: Any, remat: bool) -> Any:
+        def score(h: Any, head: Any) -> Any:
+            found, gradient = measure_and_pull(jnp.sin(h), head, targets, weights, chunk)
+            return jnp.sum(found["loss"]) + jnp.sum(jnp.sin(gradient))
+
+        return (jax.checkpoint(score, policy=keep) if remat else score)(h, head)
+
+    assert products_with_the_head(lambda h, e: outer(h, e, False), h, head) == 2
+    for remat in (False, True):
+        both = lambda h, e: jax.grad(outer, (0, 1))(h, e, remat)  # noqa: B023, E731
+        assert products_with_the_head(both, h, head) == 2 + 5

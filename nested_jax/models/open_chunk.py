@@ -27,12 +27,14 @@ class Chunk(NamedTuple):
 
     tokens: Tokens
     lengths_B: Array | None  # tokens that exist; None: all C
+    last_B: Array | None = None  # bool, the next chunk begins a document; None: none does
 
 
 def lay_out(grid: ChunkGrid, held: OpenChunk, tokens: Tokens) -> Chunk:
     """Return the chunks of the grid; the tokens of the open chunk come first and are read again."""
     if grid.exists_BS is None:
-        return Chunk(jax.tree.map(partial(to_chunks, grid), tokens), None)
+        laid = jax.tree.map(partial(to_chunks, grid), tokens)
+        return Chunk(laid, None, _last(laid.starts_BT))
     size, starts_BT = grid.width, tokens.starts_BT
     if starts_BT is None:
         starts_BT = jnp.zeros(tokens.weights_BT.shape, jnp.bool_)
@@ -51,7 +53,16 @@ def lay_out(grid: ChunkGrid, held: OpenChunk, tokens: Tokens) -> Chunk:
         join(held.weights_BC, tokens.weights_BT) * exists_NBC.astype(jnp.float32),
         join(first_of(held), starts_BT) & exists_NBC,
     )
-    return Chunk(laid, jnp.sum(exists_NBC, axis=-1, dtype=jnp.int32))
+    lengths_NB = jnp.sum(exists_NBC, axis=-1, dtype=jnp.int32)
+    return Chunk(laid, lengths_NB, _last(laid.starts_BT))
+
+
+def _last(starts_NBC: Array | None) -> Array | None:
+    """Return which chunks come right before a document of the same call, [N, B]."""
+    if starts_NBC is None:
+        return None
+    begins_NB = starts_NBC[:, :, 0]
+    return jnp.concatenate([begins_NB[1:], jnp.zeros_like(begins_NB[:1])])
 
 
 def held_chunk(held: OpenChunk, size: int) -> Chunk:

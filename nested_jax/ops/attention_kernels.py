@@ -16,7 +16,7 @@ from nested_jax.ops.normalize import state_dtype
 from nested_jax.types import Array, PyTree
 
 Kernel = Callable[..., Array]  # (q, k, v, mask, scale, prefix) -> [B, T, H, V]
-KEY_BLOCK = 512  # keys whose scores `blockwise_attention` holds at once
+KEY_BLOCK = 1024  # keys whose scores `blockwise_attention` holds at once
 
 
 class Prefix(NamedTuple):

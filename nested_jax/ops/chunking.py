@@ -259,6 +259,7 @@ def remat_scan(
     *,
     remat: bool = True,
     prepare: Callable[[PyTree], PyTree] | None = None,
+    keep: Callable[..., Any] | None = None,
 ) -> tuple[PyTree, PyTree]:
     """`jax.lax.scan` whose backward pass keeps about 2 sqrt(N) carries instead of N.
 
@@ -272,6 +273,7 @@ def remat_scan(
       prepare: maps the stacked xs of a group to those that `body` receives, before the group's scan
         and inside its checkpoint: the place for work that needs no carry and can be done for many
         steps in parallel.
+      keep: a policy of `jax.checkpoint`: what a group keeps beside its carry.
     """
     steps = length if length is not None else jax.tree.leaves(xs)[0].shape[0]
 
@@ -284,13 +286,14 @@ def remat_scan(
     whole = steps - steps % size
     grouped = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), xs)
     # The scan keeps XLA from merging the recomputation with the forward pass, hence no prevent_cse.
-    saved = jax.checkpoint(lambda c, x: group(c, x, size), prevent_cse=False)
+    saved = jax.checkpoint(lambda c, x: group(c, x, size), prevent_cse=False, policy=keep)
     carry, ys = jax.lax.scan(saved, carry, grouped, length=whole // size)
     ys = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), ys)
     if whole == steps:
         return carry, ys
     rest = jax.tree.map(lambda x: x[whole:], xs)
-    carry, last = jax.checkpoint(lambda c, x: group(c, x, steps - whole))(carry, rest)
+    last_group = jax.checkpoint(lambda c, x: group(c, x, steps - whole), policy=keep)
+    carry, last = last_group(carry, rest)
     return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, last)
 
 

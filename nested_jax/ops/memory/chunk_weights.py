@@ -47,11 +47,19 @@ class Mix(NamedTuple):
     erase_RC: Array | None  # weight of -u_s e_s^T: D_ts epsilon_s
 
 
+class EndMix(NamedTuple):
+    """The one memory that a chunk leaves: a row of a `Mix`."""
+
+    sources: tuple[Array | None, ...]  # scalars
+    grad_C: Array
+    erase_C: Array | None
+
+
 class ChunkWeights(NamedTuple):
     after: Mix  # row t: W_t
     before: Mix  # row t: the memory that token t finds, W_{t-1} or a fresh one
-    end: Mix  # one row: the memory after the chunk
-    end_momentum: Mix | None  # one row: its momentum
+    end: EndMix  # the memory after the chunk
+    end_momentum: EndMix | None  # its momentum
 
 
 def gate_products(gate_C: Array) -> Array:
@@ -153,8 +161,8 @@ def chunk_weights(spec: MemorySpec, gates: ChunkGates) -> ChunkWeights:
             begun_C = gates.start_C * gates.momentum_C
             fresh.append(grad_CC @ begun_C)
             sources += (None, gate_products(momentum_C) @ begun_C)
-        last_1C = (suffix_products(momentum_C) * gates.rate_C)[None, :]
-        end_momentum = _last(Mix(sources, last_1C, None))
+        ends = tuple(None if c is None else c[-1] for c in sources)
+        end_momentum = EndMix(ends, suffix_products(momentum_C) * gates.rate_C, None)
     erase_CC = None
     if spec.rule == "dgd":
         erase_C = gates.rate_C if gates.erase_C is None else gates.erase_C
@@ -191,7 +199,7 @@ def _before(after: Mix, carried: int, gates: ChunkGates) -> Mix:
     return Mix(tuple(sources), shifted(after.grad_RC, 0.0), erase_CC)
 
 
-def _last(mix: Mix) -> Mix:
-    sources = tuple(None if c is None else c[-1:] for c in mix.sources)
-    erase_1C = None if mix.erase_RC is None else mix.erase_RC[-1:]
-    return Mix(sources, mix.grad_RC[-1:], erase_1C)
+def _last(mix: Mix) -> EndMix:
+    sources = tuple(None if c is None else c[-1] for c in mix.sources)
+    erase_C = None if mix.erase_RC is None else mix.erase_RC[-1]
+    return EndMix(sources, mix.grad_RC[-1], erase_C)

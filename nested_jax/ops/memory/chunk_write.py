@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nested_jax.ops.memory.chunk_weights import ChunkWeights, Mix
+from nested_jax.ops.memory.chunk_weights import ChunkWeights, EndMix, Mix
 from nested_jax.ops.unit_triangular import unit_lower_inverse
 from nested_jax.types import Array
 
@@ -82,16 +82,16 @@ def erased(
     return inverse_CC @ rhs_CO
 
 
-def mixed(mix: Mix, sources: tuple[Array, ...], writes: Writes) -> Array:
-    """Return the memory [I, O] that a mixture of one row describes: the end of a chunk."""
+def mixed(mix: EndMix, sources: tuple[Array, ...], writes: Writes) -> Array:
+    """Return the memory [I, O] that a chunk leaves."""
     parts = [
-        coefficient_1[0] * source_IO
-        for coefficient_1, source_IO in zip(mix.sources, sources, strict=True)
-        if coefficient_1 is not None
+        coefficient * source_IO
+        for coefficient, source_IO in zip(mix.sources, sources, strict=True)
+        if coefficient is not None
     ]
     matrix_IO = sum(parts[1:], parts[0])
-    matrix_IO = matrix_IO - writes.input_CI.T @ (mix.grad_RC[0][:, None] * writes.delta_CO)
-    if mix.erase_RC is None or writes.direction_CI is None:
+    matrix_IO = matrix_IO - writes.input_CI.T @ (mix.grad_C[:, None] * writes.delta_CO)
+    if mix.erase_C is None or writes.direction_CI is None:
         return matrix_IO
     assert writes.erased_CO is not None
-    return matrix_IO - writes.direction_CI.T @ (mix.erase_RC[0][:, None] * writes.erased_CO)
+    return matrix_IO - writes.direction_CI.T @ (mix.erase_C[:, None] * writes.erased_CO)
