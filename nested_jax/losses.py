@@ -16,7 +16,6 @@ from nested_jax.ops.linear import linear
 from nested_jax.ops.normalize import state_dtype
 from nested_jax.types import Array
 
-
 TreeT = TypeVar("TreeT")
 
 
@@ -116,6 +115,11 @@ def find_measure(name: str) -> Measure | None:
     return MEASURES.get(name)
 
 
+# What is kept of a call that is recomputed (`jax.checkpoint_policies`): measures and gradient are
+# small beside the logits, and the products with the output embedding are not made again.
+MEASURED = "measured"
+
+
 def measure(
     h_BTD: Array,
     head_SD: Array,
@@ -131,70 +135,7 @@ def measure(
       targets_BT: int32.
       chunk: tokens, of all rows together, whose logits exist at once; 0 is all of them.
     """
-
-    def values_of(h_BTD: Array, targets_BT: Array) -> dict[str, Array]:
-        # One axis of tokens: [B, T, S] logits would be written once more by the reshape.
-        logits_NS = logits_of(h_BTD.reshape(-1, h_BTD.shape[-1]), head_SD)
-        found = _values(names, logits_NS, targets_BT.reshape(-1))
-        return jax.tree.map(lambda x: x.reshape(targets_BT.shape), found)
-
-    cut = _Blocks.of(targets_BT.shape, chunk)
-    if cut.count == 1:
-        return values_of(h_BTD, targets_BT)
-    # Logits are recomputed in the backward pass; only [B, size, S] of them exist at a time.
-    body = jax.checkpoint(lambda xs: values_of(*xs))
-    return cut.map(body, (h_BTD, targets_BT))
-
-
-def _values(names: Sequence[str], logits_NS: Array, targets_N: Array) -> dict[str, Array]:
-    found = {n: find_measure(n) for n in names}
-    return {n: each(logits_NS, targets_N) for n, each in found.items() if each is not None}
-
-
-class _Blocks(NamedTuple):
-    """How [B, T, ...] is cut along the tokens, into parts whose logits exist one after the other."""
-
-    batch: int
-    tokens: int
-    size: int
-    count: int
-
-    @classmethod
-    def of(cls, shape: tuple[int, ...], chunk: int) -> _Blocks:
-        batch, tokens = shape
-        size = min(max(1, chunk // batch), tokens) if chunk else tokens
-        return cls(batch, tokens, size, -(-tokens // size))
-
-    def split(self, x: Array) -> Array:
-        """[B, T, ...] -> [N, B, size, ...]; the last part is filled with zeros."""
-        rest = [(0, 0)] * (x.ndim - 2)
-        padded = jnp.pad(x, [(0, 0), (0, self.count * self.size - self.tokens), *rest])
-        return jnp.moveaxis(padded.reshape(self.batch, self.count, self.size, *x.shape[2:]), 1, 0)
-
-    def join(self, x: Array) -> Array:
-        """[N, B, size, ...] -> [B, T, ...]."""
-        joined = jnp.moveaxis(x, 0, 1).reshape(self.batch, -1, *x.shape[3:])
-        return joined[:, : self.tokens]
-
-    def map(self, function: Callable[[TreeT], Any], tree: TreeT) -> Any:
-        """Apply a function to one part after the other."""
-        found = jax.lax.map(function, jax.tree.map(self.split, tree))
-        return jax.tree.map(self.join, found)
-
-
-# --- the loss with its gradient ---
-
-# What is kept of a call that is recomputed (`jax.checkpoint_policies`): the products with the output
-# embedding are not made again for the measures and the gradient, which are small beside the logits.
-MEASURED = "measured"
-
-
-class _Text(NamedTuple):
-    """What predictions are made of and measured against; leaves [N, ...] or [B, T, ...]."""
-
-    h: Array
-    targets: Array
-    weights: Array
+    return _measure(chunk, tuple(names), head_SD, _Text(h_BTD, targets_BT, None))[0]
 
 
 def measure_and_pull(
@@ -207,113 +148,184 @@ def measure_and_pull(
 ) -> tuple[dict[str, Array], Array]:
     """Return the measures of each token, and the gradient of the summed loss with respect to `h`.
 
-    An outer loss differentiates both again. With p the prediction, y the target (one-hot), w the
-    weight and s the output embedding, the gradient is g = w (p - y) s. Tangents l of the losses and
-    u = s dg of the gradient move the logits by
-
-        p (l + w (u - <p, u>)) - y l
-
-    So both cost two products with the output embedding, and five backwards; autodiff of `measure`
-    makes the logits once more for each derivative.
+    An outer loss differentiates both again. They cost two products with the output embedding and
+    five backwards; autodiff of `measure` makes the logits once more for each derivative.
 
     Args:
-      h_BTD: the normalised output of the last block.
-      head_SD: the output embedding.
-      targets_BT: int32.
-      weights_BT: of each token's loss in the sum.
-      chunk: as in `measure`.
-      names: as in `measure`.
+      weights_BT: of each token's loss in the sum; the others as in `measure`.
     Returns:
       float32 [B, T] each, and [B, T, D] in the dtype of `h`.
     """
     text = _Text(h_BTD, targets_BT, weights_BT)
-    return _measure_and_pull(chunk, tuple(names), head_SD, text)
+    found, pulled = _measure(chunk, tuple(names), head_SD, text)
+    assert pulled is not None
+    return found, pulled
+
+
+# --- with derivatives written by hand ---
+#
+# With p the prediction, y the target (one-hot), w the weight and s the output embedding, the
+# gradient of the summed loss is g = w (p - y) s. Tangents l of the losses and u = s dg of that
+# gradient move the logits by
+#
+#     p (l + w (u - <p, u>)) - y l
+
+
+class _Text(NamedTuple):
+    """What predictions are made of and measured against; leaves [N, ...] or [B, T, ...]."""
+
+    h: Array
+    targets: Array
+    weights: Array | None  # of the losses in the sum whose gradient is asked for; None: none is
+
+
+Measured = tuple[dict[str, Array], Array | None]  # measures, and the gradient
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _measure_and_pull(
-    chunk: int, names: tuple[str, ...], head_SD: Array, text: _Text
-) -> tuple[dict[str, Array], Array]:
-    return _measured(chunk, names, head_SD, text)[0]
+def _measure(chunk: int, names: tuple[str, ...], head_SD: Array, text: _Text) -> Measured:
+    return _forward(chunk, names, head_SD, text)[0]
 
 
-def _measured(
+def _forward(
     chunk: int, names: tuple[str, ...], head_SD: Array, text: _Text
-) -> tuple[tuple[dict[str, Array], Array], tuple[Array, _Text, Array]]:
+) -> tuple[Measured, tuple[Array, _Text, Array]]:
     """Return the values, and what the backward pass keeps of them."""
     cut = _Blocks.of(text.targets.shape, chunk)
 
-    def block(part: _Text) -> tuple[dict[str, Array], Array, Array]:
+    def block(part: _Text) -> tuple[Measured, Array]:
+        # One axis of tokens: [B, T, S] logits would be written once more by the reshape.
         flat = _flat(part)
         logits_NS = logits_of(flat.h, head_SD)
         log_sum_N = jax.nn.logsumexp(logits_NS, axis=-1)
-        error_NS = _weighted_error(flat, logits_NS, log_sum_N)
-        pulled_ND = linear(error_NS, head_SD.astype(flat.h.dtype))
-        found = _values(names, logits_NS, flat.targets)
+        found, pulled = _values(names, logits_NS, flat.targets), None
+        if "loss" in found:
+            found["loss"] = log_sum_N - _gather(logits_NS, flat.targets)
+        if part.weights is not None:
+            error_NS = _weighted_error(flat, logits_NS, log_sum_N)
+            pulled_ND = linear(error_NS, head_SD.astype(flat.h.dtype))
+            pulled = pulled_ND.reshape(part.h.shape)
         to_tokens = partial(jnp.reshape, shape=part.targets.shape)
         found, log_sum = jax.tree.map(to_tokens, (found, log_sum_N))
-        return found, pulled_ND.reshape(part.h.shape), log_sum
+        return (found, pulled), log_sum
 
-    found, pulled, log_sum = checkpoint_name(
-        block(text) if cut.count == 1 else cut.map(block, text), MEASURED
+    values, log_sum = checkpoint_name(
+        block(text) if cut.parts == 1 else cut.map(block, text), MEASURED
     )
-    return (found, pulled), (head_SD, text, log_sum)
+    return values, (head_SD, text, log_sum)
 
 
 def _weighted_error(flat: _Text, logits_NS: Array, log_sum_N: Array) -> Array:
     """Return w (p - y), in the dtype of `h`."""
+    assert flat.weights is not None
     y_NS = _is_target(logits_NS, flat.targets).astype(logits_NS.dtype)
     error_NS = jnp.exp(logits_NS - log_sum_N[:, None]) - y_NS
     return (flat.weights.astype(error_NS.dtype)[:, None] * error_NS).astype(flat.h.dtype)
 
 
-def _measured_backward(
+def _backward(
     chunk: int,
     names: tuple[str, ...],
     saved: tuple[Array, _Text, Array],
-    tangents: tuple[dict[str, Array], Array],
+    tangents: Measured,
 ) -> tuple[Array, _Text]:
+    del names
     head_SD, text, log_sum = saved
     cut = _Blocks.of(text.targets.shape, chunk)
     dfound = {n: x for n, x in tangents[0].items() if jnp.issubdtype(x.dtype, jnp.floating)}
 
-    def block(
-        dhead_SD: Array, part: tuple[_Text, Array, dict[str, Array], Array]
-    ) -> tuple[Array, tuple[Array, Array]]:
+    @jax.checkpoint  # of the second derivative of `measure`
+    def block(dhead_SD: Array, part: _Part) -> tuple[Array, tuple[Array, Array | None]]:
         flat, log_sum_N, dfound_N, dpulled_ND = _flat(part)
-        narrow = flat.h.dtype
-        head = head_SD.astype(narrow)
+        narrow, head = flat.h.dtype, head_SD.astype(flat.h.dtype)
         logits_NS = logits_of(flat.h, head_SD)
-        weight_N1 = flat.weights.astype(logits_NS.dtype)[:, None]
         y_NS = _is_target(logits_NS, flat.targets).astype(logits_NS.dtype)
         p_NS = jnp.exp(logits_NS - log_sum_N[:, None])
-        u_NS = linear(dpulled_ND, head.T).astype(logits_NS.dtype)
-        mean_u_N1 = jnp.sum(p_NS * u_NS, axis=-1, keepdims=True)
         dloss_N1 = dfound_N.pop("loss", jnp.zeros_like(log_sum_N))[:, None]
-        dlogits_NS = p_NS * (dloss_N1 + weight_N1 * (u_NS - mean_u_N1)) - dloss_N1 * y_NS
+        share_NS, added_SD, dweights = dloss_N1, jnp.zeros((), narrow), None
+        if dpulled_ND is not None:
+            assert flat.weights is not None
+            u_NS = linear(dpulled_ND, head.T).astype(logits_NS.dtype)
+            mean_u_N1 = jnp.sum(p_NS * u_NS, axis=-1, keepdims=True)
+            weight_N1 = flat.weights.astype(logits_NS.dtype)[:, None]
+            share_NS = dloss_N1 + weight_N1 * (u_NS - mean_u_N1)
+            error_NS = _weighted_error(flat, logits_NS, log_sum_N)
+            added_SD = jnp.matmul(error_NS.T, dpulled_ND)
+            dweights_N = (mean_u_N1[:, 0] - _gather(u_NS, flat.targets)).astype(flat.weights.dtype)
+            dweights = dweights_N.reshape(part.text.targets.shape)
+        dlogits_NS = p_NS * share_NS - dloss_N1 * y_NS
         if dfound_N:
             _, back = jax.vjp(lambda x: _values(tuple(dfound_N), x, flat.targets), logits_NS)
             dlogits_NS = dlogits_NS + back(dfound_N)[0]
-        d_NS, error_NS = dlogits_NS.astype(narrow), _weighted_error(flat, logits_NS, log_sum_N)
-        added_SD = jnp.matmul(d_NS.T, flat.h) + jnp.matmul(error_NS.T, dpulled_ND)
-        dh = linear(d_NS, head).reshape(part[0].h.shape)
-        dweights_N = mean_u_N1[:, 0] - _hit(u_NS, flat.targets)
-        dweights = dweights_N.astype(flat.weights.dtype).reshape(part[0].weights.shape)
+        d_NS = dlogits_NS.astype(narrow)
+        added_SD = jnp.matmul(d_NS.T, flat.h) + added_SD
+        dh = linear(d_NS, head).reshape(part.text.h.shape)
         return dhead_SD + added_SD.astype(dhead_SD.dtype), (dh, dweights)
 
-    whole, none = (text, log_sum, dfound, tangents[1]), jnp.zeros_like(head_SD)
-    if cut.count == 1:
+    whole, none = _Part(text, log_sum, dfound, tangents[1]), jnp.zeros_like(head_SD)
+    if text.weights is None:
+        whole = whole._replace(dpulled=None)
+    if cut.parts == 1:
         dhead_SD, (dh, dweights) = block(none, whole)
     else:
         dhead_SD, parts = jax.lax.scan(block, none, jax.tree.map(cut.split, whole))
         dh, dweights = jax.tree.map(cut.join, parts)
-    no_targets = np.zeros(text.targets.shape, jax.dtypes.float0)
+    no_targets: Any = np.zeros(text.targets.shape, jax.dtypes.float0)
     return dhead_SD, _Text(dh, no_targets, dweights)
 
 
-_measure_and_pull.defvjp(_measured, _measured_backward)
+class _Part(NamedTuple):
+    """What the backward pass reads of a block of tokens."""
+
+    text: _Text
+    log_sum: Array
+    dfound: dict[str, Array]
+    dpulled: Array | None
+
+
+_measure.defvjp(_forward, _backward)
+
+
+def _values(names: Sequence[str], logits_NS: Array, targets_N: Array) -> dict[str, Array]:
+    found = {n: find_measure(n) for n in names}
+    return {n: each(logits_NS, targets_N) for n, each in found.items() if each is not None}
+
+
+def _gather(logits_NS: Array, targets_N: Array) -> Array:
+    return jnp.take_along_axis(logits_NS, targets_N[:, None], axis=-1)[:, 0]
 
 
 def _flat(tree: TreeT) -> TreeT:
     """[B, T, ...] -> [N, ...]."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+class _Blocks(NamedTuple):
+    """How [B, T, ...] is cut along the tokens: the logits of one part exist at a time."""
+
+    batch: int
+    tokens: int
+    size: int
+    parts: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], chunk: int) -> _Blocks:
+        batch, tokens = shape
+        size = min(max(1, chunk // batch), tokens) if chunk else tokens
+        return cls(batch, tokens, size, -(-tokens // size))
+
+    def split(self, x: Array) -> Array:
+        """[B, T, ...] -> [N, B, size, ...]; the last part is filled with zeros."""
+        rest = [(0, 0)] * (x.ndim - 2)
+        padded = jnp.pad(x, [(0, 0), (0, self.parts * self.size - self.tokens), *rest])
+        return jnp.moveaxis(padded.reshape(self.batch, self.parts, self.size, *x.shape[2:]), 1, 0)
+
+    def join(self, x: Array) -> Array:
+        """[N, B, size, ...] -> [B, T, ...]."""
+        joined = jnp.moveaxis(x, 0, 1).reshape(self.batch, -1, *x.shape[3:])
+        return joined[:, : self.tokens]
+
+    def map(self, function: Callable[[TreeT], Any], tree: TreeT) -> Any:
+        """Apply a function to one part after the other."""
+        found = jax.lax.map(function, jax.tree.map(self.split, tree))
+        return jax.tree.map(self.join, found)

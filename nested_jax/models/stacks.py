@@ -21,9 +21,17 @@ from nested_jax.models.stream import advance
 from nested_jax.sharding import constrain
 from nested_jax.types import Array, PyTree
 
-REMAT = {
+
+def _products(primitive: Any, *args: Any, **params: Any) -> Any:
+    """Keep products with parameters, and what cuDNN's attention returns."""
+    if primitive.name.startswith("dot_product_attention_fwd"):
+        return True
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+
+
+REMAT: dict[str, Callable[..., Any] | None] = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": _products,
     "full": jax.checkpoint_policies.nothing_saveable,
     "nested": jax.checkpoint_policies.nothing_saveable,
 }
