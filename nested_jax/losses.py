@@ -59,13 +59,15 @@ _narrow_logits.defvjp(
 
 
 def _hit(logits_NS: Array, targets_N: Array) -> Array:
-    # Select and sum, not a gather: the gradient of a gather is a scatter into all logits.
-    return jnp.sum(jnp.where(_is_target(logits_NS, targets_N), logits_NS, 0.0), axis=-1)
+    # Not a gather: its gradient is a scatter into all logits.
+    return jnp.sum(logits_NS * _one_hot(logits_NS, targets_N), axis=-1)
 
 
-def _is_target(logits_NS: Array, targets_N: Array) -> Array:
-    # Not an iota of two axes: XLA takes it out of the loop over blocks, and reads it from memory.
-    return jnp.arange(logits_NS.shape[-1], dtype=targets_N.dtype)[None, :] == targets_N[:, None]
+def _one_hot(logits_NS: Array, targets_N: Array) -> Array:
+    # Not an iota of two axes, nor a choice of 0.0: XLA takes such arrays of all logits out of the
+    # loop over blocks, and reads them from memory.
+    symbols_S = jnp.arange(logits_NS.shape[-1], dtype=targets_N.dtype)
+    return (symbols_S[None, :] == targets_N[:, None]).astype(logits_NS.dtype)
 
 
 def _loss(logits_NS: Array, targets_N: Array) -> Array:
@@ -200,7 +202,7 @@ def _forward(
         log_sum_N = jax.nn.logsumexp(logits_NS, axis=-1)
         found, pulled = _values(names, logits_NS, flat.targets), None
         if "loss" in found:
-            found["loss"] = log_sum_N - _gather(logits_NS, flat.targets)
+            found["loss"] = log_sum_N - _at(flat.targets, logits_NS)
         if part.weights is not None:
             error_NS = _weighted_error(flat, logits_NS, log_sum_N)
             pulled_ND = linear(error_NS, head_SD.astype(flat.h.dtype))
@@ -218,8 +220,7 @@ def _forward(
 def _weighted_error(flat: _Text, logits_NS: Array, log_sum_N: Array) -> Array:
     """Return w (p - y), in the dtype of `h`."""
     assert flat.weights is not None
-    y_NS = _is_target(logits_NS, flat.targets).astype(logits_NS.dtype)
-    error_NS = jnp.exp(logits_NS - log_sum_N[:, None]) - y_NS
+    error_NS = jnp.exp(logits_NS - log_sum_N[:, None]) - _one_hot(logits_NS, flat.targets)
     return (flat.weights.astype(error_NS.dtype)[:, None] * error_NS).astype(flat.h.dtype)
 
 
@@ -239,7 +240,7 @@ def _backward(
         flat, log_sum_N, dfound_N, dpulled_ND = _flat(part)
         narrow, head = flat.h.dtype, head_SD.astype(flat.h.dtype)
         logits_NS = logits_of(flat.h, head_SD)
-        y_NS = _is_target(logits_NS, flat.targets).astype(logits_NS.dtype)
+        y_NS = _one_hot(logits_NS, flat.targets)
         p_NS = jnp.exp(logits_NS - log_sum_N[:, None])
         dloss_N1 = dfound_N.pop("loss", jnp.zeros_like(log_sum_N))[:, None]
         share_NS, added_SD, dweights = dloss_N1, jnp.zeros((), narrow), None
@@ -251,7 +252,7 @@ def _backward(
             share_NS = dloss_N1 + weight_N1 * (u_NS - mean_u_N1)
             error_NS = _weighted_error(flat, logits_NS, log_sum_N)
             added_SD = jnp.matmul(error_NS.T, dpulled_ND)
-            dweights_N = (mean_u_N1[:, 0] - _gather(u_NS, flat.targets)).astype(flat.weights.dtype)
+            dweights_N = (mean_u_N1[:, 0] - _at(flat.targets, u_NS)).astype(flat.weights.dtype)
             dweights = dweights_N.reshape(part.text.targets.shape)
         dlogits_NS = p_NS * share_NS - dloss_N1 * y_NS
         if dfound_N:
@@ -291,8 +292,8 @@ def _values(names: Sequence[str], logits_NS: Array, targets_N: Array) -> dict[st
     return {n: each(logits_NS, targets_N) for n, each in found.items() if each is not None}
 
 
-def _gather(logits_NS: Array, targets_N: Array) -> Array:
-    return jnp.take_along_axis(logits_NS, targets_N[:, None], axis=-1)[:, 0]
+def _at(targets_N: Array, x_NS: Array) -> Array:
+    return jnp.take_along_axis(x_NS, targets_N[:, None], axis=-1, mode="clip")[:, 0]
 
 
 def _flat(tree: TreeT) -> TreeT:
