@@ -83,8 +83,9 @@ def test_a_recipe_that_does_not_fit_says_what_would() -> None:
 
 
 def test_the_microbatches_of_a_plan_are_those_of_its_mesh() -> None:
-    line = as_json("pilot.py", planned(10**9))
-    assert (line["devices"], line["device_rows"], line["grad_accum"]) == (4, 16, 4)
+    line, train = as_json("pilot.py", planned(10**9)), load_config(PILOT).train
+    assert (line["devices"], line["device_rows"]) == (4, train.device_rows)
+    assert 4 * line["device_rows"] * line["grad_accum"] == train.batch_size
     assert line["mesh"] == {"data": 1, "fsdp": 4, "model": 1}
 
 
@@ -139,7 +140,8 @@ def test_the_tables_of_the_page_are_those_of_the_plans(h200: Any) -> None:
     assert h200.with_tables(page, lines) == page
     line = as_json("configs/mid.py", planned(10**9)) | {"overrides": {}}
     changed = h200.with_tables(page, [*lines, line])
-    assert "| `configs/mid.py`, 4 | 16 x 2,048, 4 | 0.9 GiB | 1 % | - |" in changed
+    rows, parts = line["device_rows"], line["grad_accum"]
+    assert f"| `configs/mid.py`, 4 | {rows} x 2,048, {parts} | 0.9 GiB | 1 % | - |" in changed
 
 
 def test_memory_that_has_changed_fails_the_check(
