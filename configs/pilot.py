@@ -42,6 +42,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         common.teach_on(cfg, periods[0], periods)
         cfg.model.mlp_hidden = 4 * cfg.model.dim // len(periods)  # of every level
         cfg.model.cms.fast_layers = {"pilot": 3, "mid_smoke": 3}.get(size, 4)  # the last quarter
-        cfg.model.loss_chunk = 8192  # tokens whose logits exist at once: those of a chunk of rows
+        cfg.model.loss_chunk = 8192  # tokens whose logits exist at once
         cfg.teach.remat = "chunk"  # keep the fast weights of every chunk; "sqrt" keeps fewer
     return common.finish(cfg, fields)

@@ -167,8 +167,8 @@ def measure_and_pull(
 # --- with derivatives written by hand ---
 #
 # With p the prediction, y the target (one-hot), w the weight and s the output embedding, the
-# gradient of the summed loss is g = w (p - y) s. Tangents l of the losses and u = s dg of that
-# gradient move the logits by
+# gradient of the summed loss is g = w (p - y) s. With the cotangents l of the losses and dg of that
+# gradient, and u = s dg, the cotangent of the logits is
 #
 #     p (l + w (u - <p, u>)) - y l
 
@@ -228,12 +228,12 @@ def _backward(
     chunk: int,
     names: tuple[str, ...],
     saved: tuple[Array, _Text, Array],
-    tangents: Measured,
+    cotangents: Measured,
 ) -> tuple[Array, _Text]:
     del names
     head_SD, text, log_sum = saved
     cut = _Blocks.of(text.targets.shape, chunk)
-    dfound = {n: x for n, x in tangents[0].items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    dfound = {n: x for n, x in cotangents[0].items() if jnp.issubdtype(x.dtype, jnp.floating)}
 
     @jax.checkpoint  # of the second derivative of `measure`
     def block(dhead_SD: Array, part: _Part) -> tuple[Array, tuple[Array, Array | None]]:
@@ -263,7 +263,7 @@ def _backward(
         dh = linear(d_NS, head).reshape(part.text.h.shape)
         return dhead_SD + added_SD.astype(dhead_SD.dtype), (dh, dweights)
 
-    whole, none = _Part(text, log_sum, dfound, tangents[1]), jnp.zeros_like(head_SD)
+    whole, none = _Part(text, log_sum, dfound, cotangents[1]), jnp.zeros_like(head_SD)
     if text.weights is None:
         whole = whole._replace(dpulled=None)
     if cut.parts == 1:
