@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers import assert_close
+from jax._src.cudnn import fused_attention_stablehlo
 
 import nested_jax
 from nested_jax.config import ModelConfig, from_config_dict
-from nested_jax.models.stacks import run_prefix, run_suffix
+from nested_jax.models.stacks import REMAT, run_prefix, run_suffix
 from nested_jax.models.stream import make_call
 from nested_jax.ops.chunking import Rows
 from nested_jax.ops.fast_weights import into_loop
@@ -107,3 +108,14 @@ def test_nested_recomputes_within_a_memory_and_full_only_around_it(block: str) -
         return str(traced).count("remat")
 
     assert recomputed("none") < recomputed("full") < recomputed("nested")
+
+
+def test_dots_keeps_what_the_fused_attention_returns() -> None:
+    """The policy knows the library's kernel by its name, which another release may change."""
+    kernel = fused_attention_stablehlo._dot_product_attention_fwd_p_wrapper
+    dots, full = REMAT["dots"], REMAT["full"]
+    assert dots is not None
+    assert full is not None
+    assert dots(kernel)
+    assert not full(kernel)
+    assert not dots(jax.lax.sin_p)
